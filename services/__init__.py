@@ -1,0 +1,1 @@
+"""The four services; installed as `stagemesh.services`."""

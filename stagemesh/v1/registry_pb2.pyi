@@ -1,0 +1,254 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPLICA_STATE_UNSPECIFIED: _ClassVar[ReplicaState]
+    REPLICA_STATE_LOADING: _ClassVar[ReplicaState]
+    REPLICA_STATE_READY: _ClassVar[ReplicaState]
+    REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
+    REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
+REPLICA_STATE_UNSPECIFIED: ReplicaState
+REPLICA_STATE_LOADING: ReplicaState
+REPLICA_STATE_READY: ReplicaState
+REPLICA_STATE_DRAINING: ReplicaState
+REPLICA_STATE_FAILED: ReplicaState
+
+class ModelSpec(_message.Message):
+    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    source: str
+    hub_revision: str
+    revision: str
+    task: str
+    architecture: str
+    dtype: str
+    partitions: _containers.RepeatedCompositeFieldContainer[Partition]
+    replicas: _containers.RepeatedScalarFieldContainer[int]
+    generation: int
+    context_length: int
+    vocab_size: int
+    policy: str
+    cache: bool
+    cache_ttl_s: int
+    created_unix_ms: int
+    hidden_size: int
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ...) -> None: ...
+
+class Partition(_message.Message):
+    __slots__ = ("first_layer", "end_layer", "parameter_bytes")
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    first_layer: int
+    end_layer: int
+    parameter_bytes: int
+    def __init__(self, first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., parameter_bytes: _Optional[int] = ...) -> None: ...
+
+class NodeRecord(_message.Message):
+    __slots__ = ("node_id", "address", "host", "pid", "device", "device_name", "memory_bytes", "threads", "gflops", "memory_gbps", "zone", "labels", "draining", "started_unix_ms", "version")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    GFLOPS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_GBPS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    address: str
+    host: str
+    pid: int
+    device: str
+    device_name: str
+    memory_bytes: int
+    threads: int
+    gflops: float
+    memory_gbps: float
+    zone: str
+    labels: _containers.ScalarMap[str, str]
+    draining: bool
+    started_unix_ms: int
+    version: str
+    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., gflops: _Optional[float] = ..., memory_gbps: _Optional[float] = ..., zone: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., draining: _Optional[bool] = ..., started_unix_ms: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("replica_id", "node_id", "model", "stage", "stages", "partition", "generation", "revision")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    node_id: str
+    model: str
+    stage: int
+    stages: int
+    partition: Partition
+    generation: int
+    revision: str
+    def __init__(self, replica_id: _Optional[str] = ..., node_id: _Optional[str] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., partition: _Optional[_Union[Partition, _Mapping]] = ..., generation: _Optional[int] = ..., revision: _Optional[str] = ...) -> None: ...
+
+class ReplicaRecord(_message.Message):
+    __slots__ = ("replica_id", "model", "revision", "stage", "stages", "partition", "node_id", "address", "pid", "zone", "state", "detail", "generation", "kv_bytes_total", "canary_ms")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CANARY_MS_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    model: str
+    revision: str
+    stage: int
+    stages: int
+    partition: Partition
+    node_id: str
+    address: str
+    pid: int
+    zone: str
+    state: ReplicaState
+    detail: str
+    generation: int
+    kv_bytes_total: int
+    canary_ms: float
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., partition: _Optional[_Union[Partition, _Mapping]] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., zone: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., generation: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., canary_ms: _Optional[float] = ...) -> None: ...
+
+class ServiceRecord(_message.Message):
+    __slots__ = ("kind", "id", "address", "http_address", "pid", "started_unix_ms")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HTTP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    id: str
+    address: str
+    http_address: str
+    pid: int
+    started_unix_ms: int
+    def __init__(self, kind: _Optional[str] = ..., id: _Optional[str] = ..., address: _Optional[str] = ..., http_address: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix_ms: _Optional[int] = ...) -> None: ...
+
+class DeployRequest(_message.Message):
+    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    name: str
+    hub_revision: str
+    stages: int
+    replicas: int
+    dtype: str
+    policy: str
+    cache: bool
+    cache_ttl_s: int
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ...) -> None: ...
+
+class DeployResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
+
+class UndeployRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UndeployResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("name", "replicas", "stage")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    replicas: int
+    stage: int
+    def __init__(self, name: _Optional[str] = ..., replicas: _Optional[int] = ..., stage: _Optional[int] = ...) -> None: ...
+
+class ScaleResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
+
+class ListDeploymentsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDeploymentsResponse(_message.Message):
+    __slots__ = ("deployments",)
+    DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
+    deployments: _containers.RepeatedCompositeFieldContainer[Deployment]
+    def __init__(self, deployments: _Optional[_Iterable[_Union[Deployment, _Mapping]]] = ...) -> None: ...
+
+class Deployment(_message.Message):
+    __slots__ = ("model", "replicas", "pending")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaRecord]
+    pending: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaRecord, _Mapping]]] = ..., pending: _Optional[_Iterable[str]] = ...) -> None: ...
