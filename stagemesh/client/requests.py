@@ -1,0 +1,115 @@
+"""Keyword arguments to request messages. Pure: the server decides what is valid, this only names wrong types."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from stagemesh.errors import InvalidArgument
+from stagemesh.tensor import from_numpy
+from stagemesh.v1 import inference_pb2
+
+ChatMessage = Mapping[str, str]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """What may follow the prompt in `generate` and `stream`; whatever is left out is the server's default.
+
+    `temperature` 0 is greedy; `top_k`, `top_p` and `min_p` at 0 are off; the same `seed` gives the same tokens;
+    `stop` texts end the generation and are not part of the output; `cache=False` neither looks the answer up nor
+    stores it.
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int | None
+    cache: bool
+
+
+_SCALARS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "logprobs")
+
+
+def generate_request(
+    model: str,
+    prompt: str | None,
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Sequence[int] | None,
+    options: Mapping[str, Any],
+) -> inference_pb2.GenerateRequest:
+    """Build the request; raise `InvalidArgument` naming the field that has the wrong type or no input at all."""
+    if sum(given is not None for given in (prompt, messages, token_ids)) != 1:
+        raise InvalidArgument("prompt: give exactly one of prompt, messages and token_ids", field="prompt")
+    request = inference_pb2.GenerateRequest()
+    _set(request, "model", model)
+    if prompt is not None:
+        _set(request, "prompt", prompt)
+    elif messages is not None:
+        request.chat.SetInParent()
+        for index, message in enumerate(messages):
+            _add_message(request, index, message)
+    else:
+        request.tokens.SetInParent()
+        _extend(request.tokens.ids, "token_ids", token_ids)
+    for name in _SCALARS:
+        if options.get(name) is not None:
+            _set(request, name, options[name])
+    stop = options.get("stop") or ()
+    _extend(request.stop, "stop", [stop] if isinstance(stop, str) else stop)
+    _extend(request.stop_token_ids, "stop_token_ids", options.get("stop_token_ids") or ())
+    _set(request, "ignore_eos", bool(options.get("ignore_eos", False)))
+    request.cache_no_lookup = request.cache_no_store = not options.get("cache", True)
+    unknown = set(options) - set(GenerateOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    return request
+
+
+def infer_request(
+    model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], cache: bool
+) -> inference_pb2.InferRequest:
+    """Build the request from named arrays of shape [batch, ...]."""
+    request = inference_pb2.InferRequest()
+    _set(request, "model", model)
+    for name, array in inputs.items():
+        request.inputs.append(from_numpy(name, np.asarray(array)))
+    _extend(request.outputs, "outputs", outputs)
+    request.cache_no_lookup = request.cache_no_store = not cache
+    return request
+
+
+def embed_request(model: str, texts: str | Sequence[str]) -> inference_pb2.EmbedRequest:
+    """Build the request; a single text is a list of one."""
+    request = inference_pb2.EmbedRequest()
+    _set(request, "model", model)
+    _extend(request.texts, "texts", [texts] if isinstance(texts, str) else texts)
+    return request
+
+
+def _add_message(request: inference_pb2.GenerateRequest, index: int, message: ChatMessage) -> None:
+    field = f"messages[{index}]"
+    try:
+        request.chat.messages.add(role=message["role"], content=message["content"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"{field}: needs a text role and a text content", field=field) from error
+
+
+def _set(request: Any, name: str, value: Any) -> None:
+    try:
+        setattr(request, name, value)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"{name}: {error}", field=name) from error
+
+
+def _extend(repeated: Any, name: str, values: Any) -> None:
+    try:
+        repeated.extend(values)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"{name}: {error}", field=name) from error

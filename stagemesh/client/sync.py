@@ -1,0 +1,227 @@
+"""The blocking client: real synchronous gRPC, no event loop. `asynchronous.AsyncClient` has the same methods."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar, Unpack
+
+import grpc
+import numpy.typing as npt
+from google.protobuf.message import Message
+
+from stagemesh.client.requests import (
+    ChatMessage,
+    GenerateOptions,
+    embed_request,
+    generate_request,
+    infer_request,
+)
+from stagemesh.client.results import (
+    Chunk,
+    Embedding,
+    Generation,
+    GenerationBuilder,
+    Inference,
+    RouteHop,
+    embedding_of,
+    inference_of,
+)
+from stagemesh.client.wire import call_metadata
+from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.grpc_server import channel_options
+from stagemesh.v1 import inference_pb2, inference_pb2_grpc
+
+T = TypeVar("T")
+
+
+class GenerationStream:
+    """Chunks of one generation, as they come: `for chunk in stream`.
+
+    `route`, `cache` and `request_id` are known from the first chunk on; `generation()` drains what is left and
+    returns the whole. Leaving the loop early: `stream.close()` (or `with`) cancels the generation
+    on every stage. Raises what `stagemesh.errors` names.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._responses = iter(call)
+        self._builder = GenerationBuilder(started=time.monotonic())
+        self._ended: float | None = None
+
+    @property
+    def route(self) -> tuple[RouteHop, ...]:
+        """One replica per stage; empty before the first chunk and when the cache answered."""
+        return self._builder.route
+
+    @property
+    def cache(self) -> str:
+        """`hit`, `miss`, `bypass` or `error`; empty before the first chunk."""
+        return self._builder.cache
+
+    @property
+    def request_id(self) -> str:
+        """The id under which the router logged and traced the request."""
+        return self._builder.request_id
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        try:
+            response = next(self._responses)
+        except StopIteration:
+            self._ended = self._ended or time.monotonic()
+            raise
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        return self._builder.add(response, time.monotonic())
+
+    def generation(self) -> Generation:
+        """Read to the end and return the whole generation."""
+        for _ in self:
+            pass
+        return self._builder.build(self._ended or time.monotonic())
+
+    def close(self) -> None:
+        """Cancel the generation if it still runs."""
+        self._call.cancel()
+
+    def __enter__(self) -> "GenerationStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Client:
+    """A client of one router's gRPC port. Use it as `with Client() as client`, or call `close()`.
+
+    `timeout_s` is the deadline of each call and travels with it through every stage; each method takes its own.
+    """
+
+    def __init__(
+        self, address: str = "127.0.0.1:8001", *, api_key: str | None = None, timeout_s: float = 120.0
+    ) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._api_key = api_key
+        self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    def __repr__(self) -> str:
+        return f"Client({self.address!r})"
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Sequence[int] | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Generate from a prompt, chat messages or token ids, and return when it is finished."""
+        stream = self.stream(
+            model,
+            prompt,
+            messages=messages,
+            token_ids=token_ids,
+            request_id=request_id,
+            timeout_s=timeout_s,
+            **options,
+        )
+        with stream:
+            return stream.generation()
+
+    def stream(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Sequence[int] | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerationStream:
+        """Start a generation and return its chunks as an iterator."""
+        request = generate_request(model, prompt, messages, token_ids, options)
+        return GenerationStream(self._stub.Generate(request, **self._call(timeout_s, request_id)))
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        outputs: Sequence[str] = (),
+        *,
+        cache: bool = True,
+        timeout_s: float | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run named arrays of shape [batch, ...] through the model; without `outputs`, its default ones."""
+        answer = self.infer_detailed(model, inputs, outputs, cache=cache, timeout_s=timeout_s)
+        return dict(answer.outputs)
+
+    def infer_detailed(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        outputs: Sequence[str] = (),
+        *,
+        cache: bool = True,
+        timeout_s: float | None = None,
+    ) -> Inference:
+        """Like `infer`, with the route and the cache's part."""
+        request = infer_request(model, inputs, outputs, cache)
+        return inference_of(self._answer(self._stub.Infer, request, timeout_s))
+
+    def embed(
+        self, model: str, texts: str | Sequence[str], *, timeout_s: float | None = None
+    ) -> npt.NDArray[Any]:
+        """Embed texts; returns float32 of shape [texts, dimension]."""
+        return (self.embed_detailed(model, texts, timeout_s=timeout_s)).vectors
+
+    def embed_detailed(
+        self, model: str, texts: str | Sequence[str], *, timeout_s: float | None = None
+    ) -> Embedding:
+        """Like `embed`, with usage, route and the cache's part."""
+        request = embed_request(model, texts)
+        return embedding_of(self._answer(self._stub.Embed, request, timeout_s))
+
+    def models(self, *, timeout_s: float | None = None) -> list[inference_pb2.ModelInfo]:
+        """Every deployed model, and whether each of its stages has a ready replica."""
+        request = inference_pb2.ListModelsRequest()
+        response = self._answer(self._stub.ListModels, request, timeout_s)
+        return list(response.models)
+
+    def status(self, *, timeout_s: float | None = None) -> inference_pb2.MeshStatus:
+        """The mesh in the router's view: replicas with their load, models, nodes, services."""
+        request = inference_pb2.GetMeshStatusRequest()
+        return self._answer(self._stub.GetMeshStatus, request, timeout_s)
+
+    def close(self) -> None:
+        """Close the connection; running calls are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, timeout_s: float | None, request_id: str | None = None) -> dict[str, Any]:
+        return {
+            "timeout": self._timeout_s if timeout_s is None else timeout_s,
+            "metadata": call_metadata(self._api_key, request_id),
+        }
+
+    def _answer(self, method: Callable[..., T], request: Message, timeout_s: float | None) -> T:
+        try:
+            return method(request, **self._call(timeout_s))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None

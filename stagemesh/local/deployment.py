@@ -1,0 +1,112 @@
+"""Talks to the registry: deploy, and wait until the model is ready."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc.aio
+
+from stagemesh.client import AsyncClient
+from stagemesh.errors import DeadlineExceeded, Unavailable
+from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.grpc_server import create_channel
+from stagemesh.local.readiness import Readiness, readiness
+from stagemesh.v1 import registry_pb2, registry_pb2_grpc
+
+_POLL_S = 0.2
+_RPC_S = 10.0
+# A registry that downloads a hub checkpoint's configuration may take this long to answer.
+_DEPLOY_S = 300.0
+
+
+def absolute_source(source: str) -> str:
+    """A local folder by its absolute path, a hub id as it is."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.exists() else source
+
+
+async def deploy(registry: str, request: registry_pb2.DeployRequest) -> registry_pb2.ModelSpec:
+    """Ask the registry at `registry` (host:port); raises what it answered."""
+    async with create_channel(registry) as channel:
+        try:
+            answer = await registry_pb2_grpc.RegistryServiceStub(channel).Deploy(request, timeout=_DEPLOY_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return answer.model
+
+
+async def deployments(registry: str) -> list[registry_pb2.Deployment]:
+    """Every deployed model as the registry knows it."""
+    async with create_channel(registry) as channel:
+        stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        try:
+            answer = await stub.ListModels(registry_pb2.ListDeploymentsRequest(), timeout=_RPC_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return list(answer.deployments)
+
+
+async def wait_in_registry(
+    registry: str, name: str, progress: Callable[[str], None], timeout_s: float
+) -> None:
+    """Wait until the registry knows every wanted replica of the model as ready."""
+
+    async def look() -> Readiness | None:
+        found = await _find(registry, name)
+        return None if found is None else readiness(found.model, found.replicas, found.pending)
+
+    await _wait(look, name, progress, timeout_s)
+
+
+async def wait_in_router(
+    registry: str, router: str, name: str, progress: Callable[[str], None], timeout_s: float
+) -> None:
+    """Wait until the router at `router` can send sessions to every wanted replica of the model."""
+
+    async def look() -> Readiness | None:
+        found = await _find(registry, name)
+        async with AsyncClient(router, timeout_s=_RPC_S) as client:
+            status = await client.status()
+        known = next((model for model in status.models if model.spec.name == name), None)
+        if found is None or known is None or known.spec.generation < found.model.generation:
+            return None
+        verdict = readiness(found.model, [item.record for item in status.replicas], found.pending)
+        # A replica that failed may not be in the router's view at all.
+        failed = readiness(found.model, found.replicas).failed
+        return Readiness(verdict.ready and known.ready, failed, verdict.line)
+
+    await _wait(look, name, progress, timeout_s)
+
+
+async def _find(registry: str, name: str) -> registry_pb2.Deployment | None:
+    return next((item for item in await deployments(registry) if item.model.name == name), None)
+
+
+async def _wait(
+    look: Callable[[], Awaitable[Readiness | None]],
+    name: str,
+    progress: Callable[[str], None],
+    timeout_s: float,
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    line = f"{name}: waiting for the registry's plan"
+    said = ""
+    while True:
+        try:
+            verdict = await look()
+        except Unavailable as error:
+            verdict, line = None, f"{name}: {error.message}"
+        if verdict is not None:
+            line = verdict.line
+            if verdict.failed:
+                raise Unavailable(f"{name} could not be loaded: {verdict.failed[0]}")
+            if verdict.ready:
+                progress(line)
+                return
+        if line != said:
+            progress(line)
+            said = line
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"{name} was not ready within {timeout_s:.0f} s: {line}")
+        await asyncio.sleep(_POLL_S)

@@ -1,0 +1,287 @@
+"""A whole mesh as processes of this machine: etcd, registry, cache, router, and a stage process per replica."""
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from stagemesh.client import AsyncClient
+from stagemesh.errors import DeadlineExceeded
+from stagemesh.local import deployment, waiting
+from stagemesh.local.etcd_server import EtcdServer
+from stagemesh.local.ports import claim
+from stagemesh.local.processes import ChildProcess, service_argv
+from stagemesh.local.supervisor import Supervised
+from stagemesh.v1 import registry_pb2
+
+_GRACE_S = 10.0
+_START_S = 120.0
+# Part of the memory that is free now that the nodes may plan with, together.
+_MEMORY_PART = 0.8
+
+Flags = Mapping[str, str | int | float]
+
+
+class LocalMesh:
+    """`async with LocalMesh(stages=2, replicas=2) as mesh` runs one; leaving it ends every process.
+
+    Ports: 0 means any free one; a taken one raises `ConfigError` before anything starts. `etcd` is
+    "host:port,..." of a running etcd; without it one is started on loopback. `threads` and `memory` (bytes) are
+    per stage process; without them the machine's cores and free memory are shared out. `flags` adds flags to
+    every process of a kind ("router", "stage", "cache", "registry"), `env` adds to all their environments.
+    `progress` gets a line whenever something happens.
+
+    A process that dies is started again; a stage comes back as a new empty node. Raises `ConfigError` and
+    `Unavailable` with one clear line when the mesh does not come up.
+    """
+
+    def __init__(
+        self,
+        *,
+        stages: int = 2,
+        replicas: int = 2,
+        host: str = "127.0.0.1",
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        registry_port: int = 0,
+        cache_port: int = 0,
+        etcd: str | None = None,
+        threads: int | None = None,
+        memory: int | None = None,
+        device: str = "",
+        flags: Mapping[str, Flags] | None = None,
+        env: Mapping[str, str] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.stages = stages
+        self.replicas = replicas
+        self.nodes = max(1, stages * replicas)
+        self.host = host
+        self._wanted = {"http": http_port, "grpc": grpc_port, "registry": registry_port, "cache": cache_port}
+        self._ports: dict[str, int] = {}
+        self._given_etcd = etcd
+        self._threads = threads or max(1, (os.cpu_count() or 1) // self.nodes)
+        self._memory = memory
+        self._device = device
+        self._flags = flags or {}
+        self._env = {**os.environ, **(env or {})}
+        self._progress = progress or (lambda line: None)
+        # On an etcd that others use too, names must be ours alone.
+        self._prefix = "" if etcd is None else f"{socket.gethostname().split('.')[0]}-{uuid.uuid4().hex[:4]}-"
+        self._folder: Path | None = None
+        self._etcd_server: EtcdServer | None = None
+        self._services: dict[str, Supervised] = {}
+        self._nodes: list[Supervised] = []
+
+    # ---- where things are ----
+
+    @property
+    def grpc_address(self) -> str:
+        """The router's gRPC address."""
+        return f"{self.host}:{self._ports['grpc']}"
+
+    @property
+    def http_address(self) -> str:
+        """The router's HTTP address."""
+        return f"{self.host}:{self._ports['http']}"
+
+    @property
+    def registry_address(self) -> str:
+        """The registry's gRPC address."""
+        return f"{self.host}:{self._ports['registry']}"
+
+    @property
+    def cache_address(self) -> str:
+        """The cache's gRPC address."""
+        return f"{self.host}:{self._ports['cache']}"
+
+    @property
+    def etcd_endpoints(self) -> str:
+        """host:port,... of etcd."""
+        if self._etcd_server is not None:
+            return self._etcd_server.endpoint
+        return self._given_etcd or ""
+
+    @property
+    def etcd_server(self) -> EtcdServer | None:
+        """The etcd that this mesh started, to stop and start it again; `None` when it was given one."""
+        return self._etcd_server
+
+    @property
+    def folder(self) -> Path | None:
+        """The temp folder with etcd's data and a log file per process; `None` when not running."""
+        return self._folder
+
+    @property
+    def stage_processes(self) -> list[ChildProcess]:
+        """The present process of each node."""
+        return [node.process for node in self._nodes if node.process is not None]
+
+    def service_process(self, kind: str) -> ChildProcess:
+        """The present process of the "router", "cache" or "registry"."""
+        process = self._services[kind].process
+        assert process is not None, kind
+        return process
+
+    @property
+    def processes(self) -> list[ChildProcess]:
+        """Every present process, etcd first."""
+        etcd = self._etcd_server.process if self._etcd_server is not None else None
+        services = [place.process for place in self._services.values() if place.process is not None]
+        return [*([etcd] if etcd is not None else []), *services, *self.stage_processes]
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Start everything and wait until it answers; on an error nothing is left running."""
+        self._ports = claim(self._wanted, self.host)
+        self._folder = Path(tempfile.mkdtemp(prefix="stagemesh-"))
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._start_all()
+        except TimeoutError:
+            await self.stop()
+            raise DeadlineExceeded(f"the mesh did not come up within {_START_S:.0f} s") from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start_all(self) -> None:
+        assert self._folder is not None
+        if self._given_etcd is None:
+            self._progress("starting etcd")
+            self._etcd_server = EtcdServer(self._folder)
+            await self._etcd_server.start()
+        self._services = {
+            "registry": self._place("registry", {"port": self._ports["registry"]}),
+            "cache": self._place("cache", {"port": self._ports["cache"]}),
+            "router": self._place("router", {"port": self._ports["grpc"], "http-port": self._ports["http"]}),
+        }
+        self._nodes = [self._node(index) for index in range(self.nodes)]
+        places = [*self._services.values(), *self._nodes]
+        self._progress(f"starting registry, cache, router and {self.nodes} stage processes")
+        for place in places:
+            await place.start()
+        await waiting.until_up(
+            {place.name: place for place in places},
+            {kind: f"{self.host}:{self._ports[port]}" for kind, port in _PORT_OF.items()},
+            self.grpc_address,
+            self._progress,
+        )
+        for place in places:
+            place.supervise()
+        self._progress(f"mesh is up: {len(places)} processes")
+
+    async def stop(self) -> None:
+        """End every process and remove the temp folder. May be called more than once."""
+        places = [*self._services.values(), *self._nodes]
+        # All released before any ends: a place must not be refilled while the others go.
+        await asyncio.gather(*(place.release() for place in places))
+        await asyncio.gather(*(place.stop(_GRACE_S) for place in places))
+        if self._etcd_server is not None:
+            await self._etcd_server.stop()
+            self._etcd_server = None
+        self._services, self._nodes = {}, []
+        if self._folder is not None:
+            folder, self._folder = self._folder, None
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def __aenter__(self) -> "LocalMesh":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # ---- use ----
+
+    def client(self, *, timeout_s: float = 120.0) -> AsyncClient:
+        """A client of this mesh's router; close it after use."""
+        return AsyncClient(self.grpc_address, timeout_s=timeout_s)
+
+    async def deploy(
+        self,
+        source: str | Path,
+        name: str = "",
+        *,
+        stages: int | None = None,
+        replicas: int | None = None,
+        dtype: str = "",
+        policy: str = "",
+        cache: bool = True,
+        wait: bool = True,
+        timeout_s: float = 600.0,
+    ) -> registry_pb2.ModelSpec:
+        """Deploy a local folder or hub id, and wait until every replica is ready in the router's view.
+
+        Raises `CheckpointError` and the like from the registry's checks, `Unavailable` with the replica's own
+        words when one failed to load, and `DeadlineExceeded`.
+        """
+        request = registry_pb2.DeployRequest(
+            source=deployment.absolute_source(str(source)),
+            name=name,
+            stages=self.stages if stages is None else stages,
+            replicas=self.replicas if replicas is None else replicas,
+            dtype=dtype,
+            policy=policy,
+            cache=cache,
+        )
+        spec = await deployment.deploy(self.registry_address, request)
+        if wait:
+            await self.wait_ready(spec.name, timeout_s=timeout_s)
+        return spec
+
+    async def wait_ready(self, name: str, *, timeout_s: float = 600.0) -> None:
+        """Wait until every replica that the model wants is ready in the router's view."""
+        await deployment.wait_in_router(
+            self.registry_address, self.grpc_address, name, self._progress, timeout_s
+        )
+
+    # ---- places ----
+
+    def _place(self, kind: str, flags: Flags) -> Supervised:
+        async def start(restarts: int) -> ChildProcess:
+            return await self._start_service(kind, kind, flags)
+
+        return Supervised(kind, start, self._progress)
+
+    def _node(self, index: int) -> Supervised:
+        async def start(restarts: int) -> ChildProcess:
+            name = f"node-{index}" + (f"-{restarts}" if restarts else "")
+            flags: dict[str, str | int | float] = {
+                "node-id": self._prefix + name,
+                "port": 0,
+                "threads": self._threads,
+                "memory": self._memory_share(),
+                "device": self._device,
+            }
+            return await self._start_service(name, "stage", flags)
+
+        return Supervised(f"node-{index}", start, self._progress)
+
+    async def _start_service(self, name: str, kind: str, flags: Flags) -> ChildProcess:
+        assert self._folder is not None
+        common: dict[str, str | int | float] = {"host": self.host, "etcd": self.etcd_endpoints}
+        argv = service_argv(kind, {**common, **flags, **self._flags.get(kind, {})})
+        return await ChildProcess.start(name, argv, self._folder / f"{name}.log", self._env)
+
+    def _memory_share(self) -> int:
+        if self._memory is None:
+            self._memory = int(psutil.virtual_memory().available * _MEMORY_PART) // self.nodes
+        return self._memory
+
+    def __repr__(self) -> str:
+        alive = sum(process.returncode is None for process in self.processes)
+        return f"<LocalMesh {self.stages} stages x {self.replicas} replicas, {alive} processes>"
+
+
+_PORT_OF = {"registry": "registry", "cache": "cache", "router": "grpc"}

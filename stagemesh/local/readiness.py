@@ -1,0 +1,43 @@
+"""How far a deployed model is. Pure: from its spec and its replicas to a verdict and a line for a person."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from stagemesh.v1 import registry_pb2
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """`ready` when every stage has as many ready replicas as the spec wants; `failed` holds one line each."""
+
+    ready: bool
+    failed: tuple[str, ...]
+    line: str
+
+
+def readiness(
+    spec: registry_pb2.ModelSpec,
+    replicas: Iterable[registry_pb2.ReplicaRecord],
+    pending: Iterable[str] = (),
+) -> Readiness:
+    """Judge the replicas of the spec's model and revision; other models' replicas are passed over."""
+    of_model = [item for item in replicas if item.model == spec.name and item.revision == spec.revision]
+    stages: list[str] = []
+    missing = 0
+    for stage, wanted in enumerate(spec.replicas):
+        states = [replica.state for replica in of_model if replica.stage == stage]
+        ready = states.count(registry_pb2.REPLICA_STATE_READY)
+        loading = states.count(registry_pb2.REPLICA_STATE_LOADING)
+        missing += max(0, wanted - ready)
+        stages.append(f"stage {stage}: {ready}/{wanted} ready" + (f", {loading} loading" if loading else ""))
+    failed = tuple(
+        f"stage {replica.stage} on {replica.node_id}: {replica.detail or 'failed without saying why'}"
+        for replica in of_model
+        if replica.state == registry_pb2.REPLICA_STATE_FAILED
+    )
+    waiting = "; ".join(pending)
+    return Readiness(
+        ready=missing == 0 and len(spec.replicas) > 0,
+        failed=failed,
+        line=f"{spec.name}: " + ", ".join(stages) + (f" (waiting: {waiting})" if waiting else ""),
+    )
