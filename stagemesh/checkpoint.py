@@ -1,0 +1,241 @@
+"""What a checkpoint is, read from its configuration and from the headers of its safetensors files.
+
+No weights are loaded and torch is not imported. Every function here blocks on the disk (or on the hub):
+call them in a thread. Messages name the file inside the checkpoint, never where the checkpoint lies.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stagemesh.checkpoint_files import TensorInfo, read_index, read_json, sample_weights
+from stagemesh.checkpoint_hub import fetch_headers, fetch_metadata, is_hub_id
+from stagemesh.errors import CheckpointError, NotFound
+
+__all__ = ["Checkpoint", "TensorInfo", "inspect", "inspect_source", "is_local", "partition_bytes", "resolve"]
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|[._])(?:embed\w*|wte|wpe)(?:$|\.)")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
+_GENERATE = ("ForCausalLM", "LMHeadModel")
+_ENCODER_TYPES = frozenset(
+    [
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "distilbert",
+        "mpnet",
+        "electra",
+        "ernie",
+        "modernbert",
+        "deberta",
+        "deberta-v2",
+    ]
+)
+_ENCODER_HEADS = ("Model", "ForMaskedLM", "ForPreTraining")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's description. Byte counts are those of the dtype stored in the files."""
+
+    architecture: str
+    model_type: str
+    # "generate" (causal language model) or "embed" (encoder).
+    task: str
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    # Longest sequence in tokens.
+    context_length: int
+    # safetensors' name of the dtype that most parameter bytes have.
+    dtype: str
+    tensors: Mapping[str, TensorInfo]
+    # Bytes of each layer, layer 0 first.
+    layer_bytes: list[int]
+    embedding_bytes: int
+    # Final norm, output head, pooler. Of a tied head only the norm: the matrix is in `tied_bytes`.
+    head_bytes: int
+    # Bytes of the token embedding that the last partition needs again because the output head is tied to it.
+    tied_bytes: int
+    # Hex digest of what the checkpoint contains; the same wherever a copy of it lies.
+    revision: str
+
+
+def is_local(source: str) -> bool:
+    """Whether `source` can only mean a folder on this machine (and not a hub id)."""
+    return Path(source).expanduser().is_dir() or not is_hub_id(source)
+
+
+def resolve(source: str, hub_revision: str = "") -> Path:
+    """Return the folder with the checkpoint's configuration and tokenizer.
+
+    `source` is a local folder, or a hub id of which everything but the weights is fetched (or found in the
+    local hub cache). Raises `NotFound` when neither exists, `CheckpointError` when the hub cannot be used.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.is_file():
+        raise CheckpointError(f"{source!r} is a file; a checkpoint is a folder", field="source")
+    if is_local(source):
+        raise NotFound(f"no checkpoint folder {source!r}", field="source")
+    return fetch_metadata(source, hub_revision)
+
+
+def inspect_source(source: str, hub_revision: str = "") -> Checkpoint:
+    """Resolve and inspect; of a hub id the weights' headers are read over the network, not the weights."""
+    folder = resolve(source, hub_revision)
+    if is_local(source):
+        return inspect(folder)
+    # A snapshot folder of the hub is named after its commit, which pins the weights.
+    return _describe(folder, fetch_headers(source, folder.name, folder), weights=folder.name.encode())
+
+
+def inspect(folder: Path) -> Checkpoint:
+    """Describe the checkpoint in `folder`, all of whose weight files must be there.
+
+    Raises `CheckpointError` with one line when something is missing, truncated, malformed or unsupported.
+    """
+    read_json(folder, "config.json")  # first: without it nothing else is worth a message
+    tensors = read_index(folder)
+    return _describe(folder, tensors, weights=sample_weights(folder, tensors))
+
+
+def partition_bytes(checkpoint: Checkpoint, first: int, end: int) -> int:
+    """Parameter bytes of layers [first, end), with the embedding on the first and the head on the last."""
+    if not 0 <= first < end <= checkpoint.layers:
+        raise ValueError(f"layers {first}..{end} of {checkpoint.layers}")
+    size = sum(checkpoint.layer_bytes[first:end])
+    if first == 0:
+        size += checkpoint.embedding_bytes
+    if end == checkpoint.layers:
+        size += checkpoint.head_bytes
+        if first > 0:
+            size += checkpoint.tied_bytes
+    return size
+
+
+def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -> Checkpoint:
+    config = read_json(folder, "config.json")
+    architecture, model_type = _architecture(config)
+    pooled = (folder / "modules.json").is_file() or (folder / "1_Pooling").is_dir()
+    task = _task(architecture, model_type, pooled, config)
+    layers = _positive(config, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    if layers > 10_000:
+        raise CheckpointError(f"config.json: {layers} layers", field="source")
+    hidden_size = _positive(config, ("hidden_size", "n_embd", "d_model", "dim"))
+    vocab_size = _positive(config, ("vocab_size",))
+    context_length = _positive(
+        config, ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+    )
+    if model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        # Their position ids start after the padding id, so the table is longer than the context.
+        context_length -= int(config.get("pad_token_id") or 0) + 1
+
+    layer_bytes, embedding, embedding_names, head, has_head = [0] * layers, 0, [], 0, False
+    for name, tensor in tensors.items():
+        if match := _LAYER.search(name):
+            if int(match[1]) < layers:  # beyond: layers for speculative training, which are not served
+                layer_bytes[int(match[1])] += tensor.bytes
+        elif _HEAD.search(name):
+            has_head, head = True, head + tensor.bytes
+        elif _EMBEDDING.search(name):
+            embedding += tensor.bytes
+            embedding_names.append(name)
+        else:
+            head += tensor.bytes
+    for layer, size in enumerate(layer_bytes):
+        if size == 0:
+            raise CheckpointError(f"the weights hold no tensor of layer {layer} of {layers}", field="source")
+    if not embedding_names:
+        raise CheckpointError("the weights hold no embedding", field="source")
+    tied = 0
+    if task == "generate" and not has_head:
+        if config.get("tie_word_embeddings") is False:
+            raise CheckpointError("the weights hold no output head, and it is not tied", field="source")
+        tied = max(tensors[name].bytes for name in embedding_names)
+    return Checkpoint(
+        architecture=architecture,
+        model_type=model_type,
+        task=task,
+        layers=layers,
+        hidden_size=hidden_size,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        dtype=_main_dtype(tensors),
+        tensors=tensors,
+        layer_bytes=layer_bytes,
+        embedding_bytes=embedding,
+        head_bytes=head,
+        tied_bytes=tied,
+        revision=_revision(folder, config, tensors, weights),
+    )
+
+
+def _architecture(config: Mapping[str, Any]) -> tuple[str, str]:
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise CheckpointError("config.json names no architecture", field="source")
+    if not isinstance(model_type, str) or not model_type:
+        raise CheckpointError("config.json has no model_type", field="source")
+    if config.get("quantization_config"):
+        raise CheckpointError("quantised checkpoints are not supported", field="source")
+    return architectures[0], model_type
+
+
+def _task(architecture: str, model_type: str, pooled: bool, config: Mapping[str, Any]) -> str:
+    unsupported = CheckpointError(
+        f"architecture {architecture[:80]!r} is not supported: it must be a causal language model "
+        "(...ForCausalLM, ...LMHeadModel) or an encoder such as BertModel",
+        field="source",
+    )
+    if config.get("is_encoder_decoder"):
+        raise unsupported
+    if architecture.endswith(_GENERATE):
+        if pooled:
+            raise CheckpointError(
+                "decoders that were made into embedding models are not supported", field="source"
+            )
+        return "generate"
+    if model_type in _ENCODER_TYPES and architecture.endswith(_ENCODER_HEADS):
+        return "embed"
+    raise unsupported
+
+
+def _positive(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            raise CheckpointError(f"config.json: {key} must be a positive integer", field="source")
+        return value
+    raise CheckpointError(f"config.json has no {keys[0]}", field="source")
+
+
+def _main_dtype(tensors: Mapping[str, TensorInfo]) -> str:
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+    return max(sorted(sizes), key=lambda dtype: sizes[dtype])
+
+
+def _revision(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], weights: bytes
+) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(repr((name, tensor.dtype, tensor.shape, tensor.offset, tensor.file)).encode())
+    digest.update(hashlib.sha256(weights).digest())
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "modules.json"):
+        path = folder / name
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:32]
