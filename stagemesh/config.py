@@ -1,0 +1,223 @@
+"""Configuration: flags, then STAGEMESH_* environment, then a YAML file. Read once; all faults told at once."""
+
+import argparse
+import difflib
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from stagemesh.errors import ConfigError
+
+C = TypeVar("C", bound=BaseModel)
+
+ENV_PREFIX = "STAGEMESH_"
+
+
+class ServiceConfig(BaseModel):
+    """What every service can be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all interfaces"
+    )
+    port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes any free one")
+    etcd: str = Field("127.0.0.1:2379", min_length=1, description="etcd endpoints, HOST:PORT,HOST:PORT,...")
+    etcd_ca: Path | None = Field(
+        None, description="PEM file of the CA that signed etcd's certificate (turns TLS on)"
+    )
+    etcd_cert: Path | None = Field(None, description="PEM file of the client certificate for etcd")
+    etcd_key: Path | None = Field(None, description="PEM file of the client certificate's key")
+    metrics_port: int = Field(0, ge=0, le=65535, description="port of Prometheus /metrics; 0 turns it off")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log level shown"
+    )
+    zone: str = Field(
+        "",
+        max_length=63,
+        description="failure zone or rack of this machine; peers in one zone prefer one another",
+    )
+    lease_ttl_s: int = Field(
+        5, ge=1, le=3600, description="seconds after which a silent process counts as gone"
+    )
+
+
+def load_config(kind: type[C], argv: list[str] | None = None, *, prog: str) -> C:
+    """Read a `kind` from `argv` (default: the process's), the environment and the file named by `--config`.
+
+    `--help` prints what can be set and exits. Raises `errors.ConfigError` that lists every fault, one a line.
+    """
+    faults: list[str] = []
+    parser = _Parser(kind, prog, faults)
+    flags, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        faults.append(f"{word.split('=')[0]}: unknown flag{_nearest(word.split('=')[0], options)}")
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    config_file = given.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
+    values: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    for name, value in _read_file(kind, config_file, faults).items() if config_file else ():
+        values[name], source[name] = value, f"{name} in {Path(config_file).name}"
+    for name in kind.model_fields:
+        value = os.environ.get(env_name(name), "")
+        if value:
+            values[name], source[name] = _split(kind.model_fields[name], value), env_name(name)
+    for name, value in given.items():
+        values[name], source[name] = _split(kind.model_fields[name], value), flag_name(name)
+    try:
+        config = kind.model_validate(values)
+    except ValidationError as error:
+        faults.extend(_explain(item, source) for item in error.errors(include_url=False))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def flag_name(name: str) -> str:
+    """`lease_ttl_s` -> `--lease-ttl-s`."""
+    return "--" + name.replace("_", "-")
+
+
+def env_name(name: str) -> str:
+    """`lease_ttl_s` -> `STAGEMESH_LEASE_TTL_S`."""
+    return ENV_PREFIX + name.upper()
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, kind: type[BaseModel], prog: str, faults: list[str]) -> None:
+        super().__init__(
+            prog=prog,
+            description=(kind.__doc__ or "").strip(),
+            epilog="Each setting is taken from its flag, else from its environment variable, else from the YAML file.",
+            allow_abbrev=False,
+        )
+        self._faults = faults
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help=f"YAML file of settings, names as below [env: {ENV_PREFIX}CONFIG]",
+        )
+        for name, field in kind.model_fields.items():
+            help_text = _help(name, field)
+            if _base_type(field.annotation) is bool:
+                self.add_argument(
+                    flag_name(name),
+                    dest=name,
+                    action=argparse.BooleanOptionalAction,
+                    default=None,
+                    help=help_text,
+                )
+            else:
+                self.add_argument(
+                    flag_name(name), dest=name, metavar=_metavar(field), default=None, help=help_text
+                )
+
+    def error(self, message: str) -> NoReturn:
+        """Report instead of printing the usage and leaving."""
+        message = message.removeprefix("argument ")
+        raise ConfigError("\n".join([*self._faults, message]))
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    parts = [field.description or name.replace("_", " ")]
+    choices = _choices(field.annotation)
+    if choices:
+        parts.append(f"one of {', '.join(choices)}")
+    if field.is_required():
+        default = "required"
+    else:
+        value = field.get_default(call_default_factory=True)
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        elif isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        default = f"default: {'none' if value is None or value == '' else value}"
+    return f"{'; '.join(parts)} [{default}] [env: {env_name(name)}]".replace("%", "%%")
+
+
+def _metavar(field: FieldInfo) -> str:
+    base = _base_type(field.annotation)
+    known = {int: "N", float: "X", str: "TEXT", Path: "PATH", list: "A,B,...", tuple: "A,B,..."}
+    return "CHOICE" if _choices(field.annotation) else known.get(base, "VALUE")
+
+
+def _base_type(annotation: Any) -> Any:
+    """The plain type of an annotation: `int | None` -> int, `list[str]` -> list."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _base_type(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        inner = [part for part in get_args(annotation) if part is not type(None)]
+        return _base_type(inner[0])
+    return origin or annotation
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    for part in get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ():
+        if found := _choices(part):
+            return found
+    return []
+
+
+def _split(field: FieldInfo, value: Any) -> Any:
+    if isinstance(value, str) and _base_type(field.annotation) in (list, tuple, set, frozenset):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _read_file(kind: type[BaseModel], path: str, faults: list[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        faults.append(f"--config: cannot read {path}: {error.strerror}")
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        faults.append(f"--config: {path} is not YAML{line}")
+        return {}
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        faults.append(f"--config: {path} must hold `name: value` lines")
+        return {}
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in kind.model_fields:
+            faults.append(
+                f"{key} in {Path(path).name}: unknown setting{_nearest(name, list(kind.model_fields))}"
+            )
+        elif isinstance(value, bool) and _base_type(kind.model_fields[name].annotation) in (int, float):
+            faults.append(f"{key} in {Path(path).name}: must be a number, got {str(value).lower()}")
+        elif value is not None:
+            values[name] = value
+    return values
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _explain(item: typing.Any, source: dict[str, str]) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    message = str(item["msg"])
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if item["type"] == "missing":
+        return f"{flag_name(name)}: required (or set {env_name(name)})"
+    message = message[:1].lower() + message[1:]
+    if not name:
+        return message
+    got = item.get("input")
+    shown = f", got {str(got)[:80]!r}" if isinstance(got, str | int | float) else ""
+    return f"{source.get(name, flag_name(name))}: {message}{shown}"

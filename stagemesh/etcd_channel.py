@@ -1,0 +1,188 @@
+"""Channels to the members of an etcd cluster, and calls that fail over between them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from aetcd import rpc
+
+from stagemesh.errors import ConfigError, StagemeshError, Unavailable, from_code
+
+log = logging.getLogger(__name__)
+
+_OPTIONS: list[tuple[str, Any]] = [
+    # etcd closes a connection that pings more often than every 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.max_send_message_length", 64 * 2**20),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+]
+# Answers after which another member, or the same one a moment later, may do better.
+_PASSING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+def parse_endpoints(endpoints: str) -> list[str]:
+    """Split `host:port,host:port`; raise `errors.ConfigError` when one is not of that form."""
+    result = []
+    for endpoint in filter(None, (part.strip() for part in endpoints.split(","))):
+        address = endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ConfigError(f"etcd: {endpoint!r} is not host:port")
+        result.append(address)
+    if not result:
+        raise ConfigError("etcd: no endpoint given; expected host:port,host:port")
+    return result
+
+
+def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
+    if ca is None and cert is None and key is None:
+        return None
+    if (cert is None) != (key is None):
+        raise ConfigError("etcd: a client certificate and its key go together")
+    parts = []
+    for what, path in (("CA", ca), ("key", key), ("certificate", cert)):
+        try:
+            parts.append(path.read_bytes() if path is not None else None)
+        except OSError as error:
+            raise ConfigError(f"etcd: cannot read the {what} file {path}: {error.strerror}") from error
+    return grpc.ssl_channel_credentials(*parts)
+
+
+class EtcdChannel:
+    """One gRPC channel per endpoint; `current` is the one in use. Raises `errors.Unavailable` from every call."""
+
+    def __init__(
+        self, endpoints: str, *, ca: Path | None, cert: Path | None, key: Path | None, timeout_s: float
+    ) -> None:
+        self.endpoints = parse_endpoints(endpoints)
+        self.timeout_s = timeout_s
+        self._credentials = _credentials(ca, cert, key)
+        self._channels: list[grpc.aio.Channel] = []
+        self._index = 0
+        self._answered_at = 0.0
+        self.connected = False
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else "unreachable"
+        return f"{','.join(self.endpoints)} {state} current={self.endpoints[self._index]}"
+
+    def open(self) -> None:
+        """Make the channels; connecting happens at the first call."""
+        for endpoint in self.endpoints:
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+            else:
+                channel = grpc.aio.secure_channel(endpoint, self._credentials, options=_OPTIONS)
+            self._channels.append(channel)
+
+    async def close(self) -> None:
+        """Close every channel; calls in flight are cancelled."""
+        channels, self._channels = self._channels, []
+        self.connected = False
+        await asyncio.gather(*(channel.close() for channel in channels))
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since etcd last answered."""
+        return time.monotonic() - self._answered_at
+
+    @property
+    def current(self) -> grpc.aio.Channel:
+        """The channel in use; raises `errors.Unavailable` when closed."""
+        if not self._channels:
+            raise Unavailable("the etcd client is closed")
+        return self._channels[self._index]
+
+    def answered(self) -> None:
+        """Note that etcd answered."""
+        self._answered_at = time.monotonic()
+        if not self.connected:
+            self.connected = True
+            log.info("etcd.connected endpoint=%s", self.endpoints[self._index])
+
+    def turn(self, channel: grpc.aio.Channel, reason: str) -> None:
+        """Use the next endpoint after `channel` failed (nothing if another caller has turned already)."""
+        if not self._channels or channel is not self._channels[self._index]:
+            return
+        if self.connected:
+            log.warning("etcd.lost endpoint=%s reason=%s", self.endpoints[self._index], reason)
+        self.connected = False
+        self._index = (self._index + 1) % len(self._channels)
+
+    async def kv(self, method: str, request: Any) -> Any:
+        """Call a method of etcd's KV service."""
+        return (await self.kv_counted(method, request))[0]
+
+    async def kv_counted(self, method: str, request: Any) -> tuple[Any, int]:
+        """As `kv`, and the number of attempts that it took."""
+        return await self.call(
+            lambda channel, timeout: getattr(rpc.KVStub(channel), method)(request, timeout=timeout)
+        )
+
+    async def call(
+        self, attempt: Callable[[grpc.aio.Channel, float], Awaitable[Any]], timeout_s: float | None = None
+    ) -> tuple[Any, int]:
+        """Run `attempt(channel, timeout)` on one endpoint after another until one answers; result and attempts.
+
+        Raises `errors.Unavailable` when none does within `timeout_s`, or etcd's own refusal as the error of
+        its code.
+        """
+        total = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + total
+        attempts, left = 0, total
+        # A dead endpoint may eat only its share of the time; each is tried at least once, a single one twice.
+        share = total / len(self.endpoints)
+        tries = max(2, len(self.endpoints))
+        reason = "no answer"
+        while attempts < tries and left > 0:
+            channel = self.current
+            attempts += 1
+            try:
+                result = await attempt(channel, min(left, share))
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _PASSING:
+                    self.answered()
+                    raise from_code(error.code().value[0], f"etcd: {error.details()}") from error
+                reason = _reason(error)
+                self.turn(channel, reason)
+            except TimeoutError:
+                reason = "no answer in time"
+                self.turn(channel, reason)
+            else:
+                self.answered()
+                return result, attempts
+            left = deadline - time.monotonic()
+            if attempts % len(self.endpoints) == 0 and 0 < attempts < tries:
+                await asyncio.sleep(min(0.1, max(0.0, left)))
+        raise self.unavailable(reason)
+
+    def unavailable(self, reason: str) -> StagemeshError:
+        """The error that says in one line that no endpoint answers."""
+        return Unavailable(f"etcd at {','.join(self.endpoints)} does not answer: {reason}", retry_after_s=1.0)
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    details = str(error.details() or error.code().name)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    if "Connection refused" in details:
+        return "connection refused"
+    return details.splitlines()[0][:200]

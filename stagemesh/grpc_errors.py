@@ -1,0 +1,111 @@
+"""Errors of the one tree to gRPC status and back, with the field at fault and when to try again."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from stagemesh.errors import StagemeshError, from_code
+from stagemesh.grpc_wrap import wrap_handler
+
+log = logging.getLogger(__name__)
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+DETAILS_KEY = "grpc-status-details-bin"
+# Trailers are capped at 8 KiB by common proxies and by gRPC itself.
+_MAX_MESSAGE = 1500
+_MAX_FIELD = 200
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def to_status(error: BaseException) -> tuple[grpc.StatusCode, str, Metadata]:
+    """Code, message and trailing metadata for `error`.
+
+    The metadata holds a `google.rpc.Status` with `BadRequest` when the error names a field and `RetryInfo` when
+    it says when to try again. An error outside the tree says nothing about itself: `INTERNAL`.
+    """
+    if not isinstance(error, StagemeshError):
+        return grpc.StatusCode.INTERNAL, "internal error", ()
+    code = _CODES[error.grpc_code]
+    message = error.message[:_MAX_MESSAGE]
+    status = status_pb2.Status(code=error.grpc_code, message=message)
+    if error.field:
+        bad = error_details_pb2.BadRequest()
+        bad.field_violations.add(field=error.field[:_MAX_FIELD], description=message[:_MAX_FIELD])
+        status.details.add().Pack(bad)
+    if error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(max(0.0, error.retry_after_s) * 1e9))
+        status.details.add().Pack(retry)
+    if not status.details:
+        return code, message, ()
+    return code, message, ((DETAILS_KEY, status.SerializeToString()),)
+
+
+async def abort(context: grpc.aio.ServicerContext, error: BaseException) -> NoReturn:
+    """End the RPC with the status of `error`, keeping trailing metadata that the handler has set."""
+    code, message, metadata = to_status(error)
+    trailing = tuple(context.trailing_metadata() or ())
+    await context.abort(code, message, (*trailing, *metadata))
+    raise AssertionError("abort does not return")
+
+
+@asynccontextmanager
+async def translated(context: grpc.aio.ServicerContext, method: str) -> AsyncIterator[None]:
+    """Turn an error that leaves the body into the RPC's status."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except StagemeshError as error:
+        log.debug("rpc.refused method=%s kind=%s: %s", method, error.kind, error.message)
+        await abort(context, error)
+    except Exception as error:
+        log.exception("rpc.failed method=%s", method)
+        await abort(context, error)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Ends an RPC whose handler raised: an error of the tree as itself, any other as `INTERNAL`, logged."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of the method, if there is one."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        return wrap_handler(handler, lambda context: translated(context, method))
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> StagemeshError:
+    """The error of the tree that a failed call stands for, with its field and `retry_after_s`."""
+    field, retry_after_s = "", None
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            field, retry_after_s = _details(value)
+    return from_code(error.code().value[0], error.details() or error.code().name, field, retry_after_s)
+
+
+def _details(value: str | bytes) -> tuple[str, float | None]:
+    field, retry_after_s = "", None
+    try:
+        status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode("latin-1"))
+        for detail in status.details:
+            bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+            if detail.Unpack(bad) and bad.field_violations:
+                field = bad.field_violations[0].field
+            elif detail.Unpack(retry):
+                retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    except (DecodeError, UnicodeError, ValueError):
+        log.debug("rpc.details_unreadable")
+    return field, retry_after_s

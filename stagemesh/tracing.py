@@ -1,0 +1,117 @@
+"""OpenTelemetry: one trace per request, through every hop. A cheap no-op until OTEL_EXPORTER_OTLP_ENDPOINT is set."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+log = logging.getLogger(__name__)
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_NO_TRACER = trace.NoOpTracer()
+_KEYS = ("traceparent", "tracestate")
+
+_provider: Any = None
+_tracer: trace.Tracer = _NO_TRACER
+
+
+def setup_tracing(service: str, instance: str) -> None:
+    """Export spans by OTLP/gRPC if OTEL_EXPORTER_OTLP_ENDPOINT is set; once per process, before channels are made.
+
+    `service` becomes `service.name` and `instance` `service.instance.id`. The SDK's own OTEL_* variables
+    (sampler, headers, batch sizes) are obeyed.
+    """
+    global _provider, _tracer
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
+        "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if _provider is not None or not endpoint or disabled:
+        return
+    # Imported here: most processes never trace, and the SDK takes a while to import.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    # Without a scheme the exporter would insist on TLS.
+    insecure = True if "://" not in endpoint else None
+    resource = Resource.create({"service.name": service, "service.instance.id": instance})
+    _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY", "1000"))
+    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=insecure)
+    _provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms))
+    _tracer = _provider.get_tracer("stagemesh")
+    log.info("tracing.started service=%s instance=%s", service, instance)
+
+
+async def shutdown_tracing() -> None:
+    """Export what is left, waiting five seconds at most, and turn tracing off."""
+    global _provider, _tracer
+    provider, _provider, _tracer = _provider, None, _NO_TRACER
+    if provider is None:
+        return
+    flush = asyncio.to_thread(_close, provider)
+    try:
+        await asyncio.wait_for(flush, timeout=5.0)
+    except TimeoutError:
+        log.warning("tracing.shutdown_timed_out")
+
+
+def _close(provider: Any) -> None:
+    provider.force_flush(timeout_millis=3000)
+    provider.shutdown()
+
+
+def enabled() -> bool:
+    """Whether spans are exported."""
+    return _provider is not None
+
+
+def tracer() -> trace.Tracer:
+    """The process's tracer; ask each time, it changes with `setup_tracing`."""
+    return _tracer
+
+
+def inject() -> tuple[tuple[str, str], ...]:
+    """The current span as gRPC metadata; empty when there is none."""
+    if _provider is None:
+        return ()
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return tuple(carrier.items())
+
+
+def extract(metadata: Iterable[tuple[str, Any]] | None) -> Context:
+    """The caller's span from gRPC metadata or HTTP headers (pairs); an empty context when there is none."""
+    if _provider is None or metadata is None:
+        return Context()
+    carrier = {}
+    for key, value in metadata:
+        name = key.lower()
+        if name in _KEYS:
+            carrier[name] = value if isinstance(value, str) else bytes(value).decode("latin-1")
+    return _PROPAGATOR.extract(carrier, context=Context())
+
+
+def client_interceptors() -> list[Any]:
+    """What a channel needs to carry the trace on; nothing while tracing is off."""
+    if _provider is None:
+        return []
+    from stagemesh.grpc_tracing import client_interceptors as make
+
+    return make()
+
+
+def server_interceptors() -> list[Any]:
+    """What a server needs to continue the caller's trace; nothing while tracing is off."""
+    if _provider is None:
+        return []
+    from stagemesh.grpc_tracing import ServerTracing
+
+    return [ServerTracing()]
