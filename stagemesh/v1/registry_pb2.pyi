@@ -21,7 +21,7 @@ REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size")
+    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class ModelSpec(_message.Message):
     CACHE_TTL_S_FIELD_NUMBER: _ClassVar[int]
     CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     hub_revision: str
@@ -56,7 +57,8 @@ class ModelSpec(_message.Message):
     cache_ttl_s: int
     created_unix_ms: int
     hidden_size: int
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ...) -> None: ...
+    checkpoint_dtype: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ...) -> None: ...
 
 class Partition(_message.Message):
     __slots__ = ("first_layer", "end_layer", "parameter_bytes")

@@ -1,0 +1,251 @@
+"""Which node loads what: compares the desired models with the assignments and returns decisions. Pure.
+
+Applied again and again to a world in which nodes do as told, it comes to rest: a world at rest gives no decision.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+
+from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
+
+from .board import Board, Decision, count_on
+from .world import History, World, bytes_needed, is_current, replicas_wanted
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait before acting, in seconds."""
+
+    # A node without a record keeps its assignments this long: after an outage of etcd all records come back.
+    node_grace_s: float = 5.0
+    # A failed replica stays this long, doubled with every further failure of its stage up to the limit.
+    failed_backoff_s: float = 1.0
+    failed_backoff_limit_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, and what cannot be done: per model, one line for each replica without a node."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    pending: dict[str, list[str]] = field(default_factory=dict)
+
+
+def decide(world: World, history: History, patience: Patience, now: float, rng: Random) -> Plan:
+    """Return the plan for this world. `history` is `observe(...)` of it at `now`; `rng` makes replica ids."""
+    board = Board(world)
+    _remove_hopeless(board, history, patience, now)
+    for _, spec in sorted(world.models.items()):
+        _remove_surplus(board, spec)
+        _remove_stale(board, spec)
+    pending = _place_missing(board, history, rng)
+    for name, spec in sorted(world.models.items()):
+        if name not in pending:
+            _spread_doubled(board, history, spec, rng)
+    return Plan(board.decisions, pending)
+
+
+def failed_backoff_s(failures: int, patience: Patience) -> float:
+    """How long a failed replica stays when its stage failed `failures` times."""
+    return min(patience.failed_backoff_limit_s, patience.failed_backoff_s * 2.0 ** min(failures - 1, 30))
+
+
+def _remove_hopeless(board: Board, history: History, patience: Patience, now: float) -> None:
+    for replica_id, held in sorted(board.held.items()):
+        spec = board.world.models.get(held.model)
+        absent_since = history.absent_since.get(held.node_id)
+        failed_since = history.failed_since.get(replica_id)
+        if spec is None:
+            board.unassign(held, "the model is not deployed")
+        elif absent_since is not None and now - absent_since >= patience.node_grace_s:
+            board.unassign(held, f"node {held.node_id} is gone")
+        elif board.world.failed(held) and not is_current(spec, held):
+            board.unassign(held, "it failed, and its revision is no longer wanted")
+        elif failed_since is not None:
+            backoff_s = failed_backoff_s(history.failures_of(held), patience)
+            if now - failed_since >= backoff_s:
+                board.unassign(held, f"it failed {backoff_s:.0f} s ago")
+
+
+def _remove_surplus(board: Board, spec: ModelSpec) -> None:
+    """Remove replicas beyond the wanted count, and those on draining nodes once they are replaced."""
+    for stage in range(len(spec.partitions)):
+        wanted = replicas_wanted(spec, stage)
+        staying, leaving = _current(board, spec, stage)
+        ready = sum(map(board.world.ready, staying))
+        if ready >= wanted:
+            for held in leaving:
+                board.unassign(held, f"node {held.node_id} drains and the replica is replaced")
+        while len(staying) > wanted:
+            victim = max(staying, key=lambda held: _removal_order(board, staying, held))
+            # A replica that serves goes only when enough others serve without it.
+            if board.world.ready(victim) and ready - 1 < wanted:
+                break
+            ready -= board.world.ready(victim)
+            staying.remove(victim)
+            board.unassign(victim, f"stage {stage} has more than {wanted} replicas")
+
+
+def _removal_order(
+    board: Board, stage: list[Assignment], held: Assignment
+) -> tuple[bool, int, bool, int, str]:
+    """Greatest goes first: on an absent node, doubled on its node, not ready, on a crowded node."""
+    return (
+        held.node_id not in board.world.nodes,
+        count_on(held.node_id, stage),
+        not board.world.ready(held),
+        len(board.on(held.node_id)),
+        held.replica_id,
+    )
+
+
+def _remove_stale(board: Board, spec: ModelSpec) -> None:
+    """Remove replicas of an older revision or other cuts once every stage of the wanted one serves."""
+    stale = _stale(board, spec)
+    if not stale:
+        return
+    for stage in range(len(spec.partitions)):
+        current = [held for held in board.of(spec.name, stage) if is_current(spec, held)]
+        serving = sum(map(board.world.ready, current))
+        if serving == 0 or serving + sum(map(board.world.failed, current)) < len(current):
+            return
+    for held in stale:
+        board.unassign(held, "the newer revision serves")
+
+
+def _place_missing(board: Board, history: History, rng: Random) -> dict[str, list[str]]:
+    """Give every missing replica a node; first replicas before second ones, large partitions before small."""
+    missing: list[tuple[int, int, str, int]] = []
+    for name, spec in board.world.models.items():
+        for stage, partition in enumerate(spec.partitions):
+            staying, _ = _current(board, spec, stage)
+            missing += [
+                (nth, -partition.parameter_bytes, name, stage)
+                for nth in range(len(staying), replicas_wanted(spec, stage))
+            ]
+    pending: dict[str, list[str]] = {}
+    for nth, _, name, stage in sorted(missing):
+        spec = board.world.models[name]
+        node = _choose_node(board, history, spec, stage) or _make_room(board, history, spec, stage)
+        if node is None:
+            pending.setdefault(name, []).append(_why_not(board, spec, stage, nth))
+        else:
+            board.assign(_assignment(spec, stage, node, rng), f"stage {stage} lacks a replica")
+    return pending
+
+
+def _choose_node(board: Board, history: History, spec: ModelSpec, stage: int) -> NodeRecord | None:
+    """The best node with room: without this stage, without failures of it, least filled, fewest partitions."""
+    staying, _ = _current(board, spec, stage)
+
+    def order(node: NodeRecord) -> tuple[int, int, float, int, int, str]:
+        free, need = board.free_bytes(node), bytes_needed(spec, spec.partitions[stage], node)
+        return (
+            count_on(node.node_id, staying),
+            history.failures_at(spec, stage, node.node_id),
+            # In percent, so that nodes that differ by a little memory count as equal.
+            round(1 - (free - need) / node.memory_bytes, 2),
+            len(board.on(node.node_id)),
+            -free,
+            node.node_id,
+        )
+
+    return min(
+        (node for node in board.usable_nodes() if _fits(board, spec, stage, node)), key=order, default=None
+    )
+
+
+def _fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
+    need = bytes_needed(spec, spec.partitions[stage], node)
+    return node.memory_bytes > 0 and board.free_bytes(node) >= need
+
+
+def _make_room(board: Board, history: History, spec: ModelSpec, stage: int) -> NodeRecord | None:
+    """Take away replicas of the model's older revision that its last route can spare, if that makes room."""
+    for node in board.usable_nodes():
+        need = bytes_needed(spec, spec.partitions[stage], node)
+        spare = [held for held in _spare(board, spec) if held.node_id == node.node_id]
+        room = sum(board.needed_bytes(held, node) for held in spare)
+        if not spare or board.free_bytes(node) + room < need:
+            continue
+        for held in spare:
+            if not _fits(board, spec, stage, node):
+                board.unassign(held, "it makes room for the newer revision")
+        return _choose_node(board, history, spec, stage)
+    return None
+
+
+def _spare(board: Board, spec: ModelSpec) -> list[Assignment]:
+    """Replicas of older revisions, without one ready replica for each of their stages."""
+    kept: set[tuple[str, int, int]] = set()
+    spare: list[Assignment] = []
+    for held in _stale(board, spec):
+        place = (held.revision, held.stages, held.stage)
+        if board.world.ready(held) and place not in kept:
+            kept.add(place)
+        else:
+            spare.append(held)
+    return spare
+
+
+def _spread_doubled(board: Board, history: History, spec: ModelSpec, rng: Random) -> None:
+    """When two replicas of a stage share a node and another node could take one, start one there.
+
+    The doubled one goes when the new one is ready, as surplus.
+    """
+    for stage in range(len(spec.partitions)):
+        staying, leaving = _current(board, spec, stage)
+        settled = len(staying) == replicas_wanted(spec, stage) and all(map(board.world.ready, staying))
+        if leaving or not settled or len({held.node_id for held in staying}) == len(staying):
+            continue
+        node = _choose_node(board, history, spec, stage)
+        if (
+            node is not None
+            and count_on(node.node_id, staying) == 0
+            and history.failures_at(spec, stage, node.node_id) == 0
+        ):
+            board.assign(_assignment(spec, stage, node, rng), f"stage {stage} is doubled on a node")
+            return
+
+
+def _current(board: Board, spec: ModelSpec, stage: int) -> tuple[list[Assignment], list[Assignment]]:
+    """Assignments of the wanted partition: those that stay, and those on draining nodes."""
+    staying: list[Assignment] = []
+    leaving: list[Assignment] = []
+    for held in board.of(spec.name, stage):
+        if is_current(spec, held):
+            node = board.world.nodes.get(held.node_id)
+            (leaving if node is not None and node.draining else staying).append(held)
+    return staying, leaving
+
+
+def _stale(board: Board, spec: ModelSpec) -> list[Assignment]:
+    return [held for held in board.of(spec.name) if not is_current(spec, held)]
+
+
+def _assignment(spec: ModelSpec, stage: int, node: NodeRecord, rng: Random) -> Assignment:
+    return Assignment(
+        replica_id=f"{spec.name}-{stage}-{rng.getrandbits(32):08x}",
+        node_id=node.node_id,
+        model=spec.name,
+        stage=stage,
+        stages=len(spec.partitions),
+        partition=spec.partitions[stage],
+        generation=spec.generation,
+        revision=spec.revision,
+    )
+
+
+def _why_not(board: Board, spec: ModelSpec, stage: int, nth: int) -> str:
+    head = f"stage {stage}, replica {nth + 1} of {replicas_wanted(spec, stage)}"
+    nodes = board.usable_nodes()
+    if not nodes:
+        draining = f" ({len(board.world.nodes)} draining)" if board.world.nodes else ""
+        return f"{head}: no node is there{draining}"
+    best = max(nodes, key=board.free_bytes)
+    need = bytes_needed(spec, spec.partitions[stage], best)
+    stale = "; the older revision, which still serves, holds a part" if _stale(board, spec) else ""
+    return (
+        f"{head}: needs {need} bytes, the most that one of {len(nodes)} nodes has free is "
+        f"{max(0, board.free_bytes(best))} of {best.memory_bytes} ({best.node_id}){stale}"
+    )

@@ -1,0 +1,116 @@
+"""What the controller knows: the records in etcd, and when it first saw what it must be patient about. Pure."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stagemesh.v1.registry_pb2 import (
+    REPLICA_STATE_FAILED,
+    REPLICA_STATE_READY,
+    Assignment,
+    ModelSpec,
+    NodeRecord,
+    Partition,
+    ReplicaRecord,
+)
+
+# A partition takes more than its parameters: activations, KV state, buffers.
+HEADROOM = 1.2
+_ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+
+
+@dataclass(frozen=True)
+class World:
+    """The records, by name or id."""
+
+    models: Mapping[str, ModelSpec]
+    nodes: Mapping[str, NodeRecord]
+    # By replica id.
+    assignments: Mapping[str, Assignment]
+    # By replica id.
+    replicas: Mapping[str, ReplicaRecord]
+
+    def ready(self, assignment: Assignment) -> bool:
+        """Whether the replica of this assignment serves."""
+        return self._state(assignment) == REPLICA_STATE_READY
+
+    def failed(self, assignment: Assignment) -> bool:
+        """Whether the replica of this assignment could not be loaded."""
+        return self._state(assignment) == REPLICA_STATE_FAILED
+
+    def _state(self, assignment: Assignment) -> int:
+        record = self.replicas.get(assignment.replica_id)
+        return 0 if record is None else record.state
+
+
+@dataclass(frozen=True)
+class History:
+    """Since when (seconds on the caller's clock) nodes are absent and replicas failed, and failures counted."""
+
+    absent_since: Mapping[str, float] = field(default_factory=dict)
+    failed_since: Mapping[str, float] = field(default_factory=dict)
+    # (model, revision, stage) -> node -> failures there since the stage was last ready on that node.
+    failures: Mapping[tuple[str, str, int], Mapping[str, int]] = field(default_factory=dict)
+
+    def failures_at(self, spec: ModelSpec, stage: int, node_id: str) -> int:
+        """How often this stage failed on this node."""
+        return self.failures.get((spec.name, spec.revision, stage), {}).get(node_id, 0)
+
+    def failures_of(self, assignment: Assignment) -> int:
+        """How often the assignment's stage failed, on any node."""
+        return sum(self.failures.get(_stage_key(assignment), {}).values())
+
+
+def observe(history: History, world: World, now: float) -> History:
+    """The history after looking at the world at `now`."""
+    absent = {
+        assignment.node_id: history.absent_since.get(assignment.node_id, now)
+        for assignment in world.assignments.values()
+        if assignment.node_id not in world.nodes
+    }
+    failed: dict[str, float] = {}
+    wanted = {(spec.name, spec.revision) for spec in world.models.values()}
+    failures = {key: dict(counts) for key, counts in history.failures.items() if key[:2] in wanted}
+    for replica_id, assignment in world.assignments.items():
+        key, node_id = _stage_key(assignment), assignment.node_id
+        if key[:2] not in wanted:
+            continue
+        if world.failed(assignment):
+            failed[replica_id] = history.failed_since.get(replica_id, now)
+            if replica_id not in history.failed_since:
+                counts = failures.setdefault(key, {})
+                counts[node_id] = counts.get(node_id, 0) + 1
+        elif world.ready(assignment) and key in failures:
+            failures[key].pop(node_id, None)
+    return History(absent, failed, failures)
+
+
+def is_current(spec: ModelSpec, assignment: Assignment) -> bool:
+    """Whether the assignment is of the partition that the model wants now (scaling alone changes nothing)."""
+    return (
+        assignment.revision == spec.revision
+        and assignment.stages == len(spec.partitions)
+        and assignment.stage < len(spec.partitions)
+        and _layers(assignment.partition) == _layers(spec.partitions[assignment.stage])
+    )
+
+
+def replicas_wanted(spec: ModelSpec, stage: int) -> int:
+    """Replicas of a stage, one at least."""
+    return max(1, spec.replicas[stage]) if stage < len(spec.replicas) else 1
+
+
+def bytes_needed(spec: ModelSpec, partition: Partition, node: NodeRecord) -> int:
+    """Memory to set aside on `node`: the parameters in the dtype computed in there, and headroom."""
+    stored = _ITEM_BYTES.get(spec.checkpoint_dtype, 4)
+    computed = spec.dtype or ("F32" if node.device == "cpu" else spec.checkpoint_dtype)
+    scale = _ITEM_BYTES.get(computed, stored) / stored
+    return math.ceil(partition.parameter_bytes * scale * HEADROOM)
+
+
+def _stage_key(assignment: Assignment) -> tuple[str, str, int]:
+    return assignment.model, assignment.revision, assignment.stage
+
+
+def _layers(partition: Partition) -> tuple[int, int]:
+    return partition.first_layer, partition.end_layer
