@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import socket
 import types
 import typing
 from pathlib import Path
@@ -46,6 +47,22 @@ class ServiceConfig(BaseModel):
     lease_ttl_s: int = Field(
         5, ge=1, le=3600, description="seconds after which a silent process counts as gone"
     )
+    advertise: str = Field(
+        "",
+        pattern=r"^(\S+:\d{1,5})?$",
+        max_length=255,
+        description="HOST:PORT that others reach this service at; needed when it listens on all interfaces",
+    )
+
+    def address(self, bound_port: int) -> str:
+        """HOST:PORT to announce for a server bound at `bound_port`: `advertise`, else the host listened on.
+
+        A wildcard host is replaced by this machine's name.
+        """
+        if self.advertise:
+            return self.advertise
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::", "[::]") else self.host
+        return f"{host}:{bound_port}"
 
 
 def load_config(kind: type[C], argv: list[str] | None = None, *, prog: str) -> C:
@@ -63,8 +80,9 @@ def load_config(kind: type[C], argv: list[str] | None = None, *, prog: str) -> C
     config_file = given.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
-    for name, value in _read_file(kind, config_file, faults).items() if config_file else ():
-        values[name], source[name] = value, f"{name} in {Path(config_file).name}"
+    if config_file:
+        for name, value in _read_file(kind, str(config_file), faults).items():
+            values[name], source[name] = value, f"{name} in {Path(config_file).name}"
     for name in kind.model_fields:
         value = os.environ.get(env_name(name), "")
         if value:
