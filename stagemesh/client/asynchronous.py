@@ -25,8 +25,7 @@ from stagemesh.client.results import (
     embedding_of,
     inference_of,
 )
-from stagemesh.client.wire import call_metadata
-from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.client.wire import call_metadata, translate
 from stagemesh.grpc_server import create_channel
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 
@@ -41,8 +40,9 @@ class AsyncGenerationStream:
     on every stage. Raises what `stagemesh.errors` names.
     """
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, address: str) -> None:
         self._call = call
+        self._address = address
         self._responses = aiter(call)
         self._builder = GenerationBuilder(started=time.monotonic())
         self._ended: float | None = None
@@ -72,7 +72,7 @@ class AsyncGenerationStream:
             self._ended = self._ended or time.monotonic()
             raise
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise translate(error, self._address) from None
         return self._builder.add(response, time.monotonic())
 
     async def generation(self) -> Generation:
@@ -103,14 +103,19 @@ class AsyncClient:
     def __init__(
         self, address: str = "127.0.0.1:8001", *, api_key: str | None = None, timeout_s: float = 120.0
     ) -> None:
-        self.address = address
+        self._address = address
         self._timeout_s = timeout_s
         self._api_key = api_key
         self._channel = create_channel(address)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
+    @property
+    def address(self) -> str:
+        """host:port of the router."""
+        return self._address
+
     def __repr__(self) -> str:
-        return f"AsyncClient({self.address!r})"
+        return f"AsyncClient({self._address!r})"
 
     async def generate(
         self,
@@ -149,7 +154,9 @@ class AsyncClient:
     ) -> AsyncGenerationStream:
         """Start a generation and return its chunks as an async iterator."""
         request = generate_request(model, prompt, messages, token_ids, options)
-        return AsyncGenerationStream(self._stub.Generate(request, **self._call(timeout_s, request_id)))
+        return AsyncGenerationStream(
+            self._stub.Generate(request, **self._call(timeout_s, request_id)), self._address
+        )
 
     async def infer(
         self,
@@ -223,4 +230,4 @@ class AsyncClient:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise translate(error, self._address) from None

@@ -26,8 +26,7 @@ from stagemesh.client.results import (
     embedding_of,
     inference_of,
 )
-from stagemesh.client.wire import call_metadata
-from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.client.wire import call_metadata, translate
 from stagemesh.grpc_server import channel_options
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 
@@ -42,8 +41,9 @@ class GenerationStream:
     on every stage. Raises what `stagemesh.errors` names.
     """
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, address: str) -> None:
         self._call = call
+        self._address = address
         self._responses = iter(call)
         self._builder = GenerationBuilder(started=time.monotonic())
         self._ended: float | None = None
@@ -73,7 +73,7 @@ class GenerationStream:
             self._ended = self._ended or time.monotonic()
             raise
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            raise translate(error, self._address) from None
         return self._builder.add(response, time.monotonic())
 
     def generation(self) -> Generation:
@@ -104,14 +104,19 @@ class Client:
     def __init__(
         self, address: str = "127.0.0.1:8001", *, api_key: str | None = None, timeout_s: float = 120.0
     ) -> None:
-        self.address = address
+        self._address = address
         self._timeout_s = timeout_s
         self._api_key = api_key
         self._channel = grpc.insecure_channel(address, options=channel_options())
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
+    @property
+    def address(self) -> str:
+        """host:port of the router."""
+        return self._address
+
     def __repr__(self) -> str:
-        return f"Client({self.address!r})"
+        return f"Client({self._address!r})"
 
     def generate(
         self,
@@ -150,7 +155,9 @@ class Client:
     ) -> GenerationStream:
         """Start a generation and return its chunks as an iterator."""
         request = generate_request(model, prompt, messages, token_ids, options)
-        return GenerationStream(self._stub.Generate(request, **self._call(timeout_s, request_id)))
+        return GenerationStream(
+            self._stub.Generate(request, **self._call(timeout_s, request_id)), self._address
+        )
 
     def infer(
         self,
@@ -224,4 +231,4 @@ class Client:
         try:
             return method(request, **self._call(timeout_s))
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            raise translate(error, self._address) from None

@@ -1,15 +1,16 @@
 """Talks to the registry: deploy, and wait until the model is ready."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc.aio
 
 from stagemesh.client import AsyncClient
+from stagemesh.client.wire import translate
 from stagemesh.errors import DeadlineExceeded, Unavailable
-from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import create_channel
 from stagemesh.local.readiness import Readiness, readiness
 from stagemesh.v1 import registry_pb2, registry_pb2_grpc
@@ -26,24 +27,39 @@ def absolute_source(source: str) -> str:
     return str(folder.resolve()) if folder.exists() else source
 
 
+@contextlib.asynccontextmanager
+async def _registry(address: str) -> AsyncIterator[registry_pb2_grpc.RegistryServiceStub]:
+    """A stub whose errors are those of `stagemesh.errors`."""
+    async with create_channel(address) as channel:
+        try:
+            yield registry_pb2_grpc.RegistryServiceStub(channel)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, address) from None
+
+
 async def deploy(registry: str, request: registry_pb2.DeployRequest) -> registry_pb2.ModelSpec:
     """Ask the registry at `registry` (host:port); raises what it answered."""
-    async with create_channel(registry) as channel:
-        try:
-            answer = await registry_pb2_grpc.RegistryServiceStub(channel).Deploy(request, timeout=_DEPLOY_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-        return answer.model
+    async with _registry(registry) as stub:
+        return (await stub.Deploy(request, timeout=_DEPLOY_S)).model
+
+
+async def undeploy(registry: str, name: str) -> None:
+    """Remove a model; raises `NotFound` when there is none of that name."""
+    async with _registry(registry) as stub:
+        await stub.Undeploy(registry_pb2.UndeployRequest(name=name), timeout=_RPC_S)
+
+
+async def scale(registry: str, name: str, replicas: int, stage: int | None) -> registry_pb2.ModelSpec:
+    """Change the replicas wanted of one stage, or of every stage; raises what the registry answered."""
+    async with _registry(registry) as stub:
+        request = registry_pb2.ScaleRequest(name=name, replicas=replicas, stage=stage)
+        return (await stub.Scale(request, timeout=_RPC_S)).model
 
 
 async def deployments(registry: str) -> list[registry_pb2.Deployment]:
     """Every deployed model as the registry knows it."""
-    async with create_channel(registry) as channel:
-        stub = registry_pb2_grpc.RegistryServiceStub(channel)
-        try:
-            answer = await stub.ListModels(registry_pb2.ListDeploymentsRequest(), timeout=_RPC_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+    async with _registry(registry) as stub:
+        answer = await stub.ListModels(registry_pb2.ListDeploymentsRequest(), timeout=_RPC_S)
         return list(answer.deployments)
 
 

@@ -1,0 +1,99 @@
+"""`deploy`, `scale`, `undeploy`: what the registry is asked to change."""
+
+import asyncio
+import json
+from typing import Annotated
+
+import typer
+from google.protobuf import json_format
+from rich.console import Console
+
+from stagemesh.cli.guard import one_line_errors
+from stagemesh.cli.options import DEFAULT_REGISTRY, Json, Registry
+from stagemesh.cli.progress import Progress
+from stagemesh.local import deployment
+from stagemesh.v1 import registry_pb2
+
+Name = Annotated[str, typer.Argument(help="Name of the deployed model.", show_default=False)]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every replica is ready.")]
+WaitTimeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0.001)]
+
+
+@one_line_errors
+def deploy(
+    model: Annotated[str, typer.Argument(help="Local folder (readable by every node) or hub id.")],
+    name: Annotated[
+        str, typer.Option(help="Name to serve it under; derived from MODEL when not given.")
+    ] = "",
+    revision: Annotated[str, typer.Option(help="Hub revision.")] = "",
+    stages: Annotated[int, typer.Option(help="Partitions.", min=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="Replicas of each stage.", min=1)] = 1,
+    dtype: Annotated[str, typer.Option(help="F32, BF16 or F16; the checkpoint's own when not given.")] = "",
+    policy: Annotated[str, typer.Option(help="Balancing policy; the router's default when not given.")] = "",
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
+    cache_ttl: Annotated[int, typer.Option(help="Seconds an answer stays valid; 0: default.", min=0)] = 0,
+    registry: Registry = DEFAULT_REGISTRY,
+    wait: Wait = True,
+    timeout: WaitTimeout = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Deploy a model, or change how it is deployed."""
+    request = registry_pb2.DeployRequest(
+        source=deployment.absolute_source(model),
+        name=name,
+        hub_revision=revision,
+        stages=stages,
+        replicas=replicas,
+        dtype=dtype,
+        policy=policy,
+        cache=cache,
+        cache_ttl_s=cache_ttl,
+    )
+
+    async def run() -> registry_pb2.ModelSpec:
+        spec = await deployment.deploy(registry, request)
+        await _wait(registry, spec.name, timeout, wait)
+        return spec
+
+    _print(asyncio.run(run()), as_json, "deployed")
+
+
+@one_line_errors
+def scale(
+    name: Name,
+    replicas: Annotated[int, typer.Argument(help="Replicas wanted of each stage, or of --stage.", min=1)],
+    stage: Annotated[int | None, typer.Option(help="Only this stage.", min=0, show_default=False)] = None,
+    registry: Registry = DEFAULT_REGISTRY,
+    wait: Wait = True,
+    timeout: WaitTimeout = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Change how many replicas a model has."""
+
+    async def run() -> registry_pb2.ModelSpec:
+        spec = await deployment.scale(registry, name, replicas, stage)
+        await _wait(registry, name, timeout, wait)
+        return spec
+
+    _print(asyncio.run(run()), as_json, "scaled")
+
+
+@one_line_errors
+def undeploy(name: Name, registry: Registry = DEFAULT_REGISTRY) -> None:
+    """Remove a model from the mesh."""
+    asyncio.run(deployment.undeploy(registry, name))
+    typer.echo(f"{name}: undeployed")
+
+
+async def _wait(registry: str, name: str, timeout_s: float, wait: bool) -> None:
+    if wait:
+        async with Progress(Console(stderr=True)) as progress:
+            await deployment.wait_in_registry(registry, name, progress, timeout_s)
+
+
+def _print(spec: registry_pb2.ModelSpec, as_json: bool, verb: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(json_format.MessageToDict(spec, preserving_proto_field_name=True)))
+        return
+    replicas = "/".join(str(count) for count in spec.replicas)
+    typer.echo(f"{spec.name}: {verb}, {len(spec.partitions)} stages, {replicas} replicas")

@@ -1,0 +1,21 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+Address = Annotated[
+    str, typer.Option("--address", envvar="STAGEMESH_ADDRESS", help="Router's gRPC host:port.", metavar="H:P")
+]
+Registry = Annotated[
+    str, typer.Option("--registry", envvar="STAGEMESH_REGISTRY", help="Registry's host:port.", metavar="H:P")
+]
+ApiKey = Annotated[
+    str, typer.Option("--api-key", envvar="STAGEMESH_API_KEY", help="Credential, if asked for.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", help="Deadline in seconds.", min=0.001)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+DEFAULT_REGISTRY = "127.0.0.1:8002"
+DEFAULT_REGISTRY_PORT = 8002

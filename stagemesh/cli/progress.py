@@ -1,0 +1,54 @@
+"""Says what is going on, with the time since the start: at least every two seconds, on a terminal or not."""
+
+import asyncio
+import time
+from types import TracebackType
+
+from rich.console import Console
+
+_QUIET_S = 2.0
+
+
+class Progress:
+    """`async with Progress(console) as progress: progress("loading")` prints a line each time and while waiting."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = time.monotonic()
+        self._said_at = self._started
+        self._line = ""
+        self._waiting = False
+        self._ticker: asyncio.Task[None] | None = None
+
+    def __call__(self, line: str) -> None:
+        """Something happened; more may follow."""
+        self._line = line
+        self._waiting = True
+        self._print(line)
+
+    def done(self) -> None:
+        """Nothing is being waited for; be quiet until the next line."""
+        self._waiting = False
+
+    def _print(self, line: str) -> None:
+        self._said_at = time.monotonic()
+        self._console.print(
+            f"[{self._said_at - self._started:6.1f} s] {line}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_QUIET_S / 4)
+            if self._waiting and time.monotonic() - self._said_at >= _QUIET_S * 0.75:
+                self._print(f"... {self._line}")
+
+    async def __aenter__(self) -> "Progress":
+        self._ticker = asyncio.create_task(self._tick(), name="progress")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)

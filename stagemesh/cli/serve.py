@@ -1,0 +1,117 @@
+"""`serve MODEL`: a whole mesh on this machine for one model, until a signal."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stagemesh.cli.guard import one_line_errors
+from stagemesh.cli.options import DEFAULT_REGISTRY_PORT
+from stagemesh.cli.progress import Progress
+from stagemesh.cli.signals import run_until_signal
+from stagemesh.errors import ConfigError
+from stagemesh.local import LocalMesh
+from stagemesh.local.etcd_server import etcd_binary
+from stagemesh.local.leftovers import Leftovers
+from stagemesh.local.ports import claim
+
+
+@one_line_errors
+def serve(
+    model: Annotated[str, typer.Argument(help="Local folder or hub id.", show_default=False)],
+    name: Annotated[
+        str, typer.Option(help="Name to serve it under; derived from MODEL when not given.")
+    ] = "",
+    stages: Annotated[int, typer.Option(help="Partitions.", min=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="Replicas of each stage.", min=1)] = 1,
+    http_port: Annotated[int, typer.Option(help="Router's HTTP port; 0: any.", min=0, max=65535)] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Router's gRPC port; 0: any.", min=0, max=65535)] = 8001,
+    registry_port: Annotated[
+        int, typer.Option(help="Registry's gRPC port; 0: any.", min=0, max=65535)
+    ] = DEFAULT_REGISTRY_PORT,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    etcd: Annotated[
+        str, typer.Option(envvar="STAGEMESH_ETCD", help="host:port,... of your etcd; else one is started.")
+    ] = "",
+    dtype: Annotated[str, typer.Option(help="F32, BF16 or F16; the checkpoint's own when not given.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 ...")] = "auto",
+    policy: Annotated[str, typer.Option(help="Balancing policy; the router's default when not given.")] = "",
+    threads: Annotated[int, typer.Option(help="Threads per stage; 0: cores shared out.", min=0)] = 0,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
+    api_keys: Annotated[
+        str, typer.Option(help="File with API keys for the router.", show_default=False)
+    ] = "",
+) -> None:
+    """Serve a model on this machine, cut into stages; Ctrl-C stops everything."""
+    # What can be found wrong without starting anything is said first.
+    claim({"http": http_port, "grpc": grpc_port, "registry": registry_port}, host)
+    if not etcd:
+        etcd_binary()
+    check_programs()
+    check_source(model)
+    mesh_flags = {"router": {"api-keys": os.path.abspath(api_keys)}} if api_keys else {}
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+
+    async def run() -> None:
+        async with Progress(Console(stderr=True)) as progress:
+            mesh = LocalMesh(
+                stages=stages,
+                replicas=replicas,
+                host=host,
+                http_port=http_port,
+                grpc_port=grpc_port,
+                registry_port=registry_port,
+                etcd=etcd or None,
+                threads=threads or None,
+                device=device,
+                flags=mesh_flags,
+                progress=progress,
+            )
+            try:
+                async with mesh:
+                    spec = await mesh.deploy(model, name, dtype=dtype, policy=policy, cache=cache)
+                    out.print(f"{spec.name} is served by {stages} stages x {replicas} replicas")
+                    for line in addresses(mesh):
+                        out.print(line)
+                    out.print("Ctrl-C stops it")
+                    progress.done()
+                    await asyncio.Event().wait()
+            finally:
+                progress("stopped")
+                progress.done()
+
+    leftovers = Leftovers.before()
+    run_until_signal(run())
+    left = leftovers.found()
+    if left:
+        raise ConfigError("left behind: " + ", ".join(left))
+
+
+def check_source(model: str) -> None:
+    """Raise `CheckpointError` or `NotFound` for a checkpoint that cannot be served; reads headers only."""
+    from stagemesh.checkpoint import inspect_source
+
+    inspect_source(model)
+
+
+def check_programs() -> None:
+    """Raise `ConfigError` when the packages of the services are not installed."""
+    from stagemesh.cli.doctor import missing_packages
+
+    missing = missing_packages()
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} not installed: `pip install 'stagemesh[all]'`")
+
+
+def addresses(mesh: LocalMesh) -> list[str]:
+    """Where to reach the mesh, a line each."""
+    return [
+        f"  HTTP      http://{mesh.http_address}/v1 (OpenAI-compatible)",
+        f"  gRPC      {mesh.grpc_address}",
+        f"  registry  {mesh.registry_address}",
+        f"  etcd      {mesh.etcd_endpoints}",
+        f"  logs      {mesh.folder or Path()}",
+    ]
