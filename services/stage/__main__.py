@@ -1,0 +1,89 @@
+"""Run a stage node: `python -m stagemesh.services.stage --etcd HOST:PORT`."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+
+import torch
+
+import stagemesh
+from stagemesh.config import load_config
+from stagemesh.errors import ConfigError
+from stagemesh.etcd import Etcd
+from stagemesh.grpc_server import GrpcServer, run, serve_until_signal
+from stagemesh.loop_lag import LoopLag
+from stagemesh.metrics import serve_metrics
+from stagemesh.records import check_name
+from stagemesh.tracing import setup_tracing, shutdown_tracing
+from stagemesh.v1.registry_pb2 import NodeRecord
+
+from .config import StageConfig
+from .measure import choose_device, device_name, free_memory, measure_speed
+from .node import Node
+from .servicer import SERVICE, StageServicer
+
+
+async def main() -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
+    config = load_config(StageConfig, prog="stagemesh stage")
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    host = socket.gethostname().lower()[:40].strip("-.") or "node"
+    node_id = check_name(config.node_id or f"{host}-{secrets.token_hex(3)}", "node_id")
+    setup_tracing("stagemesh-stage", node_id)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {config.device} was asked for, but torch sees no CUDA device here")
+    config = config.model_copy(update={"device": device})
+    speed = await asyncio.to_thread(measure_speed, device)
+
+    etcd = Etcd(config.etcd, ca=config.etcd_ca, cert=config.etcd_cert, key=config.etcd_key)
+    await etcd.start()
+    metrics = serve_metrics(config.metrics_port, config.host)
+    async with LoopLag() as lag:
+        server = GrpcServer(config.host, config.port, max_message_bytes=config.max_message_bytes)
+        lease = await etcd.lease(config.lease_ttl_s)
+        record = NodeRecord(
+            node_id=node_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=device,
+            device_name=device_name(device),
+            memory_bytes=config.memory or free_memory(device),
+            threads=torch.get_num_threads(),
+            gflops=speed.gflops,
+            memory_gbps=speed.memory_gbps,
+            zone=config.zone,
+            started_unix_ms=int(time.time() * 1000),
+            version=stagemesh.__version__,
+        )
+        node = Node(config, record, etcd, lease, lag)
+        server.server.add_generic_rpc_handlers((StageServicer(node.find, node.status).handler(),))
+        record.address = config.address(await server.start([SERVICE]))
+        follower = asyncio.create_task(node.run(), name="node")
+        await server.set_serving(True)
+        print(f"stage node {node_id} on {record.address}: {device}, {record.threads} threads", flush=True)
+        stop = asyncio.create_task(serve_until_signal(), name="signals")
+        await asyncio.wait({stop, follower}, return_when=asyncio.FIRST_COMPLETED)
+        await server.set_serving(False)
+        await node.drain()
+        follower.cancel()
+        stop.cancel()
+        await asyncio.gather(follower, stop, return_exceptions=True)
+        await server.stop(1.0)
+    if metrics is not None:
+        metrics.close()
+    await etcd.close()
+    await shutdown_tracing()
+    if follower.done() and not follower.cancelled() and (error := follower.exception()):
+        raise error
+
+
+if __name__ == "__main__":
+    run(main())

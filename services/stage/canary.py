@@ -1,0 +1,54 @@
+"""The canary: a session of one prefill and one decode step through the replica's own engine and pool.
+
+A replica is ready only after it: loaded is not the same as able to compute.
+"""
+
+import time
+
+import torch
+
+from stagemesh.errors import FailedPrecondition
+
+from .partition.attention import Segment
+from .partition.model import Batch, PartitionModel
+from .replica import Replica
+
+PREFILL_TOKENS = 4
+
+
+async def probe(replica: Replica) -> float:
+    """Run the canary; return milliseconds of one single-token step.
+
+    Raises:
+        FailedPrecondition: what came out is not finite or has the wrong shape.
+        ResourceExhausted: the KV budget does not hold even the canary.
+    """
+    model = replica.model
+    kv = replica.pool.reserve(PREFILL_TOKENS + 1) if model.causal else None
+    try:
+        await replica.engine.run(lambda: _step(model, Segment(0, PREFILL_TOKENS, 0, kv)))
+        started = time.perf_counter()
+        position = PREFILL_TOKENS if model.causal else 0
+        await replica.engine.run(lambda: _step(model, Segment(0, 1, position, kv)))
+        return (time.perf_counter() - started) * 1000
+    finally:
+        if kv is not None:
+            replica.pool.release(kv)
+
+
+def _step(model: PartitionModel, segment: Segment) -> None:
+    rows = segment.rows
+    if model.is_first:
+        ids = torch.ones(rows, dtype=torch.int64, device=model.device)
+        batch = Batch([segment], token_ids=ids, token_types=None if model.causal else torch.zeros_like(ids))
+    else:
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(rows, model.hidden_size, generator=generator)
+        batch = Batch([segment], hidden=hidden.to(model.device, model.dtype))
+    out = model.forward(batch)
+    if out.shape != (rows, model.hidden_size) or not bool(torch.isfinite(out).all()):
+        raise FailedPrecondition("the canary's hidden states are not finite: the weights cannot be used")
+    if model.is_last and model.causal:
+        logits = model.logits(out)
+        if logits.shape[0] != rows or not bool(torch.isfinite(logits).all()):
+            raise FailedPrecondition("the canary's logits are not finite: the weights cannot be used")

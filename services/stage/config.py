@@ -1,0 +1,32 @@
+"""Configuration of a stage node."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stagemesh.config import ServiceConfig
+
+
+class StageConfig(ServiceConfig):
+    """A stage node: offers a device and memory, and hosts the partitions it is given."""
+
+    port: int = Field(8100, ge=0, le=65535, description="gRPC port; 0 takes any free one")
+    node_id: str = Field(
+        "", max_length=63, description="name of this node; empty: host name and a random part"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(0, ge=0, le=1024, description="compute threads of torch; 0: one per CPU")
+    memory: int = Field(0, ge=0, description="bytes for weights and KV; 0: what is free on the device now")
+    kv_fraction: float = Field(
+        0.5, gt=0, lt=1, description="share of the memory left after loading that one partition's KV may take"
+    )
+    drain_s: float = Field(
+        20.0, ge=0, le=600, description="seconds running sessions get to finish on SIGTERM"
+    )
+    max_message_bytes: int = Field(
+        64 * 2**20, ge=2**16, le=2**31 - 1, description="largest gRPC message sent or accepted"
+    )
+    chunk_tokens: int = Field(
+        512, ge=1, le=2**16, description="tokens of one pass; longer prompts go in chunks"
+    )
+    fault: Literal["", "canary"] = Field("", description="for tests: make a step of the start fail")

@@ -1,0 +1,303 @@
+"""The head: it owns its sessions' batching, and turns results of the last stage into events for the router."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import torch
+from opentelemetry import context as otel_context
+
+from stagemesh.errors import DeadlineExceeded, InvalidArgument, StagemeshError, from_code
+from stagemesh.tensor import TensorView, decode_tensor
+from stagemesh.tracing import inject
+from stagemesh.v1.stage_pb2 import (
+    FinishReason,
+    ForwardRequest,
+    ForwardResponse,
+    HopRecord,
+    OpenSession,
+    SessionError,
+    SessionEvent,
+    Step,
+    StepKind,
+    StepOpen,
+    StepResult,
+)
+from stagemesh.v1.tensor_pb2 import Tensor
+
+from . import metrics
+from .partition.attention import Segment
+from .partition.model import Batch
+from .replica import Replica, Work, segments_of
+from .schedule import Schedule
+from .session import ReplicaSession
+from .timings import Timings
+
+log = logging.getLogger(__name__)
+
+MAX_SESSION_TOKENS = 2**20
+
+
+@dataclass(slots=True, eq=False)
+class _HeadSession:
+    """What the head keeps of a session beside what every replica does."""
+
+    own: ReplicaSession
+    max_tokens: int
+    stop_ids: frozenset[int]
+    # Bounded by what a session can ever get: its tokens, or its outputs, and one error.
+    events: asyncio.Queue[StepResult | tuple[StepResult, TensorView] | StagemeshError]
+    generated: int = 0
+    timings: Timings = field(default_factory=Timings)
+
+
+class Head:
+    """Sessions of the routes that begin at `replica`."""
+
+    def __init__(self, replica: Replica, stages: int, chunk_tokens: int = 512) -> None:
+        self._replica = replica
+        self._sessions: dict[int, _HeadSession] = {}
+        self._schedule = Schedule(stages, chunk_tokens)
+        self._wake = asyncio.Event()
+        replica.on_result = self._on_result
+        replica.on_error = self._on_error
+        self._pump = asyncio.create_task(self._run(), name=f"head-{replica.replica_id}")
+
+    def __repr__(self) -> str:
+        return f"<Head {self._replica.replica_id} sessions={len(self._sessions)} {self._schedule!r}>"
+
+    async def close(self) -> None:
+        """Stop making passes."""
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+
+    # ---- generation ----
+
+    async def generate(self, request: OpenSession) -> AsyncIterator[SessionEvent]:
+        """Run one generation; the last event has the finish reason. Leaving early frees the session everywhere.
+
+        Raises:
+            InvalidArgument: a field that the model or the route does not allow.
+            ResourceExhausted: no KV memory.
+            Unavailable: a stage of the route was lost.
+            DeadlineExceeded: the deadline passed.
+        """
+        self._check(request)
+        open_ = StepOpen(
+            route=request.route,
+            sampling=request.sampling,
+            max_total_tokens=request.prompt_tokens + request.max_tokens,
+            deadline_unix_ms=request.deadline_unix_ms,
+            traceparent=dict(inject()).get("traceparent", ""),
+        )
+        first = Step(
+            session=request.session, epoch=request.epoch, kind=StepKind.STEP_KIND_PREFILL, open=open_
+        )
+        own = self._replica.open_session(first, 0, otel_context.get_current())
+        session = _HeadSession(
+            own,
+            request.max_tokens,
+            frozenset(request.stop_token_ids),
+            asyncio.Queue(request.max_tokens + 2),
+            generated=len(request.token_ids) - request.prompt_tokens,
+        )
+        self._sessions[request.session] = session
+        self._schedule.add(request.session, list(request.token_ids))
+        self._wake.set()
+        try:
+            finished = False
+            while not finished:
+                results = [await self._next_event(session)]
+                while not session.events.empty():
+                    results.append(self._raise_if_error(session.events.get_nowait()))
+                event = SessionEvent(
+                    tokens=[result.token for result in results if isinstance(result, StepResult)]
+                )
+                event.loads.extend(session.timings.loads.values())
+                finish = self._finish_of(session, event)
+                if finish:
+                    event.finish_reason = finish
+                    event.timings.extend(session.timings.stages())
+                    finished = True
+                yield event
+        finally:
+            self._forget(session)
+            await self._replica.close_session(own)
+
+    def _finish_of(self, session: _HeadSession, event: SessionEvent) -> FinishReason | None:
+        last = event.tokens[-1].id
+        if last in session.stop_ids:
+            return FinishReason.FINISH_REASON_STOP
+        if session.generated >= session.max_tokens:
+            return FinishReason.FINISH_REASON_LENGTH
+        return None
+
+    def _check(self, request: OpenSession) -> None:
+        model = self._replica.model
+        if not model.causal:
+            raise InvalidArgument("model: it does not generate text", field="model")
+        if not request.route or request.route[0].replica_id != self._replica.replica_id:
+            raise InvalidArgument("route: it does not begin at this replica", field="route")
+        if not request.token_ids or not 1 <= request.prompt_tokens <= len(request.token_ids):
+            raise InvalidArgument("token_ids: the prompt is empty", field="token_ids")
+        if request.max_tokens < 1 or len(request.token_ids) - request.prompt_tokens >= request.max_tokens:
+            raise InvalidArgument("max_tokens: nothing is left to generate", field="max_tokens")
+        if request.prompt_tokens + request.max_tokens > MAX_SESSION_TOKENS:
+            raise InvalidArgument(f"max_tokens: above {MAX_SESSION_TOKENS} in all", field="max_tokens")
+        if max(request.token_ids) >= model.vocab_size:
+            raise InvalidArgument("token_ids: an id is outside the vocabulary", field="token_ids")
+
+    # ---- stateless ----
+
+    async def forward(self, request: ForwardRequest) -> ForwardResponse:
+        """Run one stateless micro-batch through the route.
+
+        Raises:
+            InvalidArgument: lengths, inputs or outputs that do not fit the model.
+            Unavailable: a stage of the route was lost.
+            DeadlineExceeded: the deadline passed.
+        """
+        token_ids, token_types = self._inputs(request)
+        outputs = list(request.outputs) or ["logits" if self._replica.model.causal else "sentence_embedding"]
+        open_ = StepOpen(
+            route=request.route,
+            deadline_unix_ms=request.deadline_unix_ms,
+            traceparent=dict(inject()).get("traceparent", ""),
+            outputs=outputs,
+        )
+        steps = [
+            Step(session=request.session, kind=StepKind.STEP_KIND_STATELESS, tokens=length)
+            for length in request.lengths
+        ]
+        steps[0].open.CopyFrom(open_)
+        own = self._replica.open_session(steps[0], 0, otel_context.get_current())
+        session = _HeadSession(own, 0, frozenset(), asyncio.Queue(len(outputs) + 2))
+        self._sessions[request.session] = session
+        try:
+            pairs = [(own, step) for step in steps]
+            batch = Batch(segments_of(pairs), token_ids=token_ids, token_types=token_types)
+            await self._replica.run(Work(pairs, batch, []))
+            response = ForwardResponse()
+            made: dict[int, Tensor] = {}
+            while len(made) < len(outputs):
+                result = await self._next_event(session)
+                if isinstance(result, tuple):
+                    index, view = result[0].output_index, result[1]
+                    made[index] = Tensor(
+                        name=outputs[index], dtype=view.dtype, shape=view.shape, data=bytes(view.data)
+                    )
+            response.outputs.extend(made[index] for index in sorted(made))
+            response.loads.extend(session.timings.loads.values())
+            response.timings.extend(session.timings.stages())
+            return response
+        finally:
+            self._forget(session)
+            await self._replica.close_session(own)
+
+    def _inputs(self, request: ForwardRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids and token types `[sum(lengths)]`, checked."""
+        model = self._replica.model
+        if not request.route or request.route[0].replica_id != self._replica.replica_id:
+            raise InvalidArgument("route: it does not begin at this replica", field="route")
+        if not request.lengths or min(request.lengths) < 1:
+            raise InvalidArgument("lengths: every sample needs at least one row", field="lengths")
+        total = sum(request.lengths)
+        tensors: dict[str, torch.Tensor] = {}
+        for tensor in request.inputs:
+            if tensor.name not in ("input_ids", "token_type_ids"):
+                raise InvalidArgument(f"inputs: unknown tensor {tensor.name[:40]!r}", field="inputs")
+            view = decode_tensor(tensor.SerializeToString(), tensor.name)
+            if view.dtype != "I64" or view.shape != (total,):
+                raise InvalidArgument(
+                    f"{tensor.name}: needs I64 [{total}], got {view.dtype} {list(view.shape)}",
+                    field=tensor.name,
+                )
+            tensors[tensor.name] = torch.frombuffer(bytearray(view.data), dtype=torch.int64).to(model.device)
+        if "input_ids" not in tensors:
+            raise InvalidArgument("inputs: input_ids is missing", field="input_ids")
+        ids = tensors["input_ids"]
+        if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
+            raise InvalidArgument("input_ids: an id is outside the vocabulary", field="input_ids")
+        types = None if model.causal else tensors.get("token_type_ids", torch.zeros_like(ids))
+        if types is not None and (int(types.min()) < 0 or int(types.max()) >= model.type_vocab_size):
+            raise InvalidArgument("token_type_ids: outside what the model knows", field="token_type_ids")
+        return ids, types
+
+    # ---- what comes back ----
+
+    async def _next_event(self, session: _HeadSession) -> StepResult | tuple[StepResult, TensorView]:
+        deadline_ms = session.own.open.deadline_unix_ms
+        left = deadline_ms / 1000 - time.time() if deadline_ms else None
+        try:
+            event = await asyncio.wait_for(session.events.get(), left)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's deadline passed while it ran") from None
+        return self._raise_if_error(event)
+
+    @staticmethod
+    def _raise_if_error(
+        event: StepResult | tuple[StepResult, TensorView] | StagemeshError,
+    ) -> StepResult | tuple[StepResult, TensorView]:
+        if isinstance(event, StagemeshError):
+            raise event
+        return event
+
+    def _on_result(self, result: StepResult, tensor: TensorView | None, hops: list[HopRecord]) -> None:
+        session = self._sessions.get(result.session)
+        if session is None or result.epoch != session.own.epoch:
+            return  # it was cancelled meanwhile, or the result is of before a recovery
+        session.timings.add(hops)
+        if not result.HasField("token"):
+            if tensor is not None:
+                session.events.put_nowait((result, tensor))
+            return
+        session.generated += 1
+        metrics.TOKENS.labels(self._replica.model_name).inc()
+        session.events.put_nowait(result)
+        if result.token.id in session.stop_ids or session.generated >= session.max_tokens:
+            self._schedule.remove(result.session)
+        else:
+            self._schedule.token(result.session, result.token.id)
+            self._wake.set()
+
+    def _on_error(self, error: SessionError) -> None:
+        session = self._sessions.get(error.session)
+        if session is not None and error.epoch == session.own.epoch and not session.events.full():
+            self._schedule.remove(error.session)
+            session.events.put_nowait(from_code(error.code, error.message, error.field))
+
+    def _forget(self, session: _HeadSession) -> None:
+        if self._sessions.get(session.own.session) is session:
+            del self._sessions[session.own.session]
+            self._schedule.remove(session.own.session)
+
+    # ---- the pump ----
+
+    async def _run(self) -> None:
+        """Make passes while sessions are ready."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while planned := self._schedule.next_pass():
+                steps: list[tuple[ReplicaSession, Step]] = []
+                ids: list[int] = []
+                for plan in planned:
+                    own = self._sessions[plan.session].own
+                    kind = StepKind.STEP_KIND_PREFILL if plan.prefill else StepKind.STEP_KIND_DECODE
+                    step = Step(
+                        session=plan.session,
+                        epoch=own.epoch,
+                        kind=kind,
+                        position=plan.position,
+                        tokens=len(plan.token_ids),
+                        sample=plan.sample,
+                    )
+                    if plan.position == 0:
+                        step.open.CopyFrom(own.open)
+                    steps.append((own, step))
+                    ids.extend(plan.token_ids)
+                segments: list[Segment] = segments_of(steps)
+                batch = Batch(segments, token_ids=torch.tensor(ids, device=self._replica.model.device))
+                await self._replica.run(Work(steps, batch, []))

@@ -1,0 +1,37 @@
+"""A partition that a node was told to host, from loading to its end."""
+
+import asyncio
+from dataclasses import dataclass
+
+from stagemesh.v1.registry_pb2 import Assignment, ReplicaRecord, ReplicaState
+from stagemesh.v1.stage_pb2 import PartitionStatus
+
+from .head import Head
+from .replica import Replica
+
+
+@dataclass(slots=True, eq=False)
+class Hosted:
+    """One assignment and what became of it. `head` is set on stage 0 only."""
+
+    assignment: Assignment
+    record: ReplicaRecord
+    replica: Replica | None = None
+    head: Head | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> str:
+        """LOADING, READY, DRAINING or FAILED."""
+        return ReplicaState.Name(self.record.state).removeprefix("REPLICA_STATE_")
+
+    def status(self) -> PartitionStatus:
+        """For operators."""
+        return PartitionStatus(
+            replica_id=self.assignment.replica_id,
+            model=self.assignment.model,
+            stage=self.assignment.stage,
+            state=self.state,
+            detail=self.record.detail,
+            load=self.replica.load() if self.replica is not None else None,
+        )

@@ -1,0 +1,56 @@
+"""From an assignment to a partition in memory. Everything here blocks and runs in a thread."""
+
+from pathlib import Path
+
+import torch
+
+from stagemesh import checkpoint as checkpoints
+from stagemesh.errors import CheckpointError, ResourceExhausted
+from stagemesh.v1.registry_pb2 import Assignment, ModelSpec
+
+from .partition.model import PartitionModel, load_partition
+
+
+def load_assigned(spec: ModelSpec, assignment: Assignment, device: str, free_bytes: int) -> PartitionModel:
+    """Load the partition that an assignment names.
+
+    Args:
+        spec: desired state of its model.
+        assignment: which layers.
+        device: a torch device.
+        free_bytes: what the node has left for weights and KV.
+
+    Raises:
+        NotFound: the source does not exist on this machine.
+        CheckpointError: it cannot be used, or is another revision than the assignment's.
+        ResourceExhausted: it does not fit.
+    """
+    folder = checkpoints.resolve(spec.source, spec.hub_revision)
+    found = checkpoints.inspect_source(spec.source, spec.hub_revision)
+    if found.revision != assignment.revision:
+        raise CheckpointError(
+            f"the checkpoint on this machine is revision {found.revision[:12]}, wanted {assignment.revision[:12]}"
+        )
+    first, end = assignment.partition.first_layer, assignment.partition.end_layer
+    needed = checkpoints.partition_bytes(found, first, end)
+    if needed > free_bytes:
+        raise ResourceExhausted(f"layers {first}..{end - 1} need {needed} bytes, {free_bytes} are free")
+
+    def locate(file: str) -> Path:
+        if (folder / file).exists() or checkpoints.is_local(spec.source):
+            return folder / file
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(spec.source, file, revision=folder.name))
+
+    with torch.inference_mode(False):
+        return load_partition(
+            folder,
+            found,
+            task=spec.task,
+            first=first,
+            end=end,
+            dtype=spec.dtype,
+            device=device,
+            locate=locate,
+        )

@@ -1,0 +1,109 @@
+"""The receiving end of a relay: frames of one upstream replica, in order, with credits for more."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from stagemesh.errors import InvalidArgument, StagemeshError, Unavailable
+from stagemesh.tensor import decode_frame
+from stagemesh.v1.stage_pb2 import Feedback, Hello
+
+from . import metrics
+from .link import PROTOCOL
+from .replica import Replica
+
+log = logging.getLogger(__name__)
+
+# Frames a sender may have under way: enough to hide the way back, few enough to bound memory.
+WINDOW = 16
+# Feedback messages that wait to be sent; errors are never dropped, so a full queue blocks the reader.
+FEEDBACK_QUEUE = 1024
+
+_ids = itertools.count(1)
+
+
+async def relay(
+    requests: AsyncIterator[bytes], find: Callable[[str], Replica | None], context: grpc.aio.ServicerContext
+) -> AsyncIterator[Feedback]:
+    """Serve one Relay call.
+
+    Args:
+        requests: serialised frames; the first one carries `hello`.
+        find: the loaded replica of an id.
+        context: of the call.
+
+    Raises:
+        InvalidArgument: a frame that cannot be read.
+        Unavailable: the replica is not (or no more) loaded here.
+    """
+    hello = await _hello(requests)
+    replica = find(hello.to_replica)
+    if replica is None:
+        raise Unavailable(f"replica {hello.to_replica[:80]!r} is not loaded on this node")
+    upstream = next(_ids)
+    feedback: asyncio.Queue[Feedback | None] = asyncio.Queue(FEEDBACK_QUEUE)
+
+    def answer(message: Feedback) -> None:
+        try:
+            feedback.put_nowait(message)
+        except asyncio.QueueFull:
+            # The sender does not read: the stream is useless, and ending it fails its sessions loudly.
+            log.error("relay.feedback_full from=%s", hello.from_replica)
+            reader.cancel()
+
+    replica.upstreams[upstream] = answer
+    reader = asyncio.create_task(
+        _read(requests, replica, upstream, feedback), name=f"relay-{hello.from_replica}"
+    )
+    try:
+        yield Feedback(hello=Hello(protocol=PROTOCOL, to_replica=hello.from_replica), credits=WINDOW)
+        while (message := await feedback.get()) is not None:
+            yield message
+        await reader
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        replica.upstream_lost(upstream)
+
+
+async def _hello(requests: AsyncIterator[bytes]) -> Hello:
+    try:
+        first, _ = decode_frame(await anext(requests))
+    except StopAsyncIteration:
+        raise InvalidArgument("hello: the stream ended before it", field="hello") from None
+    except DecodeError as error:
+        metrics.BAD_FRAMES.inc()
+        raise InvalidArgument("hello: the first message is not a frame", field="hello") from error
+    if not first.HasField("hello") or not first.hello.to_replica:
+        raise InvalidArgument("hello: the first frame must carry it", field="hello")
+    return first.hello
+
+
+async def _read(
+    requests: AsyncIterator[bytes],
+    replica: Replica,
+    upstream: int,
+    feedback: asyncio.Queue[Feedback | None],
+) -> None:
+    """Handle frames one after another; a credit goes back when a frame is done with."""
+    try:
+        async for data in requests:
+            try:
+                frame, tensor = decode_frame(data)
+                await replica.on_frame(frame, tensor, upstream)
+            except DecodeError as error:
+                metrics.BAD_FRAMES.inc()
+                raise InvalidArgument("frame: it cannot be read", field="frame") from error
+            except StagemeshError:
+                metrics.BAD_FRAMES.inc()
+                raise
+            await feedback.put(Feedback(credits=1, load=replica.load()))
+    finally:
+        try:
+            feedback.put_nowait(None)
+        except asyncio.QueueFull:
+            pass  # the writer is still draining; it ends with the call

@@ -1,0 +1,87 @@
+"""StageService: what routers and other replicas call on a node."""
+
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from stagemesh.errors import Unavailable
+from stagemesh.v1.stage_pb2 import (
+    Feedback,
+    ForwardRequest,
+    ForwardResponse,
+    GetNodeStatusRequest,
+    NodeStatus,
+    OpenSession,
+    RouteHop,
+    SessionEvent,
+)
+
+from .head import Head
+from .hosted import Hosted
+from .relay import relay
+from .replica import Replica
+
+SERVICE = "stagemesh.v1.StageService"
+
+
+class StageServicer:
+    """Finds the replica that a call is for, and hands the call over."""
+
+    def __init__(self, hosted: Callable[[str], Hosted | None], status: Callable[[], NodeStatus]) -> None:
+        self._hosted = hosted
+        self._status = status
+
+    async def generate(
+        self, request: OpenSession, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[SessionEvent]:
+        """Router -> head: one generation."""
+        head = self._head(list(request.route), request.model, request.revision)
+        async for event in head.generate(request):
+            yield event
+
+    async def forward(self, request: ForwardRequest, context: grpc.aio.ServicerContext) -> ForwardResponse:
+        """Router -> head: one stateless micro-batch."""
+        return await self._head(list(request.route), request.model, request.revision).forward(request)
+
+    async def relay(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Feedback]:
+        """Replica -> replica: frames."""
+        async for feedback in relay(requests, self._replica, context):
+            yield feedback
+
+    async def get_node_status(
+        self, request: GetNodeStatusRequest, context: grpc.aio.ServicerContext
+    ) -> NodeStatus:
+        """For operators."""
+        return self._status()
+
+    def _replica(self, replica_id: str) -> Replica | None:
+        hosted = self._hosted(replica_id)
+        return hosted.replica if hosted is not None else None
+
+    def _head(self, route: list[RouteHop], model: str, revision: str) -> Head:
+        hosted = self._hosted(route[0].replica_id) if route else None
+        if hosted is None or hosted.head is None:
+            raise Unavailable("route: its first replica is not a head on this node")
+        if hosted.assignment.model != model or (revision and hosted.assignment.revision != revision):
+            raise Unavailable(f"model {model[:63]!r} of that revision is not loaded here")
+        return hosted.head
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service's handlers. Relay takes raw bytes: the hand codec reads them."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Generate": grpc.unary_stream_rpc_method_handler(
+                    self.generate, OpenSession.FromString, SessionEvent.SerializeToString
+                ),
+                "Forward": grpc.unary_unary_rpc_method_handler(
+                    self.forward, ForwardRequest.FromString, ForwardResponse.SerializeToString
+                ),
+                "Relay": grpc.stream_stream_rpc_method_handler(self.relay, None, Feedback.SerializeToString),
+                "GetNodeStatus": grpc.unary_unary_rpc_method_handler(
+                    self.get_node_status, GetNodeStatusRequest.FromString, NodeStatus.SerializeToString
+                ),
+            },
+        )

@@ -1,0 +1,44 @@
+"""Between torch tensors and what crosses a link. CPU tensors are not copied."""
+
+import warnings
+
+import torch
+
+from stagemesh.errors import InvalidArgument
+from stagemesh.tensor import TensorView
+
+# Received bytes are read-only, and nothing here writes to them.
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
+
+_NAMES: dict[torch.dtype, str] = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+def to_view(tensor: torch.Tensor, name: str = "") -> TensorView:
+    """View a tensor's bytes; copies only from a device or when it is not contiguous."""
+    host = tensor.detach().cpu().contiguous()
+    data = memoryview(host.reshape(-1).view(torch.uint8).numpy()) if host.numel() else memoryview(b"")
+    return TensorView(_NAMES[host.dtype], tuple(host.shape), data, name)
+
+
+def from_view(view: TensorView, device: torch.device, field: str = "tensor") -> torch.Tensor:
+    """A tensor over the view's bytes (on a CPU), to be read only.
+
+    Raises:
+        InvalidArgument: the dtype is not one that partitions exchange.
+    """
+    if view.dtype not in _DTYPES:
+        raise InvalidArgument(f"{field}.dtype: {view.dtype} is not supported", field=f"{field}.dtype")
+    if not view.data.nbytes:
+        return torch.empty(view.shape, dtype=_DTYPES[view.dtype], device=device)
+    flat = torch.frombuffer(view.data, dtype=_DTYPES[view.dtype])
+    return flat.reshape(view.shape).to(device)
