@@ -1,0 +1,75 @@
+"""Waits where `admission` says so."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from stagemesh.errors import DeadlineExceeded, Unavailable
+
+from .admission import Admission
+
+
+class AdmissionGate:
+    """`async with gate.admitted(deadline):` runs the body when there is room."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self._tickets = itertools.count()
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def admitted(self, deadline: float) -> AsyncIterator[None]:
+        """Enter once there is room.
+
+        Raises `ResourceExhausted` when the queue is full, `DeadlineExceeded` when the deadline (monotonic seconds)
+        passes in the queue, `Unavailable` while draining.
+        """
+        if self._closed:
+            raise Unavailable("the router is shutting down", retry_after_s=1.0)
+        ticket = next(self._tickets)
+        if not self.admission.arrive(ticket):
+            await self._wait(ticket, deadline)
+        self._idle.clear()
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._leave(time.monotonic() - started)
+
+    async def drained(self) -> None:
+        """Admit nobody new and return when nothing runs or waits."""
+        self._closed = True
+        await self._idle.wait()
+
+    async def _wait(self, ticket: int, deadline: float) -> None:
+        waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled():
+                self._leave(0.0)  # the place was given in the same moment
+            else:
+                self.admission.abandon(ticket)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded("the deadline passed while the request waited for its turn") from None
+            raise
+        finally:
+            del self._waiters[ticket]
+
+    def _leave(self, ran_s: float) -> None:
+        while True:
+            successor = self.admission.leave(ran_s)
+            if successor is None:
+                break
+            waiter = self._waiters.get(successor)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+                return
+        if self.admission.active == 0:
+            self._idle.set()

@@ -1,0 +1,79 @@
+"""Keys of cached answers: equal exactly when the answers must be equal. Pure."""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+
+from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
+
+VERSION = b"stagemesh-cache-1"
+
+
+def generation_key(
+    spec: registry_pb2.ModelSpec,
+    tenant: str,
+    token_ids: Sequence[int],
+    sampling: stage_pb2.Sampling,
+    *,
+    max_tokens: int,
+    stop: Sequence[str],
+    stop_token_ids: Iterable[int],
+) -> bytes:
+    """Key of a generation. Greedy ones ignore what does not change them: seed and sampling filters."""
+    greedy = sampling.temperature == 0
+    return _digest(
+        b"generate",
+        *_model(spec, tenant),
+        struct.pack(f"<{len(token_ids)}I", *token_ids),
+        struct.pack("<I", max_tokens),
+        struct.pack("<f", 0.0 if greedy else sampling.temperature),
+        struct.pack("<I", 0 if greedy else sampling.top_k),
+        struct.pack("<f", 0.0 if greedy else sampling.top_p),
+        struct.pack("<f", 0.0 if greedy else sampling.min_p),
+        struct.pack("<Q", 0 if greedy else sampling.seed),
+        _list(text.encode() for text in sorted(set(stop))),
+        _list(struct.pack("<I", token) for token in sorted(set(stop_token_ids))),
+    )
+
+
+def infer_key(
+    spec: registry_pb2.ModelSpec, tenant: str, inputs: Sequence[tensor_pb2.Tensor], outputs: Sequence[str]
+) -> bytes:
+    """Key of a stateless inference: inputs in any order, outputs in the order asked for."""
+    tensors = [
+        _digest(
+            tensor.name.encode(),
+            tensor.dtype.encode(),
+            struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape),
+            tensor.data,
+        )
+        for tensor in sorted(inputs, key=lambda each: each.name)
+    ]
+    return _digest(b"infer", *_model(spec, tenant), _list(tensors), _list(name.encode() for name in outputs))
+
+
+def embed_key(spec: registry_pb2.ModelSpec, tenant: str, rows: Sequence[Sequence[int]]) -> bytes:
+    """Key of an embedding of several tokenised texts."""
+    return _digest(b"embed", *_model(spec, tenant), _list(struct.pack(f"<{len(row)}I", *row) for row in rows))
+
+
+def cache_tags(spec: registry_pb2.ModelSpec) -> list[str]:
+    """What an entry can be invalidated by."""
+    return [f"model:{spec.name}", f"revision:{spec.revision}"]
+
+
+def _model(spec: registry_pb2.ModelSpec, tenant: str) -> tuple[bytes, ...]:
+    return tenant.encode(), spec.name.encode(), spec.revision.encode(), spec.dtype.encode()
+
+
+def _list(parts: Iterable[bytes]) -> bytes:
+    return _digest(*parts)
+
+
+def _digest(*parts: bytes) -> bytes:
+    """SHA-256 over the parts, each with its length before it, so that no two lists of parts look alike."""
+    digest = hashlib.sha256(VERSION)
+    for part in parts:
+        digest.update(struct.pack("<Q", len(part)))
+        digest.update(part)
+    return digest.digest()

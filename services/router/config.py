@@ -1,0 +1,43 @@
+"""The router's settings: flags, `STAGEMESH_*` environment, YAML file."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from stagemesh.config import ServiceConfig
+
+from .policies import POLICIES
+
+
+def _known_policy(name: str) -> str:
+    if name not in POLICIES:
+        raise ValueError(f"no policy {name!r}; there are {', '.join(sorted(POLICIES))}")
+    return name
+
+
+class RouterConfig(ServiceConfig):
+    """Settings of `python -m stagemesh.services.router`."""
+
+    port: int = Field(8001, ge=0, le=65535, description="gRPC port (0: any free one)")
+    http_port: int = Field(8000, ge=0, le=65535, description="HTTP port (0: any free one)")
+    policy: Annotated[str, AfterValidator(_known_policy)] = Field(
+        "p2c_ewma",
+        description="balancing policy of models that name none: round_robin, least_loaded or p2c_ewma",
+    )
+    max_sessions: int = Field(256, ge=1, description="requests that run at once")
+    max_waiting: int = Field(
+        1024, ge=0, description="requests that may wait for their turn; more are refused"
+    )
+    cache_timeout_ms: int = Field(50, ge=1, le=1000, description="how long the cache may take to answer")
+    api_keys: Path | None = Field(
+        None, description="YAML file of API key to tenant; without it nobody needs a key"
+    )
+    max_message_bytes: int = Field(
+        64 * 2**20, ge=2**16, le=2**30, description="largest gRPC message and HTTP body, in bytes"
+    )
+    deadline_s: float = Field(120.0, gt=0, description="deadline of requests that bring none, in seconds")
+    max_tokens: int = Field(128, ge=1, description="new tokens of a generation that names no max_tokens")
+    drain_s: float = Field(
+        20.0, ge=0, description="how long running requests may finish after SIGTERM, in seconds"
+    )

@@ -1,0 +1,268 @@
+"""The router behind its doors: what gRPC and HTTP both call. Every error it raises is a `StagemeshError`."""
+
+import asyncio
+import logging
+import random
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+
+import numpy as np
+
+from stagemesh.errors import DeadlineExceeded, InvalidArgument, OutOfRange
+from stagemesh.etcd import Etcd
+from stagemesh.v1 import inference_pb2, registry_pb2
+
+from .admission import Admission
+from .admission_gate import AdmissionGate
+from .auth import Auth, load_keys
+from .cache_client import BYPASS, CacheClient
+from .cache_key import embed_key, infer_key
+from .channels import Channels
+from .config import RouterConfig
+from .context import RequestContext
+from .dispatch import Dispatch
+from .generate import Generation
+from .infer import infer_batch
+from .loads import Loads
+from .membership import Membership
+from .membership_watch import MembershipWatch
+from .observe import Observed
+from .prepare import Plan, prepare, tokenise_batch
+from .routing import Routing
+from .status import mesh_status
+from .telemetry import Telemetry
+from .text import ModelText, Texts
+from .validate import check_generate, check_model, check_task, check_texts, check_token_ids
+from .validate_tensors import Batch, check_infer
+
+__all__ = ["RequestContext", "RouterCore"]
+
+log = logging.getLogger(__name__)
+MAX_TEXTS = 2048
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RouterCore:
+    """Membership, admission, routes and cache of one router process. `async with` starts and stops its tasks."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        etcd: Etcd,
+        *,
+        texts: Texts | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config
+        self.etcd = etcd
+        self.texts = Texts() if texts is None else texts
+        self.telemetry = Telemetry()
+        self.auth = Auth(load_keys(config.api_keys) if config.api_keys else None)
+        self.membership = Membership(grace_s=config.lease_ttl_s)
+        self.loads = Loads()
+        self.channels = Channels(config.max_message_bytes)
+        self._rng = random.Random() if rng is None else rng
+        self._gate = AdmissionGate(Admission(max_active=config.max_sessions, max_waiting=config.max_waiting))
+        routing = Routing(self.membership, self.loads, default_policy=config.policy)
+        self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng)
+        self._cache = CacheClient(
+            self.membership, self.channels, self.telemetry, timeout_ms=config.cache_timeout_ms
+        )
+        self._watch = MembershipWatch(etcd, self.membership, self.loads, self.channels)
+        admission = self._gate.admission
+        self.telemetry.active.set_function(lambda: admission.active)
+        self.telemetry.waiting.set_function(lambda: admission.waiting)
+        self.telemetry.etcd_connected.set_function(lambda: float(etcd.connected))
+
+    def __repr__(self) -> str:
+        return f"RouterCore({self._gate.admission!r}, {self.membership!r})"
+
+    async def __aenter__(self) -> "RouterCore":
+        await self._watch.__aenter__()
+        await self._watch.listed()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._watch.__aexit__()
+        await self._cache.close()
+        await self.channels.close()
+
+    def context(self, metadata: Mapping[str, str], timeout_s: float | None = None) -> RequestContext:
+        """Who asks: `metadata` are gRPC metadata or HTTP headers, names in lower case.
+
+        Raises `Unauthenticated`. A `timeout_s` beyond the server's own deadline is cut to it.
+        """
+        longest = self.config.deadline_s
+        request_id = metadata.get("x-request-id", "")
+        return RequestContext(
+            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
+            tenant=self.auth.tenant(metadata.get("authorization", "")),
+            deadline=time.monotonic() + (longest if timeout_s is None else min(max(timeout_s, 0.0), longest)),
+            policy_override=metadata.get("x-stagemesh-policy", ""),
+            metadata=metadata,
+        )
+
+    async def generate(
+        self, request: inference_pb2.GenerateRequest, ctx: RequestContext
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """Validate, admit, tokenise, ask the cache, route, stream. Closing the iterator frees the session."""
+        with Observed(self.telemetry, "generate", request.model, ctx) as observed:
+            spec = check_model(request.model, self.membership.models)
+            check_generate(request, spec)
+            async with self._gate.admitted(ctx.deadline):
+                with observed.current():
+                    plan = await self._prepare(request, spec, ctx)
+                observed.prompt(len(plan.token_ids))
+                generation = Generation(
+                    plan,
+                    ctx,
+                    observed.span,
+                    self._rng.getrandbits(63) | 1,
+                    cache=self._cache,
+                    dispatch=self._dispatch,
+                    telemetry=self.telemetry,
+                )
+                try:
+                    async with aclosing(generation.run()) as responses:
+                        async for response in responses:
+                            yield response
+                finally:
+                    observed.completion(generation.completion_tokens, generation.finish_reason)
+
+    async def infer(
+        self, request: inference_pb2.InferRequest, ctx: RequestContext
+    ) -> inference_pb2.InferResponse:
+        """Named tensors [B, T] in, named tensors [B, ...] out."""
+        with Observed(self.telemetry, "infer", request.model, ctx) as observed, observed.current():
+            spec = check_model(request.model, self.membership.models)
+            batch = check_infer(request, spec, max_output_bytes=self.config.max_message_bytes - 2**16)
+            async with self._gate.admitted(ctx.deadline):
+                key = infer_key(spec, ctx.tenant, request.inputs, batch.outputs) if spec.cache else None
+                status: int = BYPASS
+                response: inference_pb2.InferResponse | None = None
+                if key is not None and not request.cache_no_lookup:
+                    status, response = await self._cache.lookup(ctx.tenant, key, inference_pb2.InferResponse)
+                if response is None:
+                    outputs, route = await infer_batch(
+                        batch, spec, ctx, observed.span, self._dispatch, self._rng
+                    )
+                    response = inference_pb2.InferResponse(
+                        model=spec.name, revision=spec.revision, outputs=outputs
+                    )
+                    if key is not None and not request.cache_no_store:
+                        self._cache.store(ctx.tenant, key, response, spec)
+                    response.route.extend(route)
+        response.request_id = ctx.request_id
+        response.cache = status  # type: ignore[assignment]
+        return response
+
+    async def embed(
+        self, request: inference_pb2.EmbedRequest, ctx: RequestContext
+    ) -> inference_pb2.EmbedResponse:
+        """Texts, or token ids, to vectors [N, H]."""
+        with Observed(self.telemetry, "embed", request.model, ctx) as observed, observed.current():
+            spec = check_model(request.model, self.membership.models)
+            check_task(spec, "embed")
+            _check_embed(request, spec)
+            async with self._gate.admitted(ctx.deadline):
+                with self.telemetry.span("router.tokenize"):
+                    rows = await self._embed_rows(request, spec, ctx)
+                tokens = sum(map(len, rows))
+                observed.prompt(tokens)
+                key = embed_key(spec, ctx.tenant, rows) if spec.cache else None
+                status: int = BYPASS
+                response: inference_pb2.EmbedResponse | None = None
+                if key is not None:
+                    status, response = await self._cache.lookup(ctx.tenant, key, inference_pb2.EmbedResponse)
+                if response is None:
+                    batch = _ragged(rows)
+                    outputs, route = await infer_batch(
+                        batch, spec, ctx, observed.span, self._dispatch, self._rng
+                    )
+                    response = inference_pb2.EmbedResponse(embeddings=outputs[0])
+                    response.usage.prompt_tokens = tokens
+                    if key is not None:
+                        self._cache.store(ctx.tenant, key, response, spec)
+                    response.route.extend(route)
+        response.request_id = ctx.request_id
+        response.cache = status  # type: ignore[assignment]
+        return response
+
+    def models(self) -> list[inference_pb2.ModelInfo]:
+        """Every deployed model, by name, and whether each of its stages has a ready replica."""
+        return [
+            inference_pb2.ModelInfo(spec=spec, ready=self.membership.is_ready(spec))
+            for _, spec in sorted(self.membership.models.items())
+        ]
+
+    async def status(self) -> inference_pb2.MeshStatus:
+        """The router's view, with the load that each replica reports when asked now."""
+        return await mesh_status(
+            self.membership, self.loads, self.channels, self.models(), self.etcd.connected
+        )
+
+    async def text(self, model: str) -> ModelText:
+        """The tokenizer of a model; raises `NotFound` for an unknown one."""
+        return await self.texts.get(check_model(model, self.membership.models))
+
+    async def drained(self) -> None:
+        """Admit nobody new; return when nothing runs or waits."""
+        await self._gate.drained()
+
+    async def _prepare(
+        self, request: inference_pb2.GenerateRequest, spec: registry_pb2.ModelSpec, ctx: RequestContext
+    ) -> Plan:
+        with self.telemetry.span("router.tokenize"):
+            text = await self._text(spec, ctx)
+            return await prepare(
+                request, spec, text, ctx.tenant, self._rng, default_max_tokens=self.config.max_tokens
+            )
+
+    async def _text(self, spec: registry_pb2.ModelSpec, ctx: RequestContext) -> ModelText:
+        try:
+            async with asyncio.timeout(max(ctx.deadline - time.monotonic(), 0)):
+                return await self.texts.get(spec)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the deadline passed while the model's tokenizer was being loaded"
+            ) from None
+
+    async def _embed_rows(
+        self, request: inference_pb2.EmbedRequest, spec: registry_pb2.ModelSpec, ctx: RequestContext
+    ) -> list[list[int]]:
+        text = await self._text(spec, ctx)
+        if request.texts:
+            return await tokenise_batch(request.texts, text)
+        longest = spec.context_length or text.max_embed_tokens
+        for index, row in enumerate(request.tokens):
+            if len(row.ids) > longest:
+                field = f"tokens[{index}]"
+                raise OutOfRange(
+                    f"{field}: {len(row.ids)} tokens exceed the context of {longest}", field=field
+                )
+        return [list(row.ids) for row in request.tokens]
+
+
+def _check_embed(request: inference_pb2.EmbedRequest, spec: registry_pb2.ModelSpec) -> None:
+    if request.texts and request.tokens:
+        raise InvalidArgument("tokens: give texts or tokens, not both", field="tokens")
+    if not request.tokens:
+        check_texts(request.texts, max_texts=MAX_TEXTS)
+        return
+    if len(request.tokens) > MAX_TEXTS:
+        raise OutOfRange(f"tokens: more than {MAX_TEXTS} in one request", field="tokens")
+    for index, row in enumerate(request.tokens):
+        if not row.ids:
+            raise InvalidArgument(f"tokens[{index}]: is empty", field=f"tokens[{index}]")
+        check_token_ids(row.ids, spec, f"tokens[{index}]")
+
+
+def _ragged(rows: list[list[int]]) -> Batch:
+    """Token rows of different lengths as a padded batch."""
+    ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = tokens
+    return Batch({"input_ids": ids}, [len(row) for row in rows], ["sentence_embedding"])

@@ -1,0 +1,220 @@
+"""Sends work along a route, and along one other route when the first breaks before it delivered anything."""
+
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+
+import grpc.aio
+from opentelemetry import trace
+from opentelemetry.trace import Span
+
+from stagemesh import errors
+from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.v1 import registry_pb2, stage_pb2
+
+from .channels import Channels
+from .context import RequestContext
+from .loads import Loads
+from .routing import Routing, blame
+from .telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+Route = list[stage_pb2.RouteHop]
+FAILED_REPLICA = "stagemesh-failed-replica"
+
+# What a stage may answer that says something about the route, not about the request.
+_ROUTE_FAULTS = (
+    errors.Unavailable,
+    errors.Cancelled,
+    errors.NotFound,
+    errors.FailedPrecondition,
+    errors.AlreadyExists,
+    errors.ResourceExhausted,
+)
+
+
+class RouteBroke(Exception):
+    """The route failed, not the request; `avoid` holds the replicas that another attempt keeps away from."""
+
+    def __init__(self, error: errors.StagemeshError, avoid: set[str]) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.avoid = avoid
+
+
+class Dispatch:
+    """Chooses routes and talks to their heads; keeps the in-flight counts and takes the loads that come back."""
+
+    def __init__(
+        self, routing: Routing, loads: Loads, channels: Channels, telemetry: Telemetry, rng: random.Random
+    ) -> None:
+        self._routing = routing
+        self._loads = loads
+        self._channels = channels
+        self._telemetry = telemetry
+        self._rng = rng
+
+    async def generate(
+        self,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        span: Span,
+        opening: Callable[[Route], stage_pb2.OpenSession],
+    ) -> AsyncIterator[tuple[Route, stage_pb2.SessionEvent]]:
+        """Events of one session with the route they came by, the last one with a finish reason.
+
+        Raises `Unavailable` when the route broke after a token came, or when the second route broke as well.
+        """
+        previous: Route = []
+        avoid: set[str] = set()
+        while True:
+            route = self._choose(spec, ctx, span, avoid)
+            delivered = False
+            try:
+                async with aclosing(self._session(opening(route), route, spec, ctx, span)) as events:
+                    async for event in events:
+                        delivered = delivered or bool(event.tokens)
+                        yield route, event
+                return
+            except RouteBroke as broke:
+                if delivered or previous or not self._has_other(spec, ctx, route, broke.avoid):
+                    raise broke.error from None
+                previous, avoid = route, broke.avoid
+                self._retrying(spec, broke)
+
+    async def forward(
+        self,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        span: Span,
+        request: Callable[[Route], stage_pb2.ForwardRequest],
+    ) -> tuple[Route, stage_pb2.ForwardResponse]:
+        """One stateless micro-batch; tried once more on another route when the first breaks."""
+        route = self._choose(spec, ctx, span, set())
+        try:
+            return route, await self._forward(request(route), route, spec, ctx, span)
+        except RouteBroke as broke:
+            if not self._has_other(spec, ctx, route, broke.avoid):
+                raise broke.error from None
+            self._retrying(spec, broke)
+            route = self._choose(spec, ctx, span, broke.avoid)
+        try:
+            return route, await self._forward(request(route), route, spec, ctx, span)
+        except RouteBroke as broke:
+            raise broke.error from None
+
+    def _choose(
+        self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str]
+    ) -> Route:
+        with self._telemetry.span("router.route", span) as routing_span:
+            route = self._routing.choose(
+                spec, time.monotonic(), self._rng, override=ctx.policy_override, avoid=avoid
+            )
+            for hop in route:
+                routing_span.set_attribute(f"stagemesh.stage.{hop.stage}", hop.replica_id)
+        return route
+
+    def _has_other(
+        self, spec: registry_pb2.ModelSpec, ctx: RequestContext, route: Route, avoid: set[str]
+    ) -> bool:
+        return ctx.deadline > time.monotonic() and self._routing.has_other(spec, route, avoid)
+
+    def _retrying(self, spec: registry_pb2.ModelSpec, broke: RouteBroke) -> None:
+        log.warning("route.broke: %s; trying another", broke.error.message)
+        self._telemetry.retries.labels(spec.name).inc()
+
+    @contextmanager
+    def _in_flight(self, spec: registry_pb2.ModelSpec, route: Route) -> Iterator[None]:
+        replicas = [hop.replica_id for hop in route]
+        self._loads.begin(replicas)
+        for hop in route:
+            self._telemetry.route_sessions.labels(spec.name, str(hop.stage), hop.replica_id).inc()
+        try:
+            yield
+        finally:
+            self._loads.end(replicas)
+
+    async def _session(
+        self,
+        opening: stage_pb2.OpenSession,
+        route: Route,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        span: Span,
+    ) -> AsyncIterator[stage_pb2.SessionEvent]:
+        with self._in_flight(spec, route):
+            with trace.use_span(span):
+                call = self._channels.stage(route[0].address).Generate(opening, timeout=remaining(ctx))
+            try:
+                async for event in call:
+                    self._loads.report(event.loads, time.monotonic())
+                    if any(spec.vocab_size and token.id >= spec.vocab_size for token in event.tokens):
+                        raise errors.InternalError("a stage sent a token outside the vocabulary")
+                    if event.tokens or event.finish_reason:
+                        yield event
+                    if event.finish_reason:
+                        return
+                raise self._broke(route, spec, errors.Unavailable("it ended without a finish reason"), "")
+            except grpc.aio.AioRpcError as error:
+                raise self._translated(route, spec, error) from None
+            finally:
+                call.cancel()
+
+    async def _forward(
+        self,
+        request: stage_pb2.ForwardRequest,
+        route: Route,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        span: Span,
+    ) -> stage_pb2.ForwardResponse:
+        with self._in_flight(spec, route):
+            try:
+                with trace.use_span(span):
+                    call = self._channels.stage(route[0].address).Forward(request, timeout=remaining(ctx))
+                answer = await call
+            except grpc.aio.AioRpcError as error:
+                raise self._translated(route, spec, error) from None
+            self._loads.report(answer.loads, time.monotonic())
+            return answer
+
+    def _translated(
+        self, route: Route, spec: registry_pb2.ModelSpec, error: grpc.aio.AioRpcError
+    ) -> Exception:
+        translated = from_rpc_error(error)
+        if not isinstance(translated, _ROUTE_FAULTS):
+            return translated
+        named = dict(error.trailing_metadata() or ())
+        return self._broke(route, spec, translated, str(named.get(FAILED_REPLICA, "")))
+
+    def _broke(
+        self, route: Route, spec: registry_pb2.ModelSpec, error: errors.StagemeshError, named: str
+    ) -> RouteBroke:
+        guilty, avoid = blame(route, error.message, named)
+        if isinstance(error, errors.ResourceExhausted):
+            return RouteBroke(error, avoid)
+        if guilty:
+            self._loads.failed(guilty, time.monotonic())
+        where = f"at replica {guilty}" if guilty else "at one of its replicas"
+        message = f"the route of model {spec.name!r} broke {where}: {first_line(error.message)}"
+        return RouteBroke(errors.Unavailable(message, retry_after_s=1.0), avoid)
+
+
+def remaining(ctx: RequestContext) -> float:
+    """Seconds until the deadline; raises `DeadlineExceeded` when it has passed."""
+    left = ctx.deadline - time.monotonic()
+    if left <= 0:
+        raise errors.DeadlineExceeded("the deadline passed before the request was dispatched")
+    return left
+
+
+def deadline_unix_ms(ctx: RequestContext) -> int:
+    """The deadline as stages are told it."""
+    return int((time.time() + ctx.deadline - time.monotonic()) * 1000)
+
+
+def first_line(message: str) -> str:
+    """A peer's message, cut to one short line."""
+    return (message.splitlines() or ["no reason given"])[0][:200]

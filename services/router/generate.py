@@ -1,0 +1,151 @@
+"""The story of one generation, from an admitted request to the last chunk."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from opentelemetry.trace import Span
+
+from stagemesh.v1 import cache_pb2, inference_pb2, stage_pb2
+
+from .cache_client import BYPASS, ERROR, HIT, CacheClient
+from .context import RequestContext
+from .dispatch import Dispatch, Route, deadline_unix_ms
+from .prepare import Plan
+from .telemetry import Telemetry
+from .text import StopStrings
+
+FINISH = {stage_pb2.FINISH_REASON_STOP: "stop", stage_pb2.FINISH_REASON_LENGTH: "length"}
+
+
+class Generation:
+    """One generation: cache, route, tokens to text, stop strings, cache again."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ctx: RequestContext,
+        span: Span,
+        session: int,
+        *,
+        cache: CacheClient,
+        dispatch: Dispatch,
+        telemetry: Telemetry,
+    ) -> None:
+        self.plan = plan
+        self.completion_tokens = 0
+        self.finish_reason = ""
+        self.cache_status: int = BYPASS
+        self._ctx = ctx
+        self._span = span
+        self._session = session
+        self._cache = cache
+        self._dispatch = dispatch
+        self._telemetry = telemetry
+        self._first = True
+        self._started = time.monotonic()
+
+    async def run(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """The whole answer; the first chunk carries id, cache status and route, the last one the rest."""
+        plan = self.plan
+        if plan.lookup and plan.key is not None:
+            self.cache_status, kept = await self._cache.lookup(
+                self._ctx.tenant, plan.key, cache_pb2.CachedGeneration
+            )
+            if kept is not None and kept.finish_reason:
+                for response in self._replay(kept):
+                    yield response
+                return
+            if self.cache_status == HIT:
+                self.cache_status = ERROR
+        chunks: list[cache_pb2.CachedChunk] = []
+        async with aclosing(self._stream()) as responses:
+            async for response in responses:
+                if plan.store:
+                    ids = [token.id for token in response.tokens]
+                    chunks.append(cache_pb2.CachedChunk(text=response.text, token_ids=ids))
+                if response.finish_reason and plan.store and plan.key is not None:
+                    value = cache_pb2.CachedGeneration(
+                        chunks=chunks,
+                        finish_reason=response.finish_reason,
+                        prompt_tokens=len(plan.token_ids),
+                    )
+                    self._cache.store(self._ctx.tenant, plan.key, value, plan.spec)
+                yield response
+
+    async def _stream(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """Tokens from the mesh as chunks of final text; ends early when a stop string completes."""
+        plan = self.plan
+        detokenizer, stops = plan.text.detokenizer(), StopStrings(plan.stop)
+        ends = frozenset(plan.stop_token_ids)
+        async with aclosing(
+            self._dispatch.generate(plan.spec, self._ctx, self._span, self._opening)
+        ) as events:
+            async for route, event in events:
+                finish = FINISH.get(event.finish_reason, "")
+                ids = [token.id for token in event.tokens]
+                if finish == "stop" and ids and ids[-1] in ends:
+                    ids.pop()  # it ends the text and is no part of it
+                text, stopped = stops.push(detokenizer.push(ids))
+                if finish and not stopped:
+                    rest, stopped = stops.push(detokenizer.flush())
+                    text += rest + ("" if stopped else stops.flush())
+                finish = "stop" if stopped else finish
+                if plan.sampling.logprobs > plan.alternatives:
+                    for token in event.tokens:
+                        token.ClearField("alternatives")
+                yield self._chunk(text, list(event.tokens), finish, route, list(event.timings))
+                if finish:
+                    return
+
+    def _chunk(
+        self,
+        text: str,
+        tokens: list[stage_pb2.Token],
+        finish: str,
+        route: Route,
+        timings: list[stage_pb2.StageTiming],
+    ) -> inference_pb2.GenerateResponse:
+        self.completion_tokens += len(tokens)
+        self.finish_reason = finish
+        response = inference_pb2.GenerateResponse(text=text, tokens=tokens, finish_reason=finish)
+        if self._first:
+            self._first = False
+            response.request_id = self._ctx.request_id
+            response.cache = self.cache_status  # type: ignore[assignment]
+            response.route.extend(route)
+            self._telemetry.first_token.labels(self.plan.spec.name).observe(time.monotonic() - self._started)
+        if finish:
+            response.usage.prompt_tokens = len(self.plan.token_ids)
+            response.usage.completion_tokens = self.completion_tokens
+            response.timings.extend(timings)
+        return response
+
+    def _replay(self, kept: cache_pb2.CachedGeneration) -> list[inference_pb2.GenerateResponse]:
+        position = len(self.plan.token_ids)
+        responses = []
+        for index, chunk in enumerate(kept.chunks):
+            tokens = [
+                stage_pb2.Token(id=token, position=position + offset)
+                for offset, token in enumerate(chunk.token_ids)
+            ]
+            position += len(tokens)
+            finish = kept.finish_reason if index == len(kept.chunks) - 1 else ""
+            responses.append(self._chunk(chunk.text, tokens, finish, [], []))
+        return responses or [self._chunk("", [], kept.finish_reason, [], [])]
+
+    def _opening(self, route: Route) -> stage_pb2.OpenSession:
+        plan = self.plan
+        return stage_pb2.OpenSession(
+            session=self._session,
+            epoch=0,
+            model=plan.spec.name,
+            revision=plan.spec.revision,
+            route=route,
+            token_ids=plan.token_ids,
+            prompt_tokens=len(plan.token_ids),
+            max_tokens=plan.max_tokens,
+            sampling=plan.sampling,
+            stop_token_ids=plan.stop_token_ids,
+            deadline_unix_ms=deadline_unix_ms(self._ctx),
+        )

@@ -1,0 +1,32 @@
+"""From an RPC's metadata to the request's context, and from an answer to trailing metadata."""
+
+from collections.abc import Sequence
+
+import grpc.aio
+
+from stagemesh.v1 import stage_pb2
+
+from .cache_client import STATUS_NAMES
+from .context import RequestContext
+from .core import RouterCore
+from .routing import route_header
+
+
+def open_context(core: RouterCore, rpc: grpc.aio.ServicerContext) -> RequestContext:
+    """The context of an RPC: metadata, and the deadline that the caller set. Raises `Unauthenticated`."""
+    metadata = {
+        key.lower(): value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)
+    }
+    left = rpc.time_remaining()
+    # Without a deadline gRPC says None or a number of years.
+    return core.context(metadata, None if left is None or left > 10**7 else left)
+
+
+def answered(
+    rpc: grpc.aio.ServicerContext, ctx: RequestContext, cache: int, route: Sequence[stage_pb2.RouteHop]
+) -> None:
+    """Say in trailing metadata under which id, from where and along which route the answer came."""
+    trailing = [("x-request-id", ctx.request_id), ("stagemesh-cache", STATUS_NAMES.get(cache, "bypass"))]
+    if route:
+        trailing.append(("x-stagemesh-route", route_header(list(route))))
+    rpc.set_trailing_metadata(tuple(trailing))

@@ -1,0 +1,76 @@
+"""Feeds `membership` from the watch on etcd, and tidies up behind it."""
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing
+
+from stagemesh import records
+from stagemesh.etcd import Change, Etcd, Snapshot
+
+from .channels import Channels
+from .loads import Loads
+from .membership import Membership
+
+log = logging.getLogger(__name__)
+TICK_S = 0.5
+
+
+class MembershipWatch:
+    """Two tasks: one follows the watch, one lets the grace periods run out. `async with` owns both."""
+
+    def __init__(self, etcd: Etcd, membership: Membership, loads: Loads, channels: Channels) -> None:
+        self._etcd = etcd
+        self._membership = membership
+        self._loads = loads
+        self._channels = channels
+        self._listed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "MembershipWatch":
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tick())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def listed(self) -> None:
+        """Return once the first listing has been taken; raises what ended the watch, if it ended."""
+        waiter = asyncio.create_task(self._listed.wait())
+        try:
+            await asyncio.wait([waiter, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+        finally:
+            waiter.cancel()
+
+    async def _follow(self) -> None:
+        events = self._etcd.watch(records.ROOT)
+        async with aclosing(events):  # type: ignore[type-var]
+            async for event in events:
+                now = time.monotonic()
+                if isinstance(event, Snapshot):
+                    self._membership.snapshot(event.items, now)
+                    self._listed.set()
+                    log.info("membership.listed %r", self._membership)
+                elif isinstance(event, Change):
+                    self._membership.change(event.key, event.value, now)
+
+    async def _tick(self) -> None:
+        connected, version = True, -1
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._etcd.connected and not connected:
+                self._membership.reconnected(time.monotonic())
+                log.info("membership.reconnected")
+            elif connected and not self._etcd.connected:
+                log.warning("membership.disconnected: going on with %r", self._membership)
+            connected = self._etcd.connected
+            self._membership.expire(time.monotonic())
+            if version != self._membership.version:
+                version = self._membership.version
+                await self._channels.sweep(self._membership.addresses())
+                self._loads.forget({each.replica_id for each in self._membership.replicas.values()})

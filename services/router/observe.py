@@ -1,0 +1,85 @@
+"""One request as metrics and the trace see it."""
+
+import asyncio
+import time
+from types import TracebackType
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from stagemesh.errors import InternalError, NotFound, StagemeshError
+from stagemesh.tracing import tracer
+
+from .context import RequestContext
+from .telemetry import Telemetry
+
+OPERATIONS = {"generate": "text_completion", "infer": "infer", "embed": "embeddings"}
+
+
+class Observed:
+    """`with Observed(...) as observed:` counts the request, times it and owns its span.
+
+    The span is not made current, because the body may hand control to its caller between two chunks.
+    """
+
+    def __init__(self, telemetry: Telemetry, operation: str, model: str, ctx: RequestContext) -> None:
+        self._telemetry = telemetry
+        self._model = model
+        self._started = time.monotonic()
+        self.span: Span = tracer().start_span(
+            "router.request",
+            kind=SpanKind.INTERNAL,
+            attributes={
+                "gen_ai.operation.name": OPERATIONS[operation],
+                "gen_ai.provider.name": "stagemesh",
+                "gen_ai.request.model": model,
+                "stagemesh.request_id": ctx.request_id,
+                "stagemesh.tenant": ctx.tenant,
+            },
+        )
+
+    def __enter__(self) -> "Observed":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
+    ) -> None:
+        code = code_of(error)
+        model = "unknown" if isinstance(error, NotFound) else self._model
+        self._telemetry.requests.labels(model, code).inc()
+        if error is None:
+            self._telemetry.duration.labels(model).observe(time.monotonic() - self._started)
+        else:
+            self.span.set_attribute("error.type", code)
+            if code not in ("CANCELLED", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"):
+                self.span.set_status(Status(StatusCode.ERROR, code))
+        self.span.end()
+
+    def prompt(self, tokens: int) -> None:
+        """The length of the prompt is known."""
+        self._telemetry.prompt_tokens.labels(self._model).inc(tokens)
+        self.span.set_attribute("gen_ai.usage.input_tokens", tokens)
+
+    def completion(self, tokens: int, finish_reason: str) -> None:
+        """The generation ended, well or not, after that many new tokens."""
+        self._telemetry.tokens.labels(self._model).inc(tokens)
+        self.span.set_attribute("gen_ai.usage.output_tokens", tokens)
+        if finish_reason:
+            self.span.set_attribute("gen_ai.response.finish_reasons", [finish_reason])
+
+    def current(self) -> "trace.use_span":  # type: ignore[valid-type]
+        """A context manager that makes the span current around a block that does not yield to the caller."""
+        return trace.use_span(
+            self.span, end_on_exit=False, record_exception=False, set_status_on_exception=False
+        )
+
+
+def code_of(error: BaseException | None) -> str:
+    """The label of an outcome: OK, CANCELLED, or the name of the gRPC status."""
+    if error is None:
+        return "OK"
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "CANCELLED"
+    if isinstance(error, StagemeshError) and not isinstance(error, InternalError):
+        return error.kind.upper()
+    return "INTERNAL"

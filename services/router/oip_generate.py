@@ -1,0 +1,72 @@
+"""Text generation through the Open Inference Protocol: `text_input` and parameters to a generation. Pure."""
+
+from typing import Any
+
+from stagemesh.errors import InvalidArgument
+from stagemesh.oip import open_inference_pb2 as oip
+from stagemesh.v1 import inference_pb2
+
+from .oip_codec import parameter_values, read_texts
+
+TEXT_INPUT = "text_input"
+TEXT_OUTPUT = "text_output"
+_INTEGERS = ("max_tokens", "top_k", "seed")
+_NUMBERS = ("temperature", "top_p", "min_p")
+# Set by servers and clients of the protocol for themselves.
+_IGNORED = (
+    "stream",
+    "sequence_id",
+    "sequence_start",
+    "sequence_end",
+    "priority",
+    "timeout",
+    "binary_data_output",
+)
+
+
+def has_text(request: oip.ModelInferRequest) -> bool:
+    """Whether the request brings text instead of token tensors."""
+    return any(tensor.name == TEXT_INPUT for tensor in request.inputs)
+
+
+def only_text(request: oip.ModelInferRequest) -> list[str]:
+    """The texts; `InvalidArgument` when another input comes beside them."""
+    for index, tensor in enumerate(request.inputs):
+        if tensor.name != TEXT_INPUT or index > 0:
+            raise InvalidArgument(
+                f"inputs[{index}].name: {TEXT_INPUT} must be the only input", field=f"inputs[{index}].name"
+            )
+    return read_texts(request, 0)
+
+
+def generation_of(request: oip.ModelInferRequest) -> inference_pb2.GenerateRequest:
+    """The generation that a request with `text_input` of shape [1] asks for."""
+    texts = only_text(request)
+    if len(texts) != 1:
+        raise InvalidArgument(
+            f"inputs[0].shape: {TEXT_INPUT} of a generation must be [1]", field="inputs[0].shape"
+        )
+    generation = inference_pb2.GenerateRequest(model=request.model_name, prompt=texts[0])
+    for name, value in parameter_values(request.parameters).items():
+        _set(generation, name, value)
+    return generation
+
+
+def _set(generation: inference_pb2.GenerateRequest, name: str, value: Any) -> None:
+    field = f"parameters.{name}"
+    try:
+        if name in _INTEGERS:
+            number = float(value) if isinstance(value, str) else value
+            if isinstance(number, bool) or number != int(number):
+                raise ValueError
+            setattr(generation, name, int(number))
+        elif name in _NUMBERS:
+            setattr(generation, name, float(value))
+        elif name == "ignore_eos" and isinstance(value, bool):
+            generation.ignore_eos = value
+        elif name == "stop" and isinstance(value, str):
+            generation.stop.append(value)
+        elif name not in _IGNORED and not name.startswith("triton_"):
+            raise InvalidArgument(f"{field}: unknown parameter", field=field)
+    except (ValueError, TypeError, OverflowError):
+        raise InvalidArgument(f"{field}: {str(value)[:40]!r} is not a fitting value", field=field) from None

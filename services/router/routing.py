@@ -1,0 +1,112 @@
+"""Chooses one replica per stage for a session. Pure; clock and random generator come in as arguments."""
+
+import random
+from collections.abc import Collection
+
+from stagemesh.errors import InvalidArgument, Unavailable
+from stagemesh.v1 import registry_pb2, stage_pb2
+
+from .loads import Loads
+from .membership import Membership
+from .policies import POLICIES, Policy
+
+RETRY_AFTER_S = 1.0
+
+
+class Routing:
+    """Applies the policies; keeps one policy instance for each stage of each model."""
+
+    def __init__(self, membership: Membership, loads: Loads, *, default_policy: str) -> None:
+        self._membership = membership
+        self._loads = loads
+        self._default = default_policy
+        self._policies: dict[tuple[str, int, str], Policy] = {}
+
+    def choose(
+        self,
+        spec: registry_pb2.ModelSpec,
+        now: float,
+        rng: random.Random,
+        *,
+        override: str = "",
+        avoid: Collection[str] = (),
+    ) -> list[stage_pb2.RouteHop]:
+        """A route for `spec`, stage 0 first.
+
+        Replicas in `avoid`, and those whose connection failed a moment ago, are taken only where a stage has no
+        other. Raises `Unavailable` naming the stage that has no ready replica, `InvalidArgument` for an unknown
+        `override`.
+        """
+        name = override or spec.policy or self._default
+        if name not in POLICIES:
+            if override:
+                raise InvalidArgument(
+                    f"x-stagemesh-policy: no policy {override[:40]!r}; there are {', '.join(sorted(POLICIES))}",
+                    field="x-stagemesh-policy",
+                )
+            name = self._default
+        route = []
+        for stage, replicas in enumerate(self._membership.ready(spec)):
+            if not replicas:
+                raise Unavailable(
+                    f"model {spec.name!r} has no ready replica for stage {stage} of {len(spec.partitions)}",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            preferred = [each for each in replicas if each.replica_id not in avoid]
+            preferred = [
+                each for each in preferred or replicas if not self._loads.cooling(each.replica_id, now)
+            ] or (preferred or replicas)
+            policy = self._policies.get((spec.name, stage, name))
+            if policy is None:
+                policy = self._policies[spec.name, stage, name] = POLICIES[name]()
+            candidates = [self._loads.candidate(each.replica_id, now, ready=True) for each in preferred]
+            chosen = policy.choose(candidates, now, rng).replica_id
+            address = next(each.address for each in preferred if each.replica_id == chosen)
+            route.append(stage_pb2.RouteHop(stage=stage, replica_id=chosen, address=address))
+        if not route:
+            raise Unavailable(
+                f"model {spec.name!r} has not been cut into stages yet", retry_after_s=RETRY_AFTER_S
+            )
+        return route
+
+    def has_other(
+        self, spec: registry_pb2.ModelSpec, route: list[stage_pb2.RouteHop], avoid: Collection[str]
+    ) -> bool:
+        """Whether some stage where `route` used a replica in `avoid` has a ready one outside it."""
+        stages = self._membership.ready(spec)
+        return all(stages) and any(
+            hop.replica_id in avoid and any(each.replica_id not in avoid for each in stages[hop.stage])
+            for hop in route
+            if hop.stage < len(stages)
+        )
+
+
+def route_header(route: list[stage_pb2.RouteHop]) -> str:
+    """The route as response metadata spell it: `0=<replica_id>,1=<replica_id>`."""
+    return ",".join(f"{hop.stage}={hop.replica_id}" for hop in route)
+
+
+_TRANSPORT = (
+    "connect",
+    "socket",
+    "reset",
+    "recvmsg",
+    "broken pipe",
+    "goaway",
+    "removed",
+    "transport",
+    "closed",
+)
+
+
+def blame(route: list[stage_pb2.RouteHop], details: str, failed_replica: str) -> tuple[str, set[str]]:
+    """Which replica broke, and which ones a retry keeps away from.
+
+    `failed_replica` is what the head said (metadata `stagemesh-failed-replica`), or empty. A broken connection is
+    the head's own fault. Otherwise nobody is named and the retry avoids the whole route.
+    """
+    if any(hop.replica_id == failed_replica for hop in route):
+        return failed_replica, {failed_replica}
+    if any(word in details.lower() for word in _TRANSPORT):
+        return route[0].replica_id, {route[0].replica_id}
+    return "", {hop.replica_id for hop in route}

@@ -1,0 +1,46 @@
+"""Metrics and spans of the router."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry import trace
+from opentelemetry.trace import Span
+
+from stagemesh.metrics import counter, gauge, histogram
+from stagemesh.tracing import tracer
+
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Telemetry:
+    """Every metric of the router, and how it opens spans."""
+
+    def __init__(self) -> None:
+        self.requests = counter("stagemesh_requests_total", "Requests by outcome.", ("model", "code"))
+        self.duration = histogram(
+            "stagemesh_request_duration_seconds", "From arrival to the last byte.", ("model",), BUCKETS_S
+        )
+        self.first_token = histogram(
+            "stagemesh_time_to_first_token_seconds", "From arrival to the first token.", ("model",), BUCKETS_S
+        )
+        self.tokens = counter("stagemesh_tokens_generated_total", "New tokens sent to clients.", ("model",))
+        self.prompt_tokens = counter("stagemesh_prompt_tokens_total", "Prompt tokens taken.", ("model",))
+        self.cache_lookups = counter("stagemesh_cache_lookups_total", "Lookups by result.", ("result",))
+        self.route_sessions = counter(
+            "stagemesh_route_sessions_total",
+            "Sessions and micro-batches routed to a replica.",
+            ("model", "stage", "replica"),
+        )
+        self.retries = counter(
+            "stagemesh_route_retries_total", "Routes that broke and were tried anew.", ("model",)
+        )
+        self.active = gauge("stagemesh_sessions_active", "Requests that run now.")
+        self.waiting = gauge("stagemesh_sessions_waiting", "Requests that wait for their turn.")
+        self.etcd_connected = gauge("stagemesh_etcd_connected", "1 while etcd answers this process.")
+
+    @contextmanager
+    def span(self, name: str, parent: Span | None = None) -> Iterator[Span]:
+        """A span around a block that does not yield to a caller; child of `parent`, else of the current span."""
+        context = trace.set_span_in_context(parent) if parent is not None else None
+        with tracer().start_as_current_span(name, context=context) as span:
+            yield span
