@@ -7,7 +7,7 @@ the next one when an endpoint does not answer.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +69,8 @@ class Etcd:
         """Connect; raise `errors.Unavailable` with one clear line when no endpoint answers."""
         self._channel.open()
         try:
-            await self._ping()
-        except StagemeshError:
+            await self._ping(self._channel.timeout_s)
+        except BaseException:
             await self._channel.close()
             raise
         self._heartbeat = asyncio.create_task(self._beat(), name="etcd-heartbeat")
@@ -165,7 +165,7 @@ class Etcd:
         self._leases.add(lease)
         return lease
 
-    async def watch(self, prefix: str) -> AsyncIterator[Snapshot | Change]:
+    async def watch(self, prefix: str) -> AsyncGenerator[Snapshot | Change, None]:
         """First a `Snapshot` of `prefix`, then each `Change`; after a break a new `Snapshot`. Never ends.
 
         While etcd is down nothing is yielded. A store that came back empty gives an empty `Snapshot`; what to
@@ -180,8 +180,8 @@ class Etcd:
             async for event in events:
                 yield event
 
-    async def _ping(self) -> None:
-        await self._channel.kv("Range", rpc.RangeRequest(key=b"\0", count_only=True, limit=1))
+    async def _ping(self, timeout_s: float) -> None:
+        await self._channel.kv("Range", rpc.RangeRequest(key=b"\0", count_only=True, limit=1), timeout_s)
 
     async def _beat(self) -> None:
         while True:
@@ -189,7 +189,7 @@ class Etcd:
             if self._channel.idle_s < _HEARTBEAT_S:
                 continue
             try:
-                await self._ping()
+                await self._ping(2.0)
             except Unavailable:
                 pass
             except StagemeshError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
-from stagemesh.errors import ConfigError, StagemeshError, Unavailable, from_code
+from stagemesh.errors import ConfigError, Unavailable, from_code
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 ]
+# What a call can raise: a status, or a complaint that it, or its channel, has ended already.
+CALL_ERRORS = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
+
 # Answers after which another member, or the same one a moment later, may do better.
 _PASSING = {
     grpc.StatusCode.UNAVAILABLE,
@@ -76,6 +80,7 @@ class EtcdChannel:
         self.timeout_s = timeout_s
         self._credentials = _credentials(ca, cert, key)
         self._channels: list[grpc.aio.Channel] = []
+        self._closing: set[asyncio.Task[None]] = set()
         self._index = 0
         self._answered_at = 0.0
         self.connected = False
@@ -86,18 +91,27 @@ class EtcdChannel:
 
     def open(self) -> None:
         """Make the channels; connecting happens at the first call."""
-        for endpoint in self.endpoints:
-            if self._credentials is None:
-                channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
-            else:
-                channel = grpc.aio.secure_channel(endpoint, self._credentials, options=_OPTIONS)
-            self._channels.append(channel)
+        self._channels = [self._connect(endpoint) for endpoint in self.endpoints]
+
+    def _connect(self, endpoint: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+        return grpc.aio.secure_channel(endpoint, self._credentials, options=_OPTIONS)
 
     async def close(self) -> None:
         """Close every channel; calls in flight are cancelled."""
         channels, self._channels = self._channels, []
         self.connected = False
-        await asyncio.gather(*(channel.close() for channel in channels))
+        for closing in self._closing:
+            closing.cancel()
+        await asyncio.gather(
+            *self._closing, *(channel.close() for channel in channels), return_exceptions=True
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether there are no channels: not opened yet, or closed."""
+        return not self._channels
 
     @property
     def idle_s(self) -> float:
@@ -118,23 +132,31 @@ class EtcdChannel:
             self.connected = True
             log.info("etcd.connected endpoint=%s", self.endpoints[self._index])
 
-    def turn(self, channel: grpc.aio.Channel, reason: str) -> None:
-        """Use the next endpoint after `channel` failed (nothing if another caller has turned already)."""
+    def turn(self, channel: grpc.aio.Channel, reason: str, *, silent: bool = False) -> None:
+        """Use the next endpoint after `channel` failed (nothing if another caller has turned already).
+
+        A connection on which etcd was `silent` may be dead without either end knowing; its channel is replaced.
+        """
         if not self._channels or channel is not self._channels[self._index]:
             return
         if self.connected:
             log.warning("etcd.lost endpoint=%s reason=%s", self.endpoints[self._index], reason)
         self.connected = False
+        if silent:
+            self._channels[self._index] = self._connect(self.endpoints[self._index])
+            closing = asyncio.create_task(channel.close(self.timeout_s + 1))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
         self._index = (self._index + 1) % len(self._channels)
 
-    async def kv(self, method: str, request: Any) -> Any:
+    async def kv(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """Call a method of etcd's KV service."""
-        return (await self.kv_counted(method, request))[0]
+        return (await self.kv_counted(method, request, timeout_s))[0]
 
-    async def kv_counted(self, method: str, request: Any) -> tuple[Any, int]:
+    async def kv_counted(self, method: str, request: Any, timeout_s: float | None = None) -> tuple[Any, int]:
         """As `kv`, and the number of attempts that it took."""
         return await self.call(
-            lambda channel, timeout: getattr(rpc.KVStub(channel), method)(request, timeout=timeout)
+            lambda channel, timeout: getattr(rpc.KVStub(channel), method)(request, timeout=timeout), timeout_s
         )
 
     async def call(
@@ -147,42 +169,43 @@ class EtcdChannel:
         """
         total = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + total
-        attempts, left = 0, total
-        # A dead endpoint may eat only its share of the time; each is tried at least once, a single one twice.
-        share = total / len(self.endpoints)
-        tries = max(2, len(self.endpoints))
-        reason = "no answer"
-        while attempts < tries and left > 0:
-            channel = self.current
+        # A silent endpoint may eat only its share of the time.
+        share = total / max(2, len(self.endpoints))
+        attempts = 0
+        while True:
+            channel, left = self.current, deadline - time.monotonic()
             attempts += 1
             try:
-                result = await attempt(channel, min(left, share))
+                result = await attempt(channel, max(0.05, min(left, share)))
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _PASSING:
                     self.answered()
                     raise from_code(error.code().value[0], f"etcd: {error.details()}") from error
-                reason = _reason(error)
-                self.turn(channel, reason)
+                reason = said(error)
+                self.turn(channel, reason, silent=error.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
             except TimeoutError:
                 reason = "no answer in time"
-                self.turn(channel, reason)
+                self.turn(channel, reason, silent=True)
+            except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+                reason = said(error)
             else:
                 self.answered()
                 return result, attempts
-            left = deadline - time.monotonic()
-            if attempts % len(self.endpoints) == 0 and 0 < attempts < tries:
-                await asyncio.sleep(min(0.1, max(0.0, left)))
-        raise self.unavailable(reason)
-
-    def unavailable(self, reason: str) -> StagemeshError:
-        """The error that says in one line that no endpoint answers."""
-        return Unavailable(f"etcd at {','.join(self.endpoints)} does not answer: {reason}", retry_after_s=1.0)
+            wait_s = 0.0 if attempts < len(self.endpoints) else random.uniform(0.1, 0.3)
+            if time.monotonic() + wait_s >= deadline:
+                raise Unavailable(
+                    f"etcd at {','.join(self.endpoints)} does not answer: {reason}", retry_after_s=1.0
+                )
+            await asyncio.sleep(wait_s)
 
 
-def _reason(error: grpc.aio.AioRpcError) -> str:
-    details = str(error.details() or error.code().name)
+def said(error: BaseException) -> str:
+    """What a failed call says, in one line."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return str(error) or type(error).__name__
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
+    details = str(error.details() or error.code().name)
     if "Connection refused" in details:
         return "connection refused"
     return details.splitlines()[0][:200]

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 0.6
+# A write waits this long for etcd before it is left to the lease's task.
+_WRITE_TIMEOUT_S = 1.5
 
 
 class Lease:
@@ -103,11 +105,13 @@ class Lease:
                 value = self._wanted.get(key)
                 name = key.encode()
                 if value is None:
-                    reply = await self._channel.kv("DeleteRange", rpc.DeleteRangeRequest(key=name))
+                    reply = await self._channel.kv(
+                        "DeleteRange", rpc.DeleteRangeRequest(key=name), _WRITE_TIMEOUT_S
+                    )
                 else:
                     request = rpc.PutRequest(key=name, value=value, lease=self.id)
                     try:
-                        reply = await self._channel.kv("Put", request)
+                        reply = await self._channel.kv("Put", request, _WRITE_TIMEOUT_S)
                     except NotFound:
                         await self._grant()
                         continue
@@ -172,12 +176,10 @@ class Lease:
                 if reply is grpc.aio.EOF:
                     raise TimeoutError
                 return reply
-            except asyncio.InvalidStateError as error:
-                raise TimeoutError from error
             finally:
                 call.cancel()
 
-        reply, _ = await self._channel.call(attempt, timeout_s=max(1.0, self.ttl_s / 3))
+        reply, _ = await self._channel.call(attempt, timeout_s=max(1.5, self.ttl_s * 0.4))
         return int(reply.TTL)
 
     async def _find_missing(self) -> None:

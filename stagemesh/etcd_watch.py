@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import grpc
 from aetcd import rpc
 
 from stagemesh.errors import StagemeshError
-from stagemesh.etcd_channel import EtcdChannel
+from stagemesh.etcd_channel import CALL_ERRORS, EtcdChannel, said
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,10 @@ def prefix_end(prefix: str) -> bytes:
 
 async def watch_prefix(
     channel: EtcdChannel, prefix: str, read: Callable[[], Awaitable[tuple[dict[str, bytes], int]]]
-) -> AsyncIterator[Snapshot | Change]:
-    """Yield a `Snapshot`, its `Change`s, and after each break a new `Snapshot`; for ever."""
+) -> AsyncGenerator[Snapshot | Change, None]:
+    """Yield a `Snapshot`, its `Change`s, and after each break a new `Snapshot`; until the client is closed."""
     retry_s = _FIRST_RETRY_S
-    while True:
+    while not channel.closed:
         try:
             items, revision = await read()
             yield Snapshot(items, revision)
@@ -73,6 +73,8 @@ async def watch_prefix(
             finally:
                 stream.cancel()
         except (StagemeshError, _Broken) as error:
+            if channel.closed:
+                return
             log.warning("etcd.watch.broken prefix=%s: %s", prefix, error)
         await asyncio.sleep(retry_s * random.uniform(0.5, 1.0))
         retry_s = min(_LAST_RETRY_S, retry_s * 2)
@@ -106,11 +108,11 @@ class _Stream:
                 await self._call.write(rpc.WatchRequest(create_request=create))
                 reply = await self._call.read()
         except TimeoutError as error:
-            self._channel.turn(self._used, "watch not created in time")
+            self._channel.turn(self._used, "watch not created in time", silent=True)
             raise _Broken("not created in time") from error
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except CALL_ERRORS as error:
             self._channel.turn(self._used, "watch refused")
-            raise _Broken(_said(error)) from error
+            raise _Broken(said(error)) from error
         if reply is grpc.aio.EOF or not reply.created or reply.canceled:
             raise _Broken("not created")
         self._check_at = time.monotonic() + _CHECK_S
@@ -124,12 +126,14 @@ class _Stream:
             await self._check()
             return []
         done, self._reading = self._reading, None
+        if done.cancelled():
+            raise _Broken("its channel was replaced")
         try:
             reply = done.result()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except CALL_ERRORS as error:
             assert self._used is not None
-            self._channel.turn(self._used, _said(error))
-            raise _Broken(_said(error)) from error
+            self._channel.turn(self._used, said(error))
+            raise _Broken(said(error)) from error
         if reply is grpc.aio.EOF:
             raise _Broken("the stream ended")
         if reply.compact_revision:
@@ -141,6 +145,7 @@ class _Stream:
 
     def cancel(self) -> None:
         if self._reading is not None:
+            self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._reading.cancel()
         if self._call is not None:
             self._call.cancel()
@@ -163,7 +168,7 @@ class _Stream:
             keys_only=True,
             limit=1,
         )
-        reply = await self._channel.kv("Range", request)
+        reply = await self._channel.kv("Range", request, timeout_s=2.0)
         self._check_at = time.monotonic() + _CHECK_S
         if reply.header.revision < self._revision:
             raise _Broken("the store went back in time")
@@ -176,9 +181,3 @@ class _Stream:
         if self._suspect == seen:
             raise _Broken("changes were not delivered")
         self._suspect = seen
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return str(error.details() or error.code().name).splitlines()[0][:200]
-    return type(error).__name__

@@ -47,7 +47,7 @@ def create_channel(
         ("grpc.enable_http_proxy", 0),
         *(options or []),
     ]
-    return grpc.aio.insecure_channel(address, options=merged, interceptors=tracing.client_interceptors())
+    return tracing.traced(grpc.aio.insecure_channel(address, options=merged))
 
 
 class GrpcServer:

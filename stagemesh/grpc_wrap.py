@@ -1,7 +1,7 @@
 """Put a context manager around every kind of aio handler: the base of the server interceptors."""
 
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
@@ -26,13 +26,14 @@ def wrap_handler(handler: Any, around: Around) -> Any:
     attribute, make = _KINDS[handler.request_streaming, handler.response_streaming]
     behavior = getattr(handler, attribute)
     if inspect.isasyncgenfunction(behavior):
-
-        async def generate(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        # Written from here rather than yielded on: a generator whose RPC is cancelled is closed at some later
+        # time in some other context, while this one ends here and now.
+        async def write_all(request: Any, context: grpc.aio.ServicerContext) -> None:
             async with around(context), aclosing(behavior(request, context)) as responses:
                 async for response in responses:
-                    yield response
+                    await context.write(response)
 
-        wrapped: Any = generate
+        wrapped: Any = write_all
     elif inspect.iscoroutinefunction(behavior):
 
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:

@@ -99,13 +99,13 @@ def extract(metadata: Iterable[tuple[str, Any]] | None) -> Context:
     return _PROPAGATOR.extract(carrier, context=Context())
 
 
-def client_interceptors() -> list[Any]:
-    """What a channel needs to carry the trace on; nothing while tracing is off."""
+def traced(channel: Any) -> Any:
+    """The channel, carrying the current trace on with every call; the same channel while tracing is off."""
     if _provider is None:
-        return []
-    from stagemesh.grpc_tracing import client_interceptors as make
+        return channel
+    from stagemesh.grpc_tracing_channel import TracingChannel
 
-    return make()
+    return TracingChannel(channel)
 
 
 def server_interceptors() -> list[Any]:
