@@ -71,10 +71,13 @@ def read_cli(arguments: list[str]) -> None:
     group = typer.main.get_command(app)
     try:
         with group.make_context("stagemesh", list(arguments)) as context:
-            name, command, rest = group.resolve_command(context, [*context.protected_args, *context.args])
-            assert command is not None
-            with command.make_context(name, rest, parent=context):
+            command = group.get_command(context, arguments[0])
+            if command is None:
+                raise Refused(f"no command {arguments[0]}")
+            with command.make_context(arguments[0], list(arguments[1:]), parent=context):
                 pass
+    except Refused:
+        raise
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("click", "typer"):
             raise
