@@ -15,13 +15,16 @@ import psutil
 from stagemesh.client import AsyncClient
 from stagemesh.errors import DeadlineExceeded
 from stagemesh.local import deployment, waiting
-from stagemesh.local.etcd_server import EtcdServer
+from stagemesh.local.etcd_server import EtcdServer, etcd_binary
 from stagemesh.local.ports import claim
 from stagemesh.local.processes import ChildProcess, service_argv
 from stagemesh.local.supervisor import Supervised
 from stagemesh.v1 import registry_pb2
 
-_GRACE_S = 10.0
+_GRACE_S = 15.0
+# Sessions that still run when the mesh stops get this long; less than the grace.
+_DRAIN_S = 5.0
+_LOOPBACK = "127.0.0.1"
 _START_S = 120.0
 # Part of the memory that is free now that the nodes may plan with, together.
 _MEMORY_PART = 0.8
@@ -36,7 +39,8 @@ class LocalMesh:
     "host:port,..." of a running etcd; without it one is started on loopback. `threads` and `memory` (bytes) are
     per stage process; without them the machine's cores and free memory are shared out. `flags` adds flags to
     every process of a kind ("router", "stage", "cache", "registry"), `env` adds to all their environments.
-    `progress` gets a line whenever something happens.
+    `progress` gets a line whenever something happens. `host` is where the router listens; the rest stays on
+    loopback unless `etcd` is given.
 
     A process that dies is started again; a stage comes back as a new empty node. Raises `ConfigError` and
     `Unavailable` with one clear line when the mesh does not come up.
@@ -64,6 +68,8 @@ class LocalMesh:
         self.replicas = replicas
         self.nodes = max(1, stages * replicas)
         self.host = host
+        # Only the router is for others, unless other machines may join through an etcd that they know.
+        self._inner_host = _LOOPBACK if etcd is None else host
         self._wanted = {"http": http_port, "grpc": grpc_port, "registry": registry_port, "cache": cache_port}
         self._ports: dict[str, int] = {}
         self._given_etcd = etcd
@@ -85,22 +91,22 @@ class LocalMesh:
     @property
     def grpc_address(self) -> str:
         """The router's gRPC address."""
-        return f"{self.host}:{self._ports['grpc']}"
+        return f"{_reachable(self.host)}:{self._ports['grpc']}"
 
     @property
     def http_address(self) -> str:
         """The router's HTTP address."""
-        return f"{self.host}:{self._ports['http']}"
+        return f"{_reachable(self.host)}:{self._ports['http']}"
 
     @property
     def registry_address(self) -> str:
         """The registry's gRPC address."""
-        return f"{self.host}:{self._ports['registry']}"
+        return f"{_reachable(self._inner_host)}:{self._ports['registry']}"
 
     @property
     def cache_address(self) -> str:
         """The cache's gRPC address."""
-        return f"{self.host}:{self._ports['cache']}"
+        return f"{_reachable(self._inner_host)}:{self._ports['cache']}"
 
     @property
     def etcd_endpoints(self) -> str:
@@ -142,6 +148,8 @@ class LocalMesh:
     async def start(self) -> None:
         """Start everything and wait until it answers; on an error nothing is left running."""
         self._ports = claim(self._wanted, self.host)
+        if self._given_etcd is None:
+            etcd_binary()
         self._folder = Path(tempfile.mkdtemp(prefix="stagemesh-"))
         try:
             async with asyncio.timeout(_START_S):
@@ -171,7 +179,11 @@ class LocalMesh:
             await place.start()
         await waiting.until_up(
             {place.name: place for place in places},
-            {kind: f"{self.host}:{self._ports[port]}" for kind, port in _PORT_OF.items()},
+            {
+                "registry": self.registry_address,
+                "cache": self.cache_address,
+                "router": self.grpc_address,
+            },
             self.grpc_address,
             self._progress,
         )
@@ -270,7 +282,10 @@ class LocalMesh:
 
     async def _start_service(self, name: str, kind: str, flags: Flags) -> ChildProcess:
         assert self._folder is not None
-        common: dict[str, str | int | float] = {"host": self.host, "etcd": self.etcd_endpoints}
+        host = self.host if kind == "router" else self._inner_host
+        common: dict[str, str | int | float] = {"host": host, "etcd": self.etcd_endpoints}
+        if kind in ("router", "stage"):
+            common["drain-s"] = _DRAIN_S
         argv = service_argv(kind, {**common, **flags, **self._flags.get(kind, {})})
         return await ChildProcess.start(name, argv, self._folder / f"{name}.log", self._env)
 
@@ -284,4 +299,6 @@ class LocalMesh:
         return f"<LocalMesh {self.stages} stages x {self.replicas} replicas, {alive} processes>"
 
 
-_PORT_OF = {"registry": "registry", "cache": "cache", "router": "grpc"}
+def _reachable(host: str) -> str:
+    """An address that reaches a server on this machine that listens on `host`."""
+    return _LOOPBACK if host in ("0.0.0.0", "::") else host

@@ -107,7 +107,9 @@ class ChildProcess:
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next(
+            (line.strip().removeprefix("stagemesh: ") for line in reversed(lines) if line.strip()), ""
+        )
 
     def __repr__(self) -> str:
         return f"<ChildProcess {self.name} pid={self.pid} returncode={self.returncode}>"
