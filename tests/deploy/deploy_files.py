@@ -15,6 +15,7 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 BASE = KUBERNETES / "base"
 TRACING = KUBERNETES / "overlays" / "tracing"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 Document = dict[str, Any]
 
@@ -158,3 +159,15 @@ def shell_words(script: str) -> list[str]:
     words = shlex.split(script)
     assert words[0] == "exec", "the service must replace the shell, or it never sees SIGTERM"
     return words[1:]
+
+
+def blocks(markdown: str, language: str) -> list[str]:
+    """The fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
+
+
+def shell_commands(markdown: str) -> list[list[str]]:
+    """Words of every command in the `sh` blocks, comments dropped and continued lines joined."""
+    lines = "\n".join(blocks(markdown, "sh")).replace("\\\n", " ").splitlines()
+    commands = (shlex.split(line.removesuffix("&"), comments=True) for line in lines)
+    return [command for command in commands if command]

@@ -11,6 +11,7 @@ import typer
 from deploy_files import (
     BASE,
     DEPLOY,
+    DOCUMENTS,
     TRACING,
     build,
     compose,
@@ -19,6 +20,7 @@ from deploy_files import (
     environment_of,
     expand,
     pod_of,
+    shell_commands,
     shell_words,
     workloads,
 )
@@ -141,6 +143,8 @@ def test_kubernetes_stage_nodes_have_names_of_their_own(monkeypatch):
     assert config.node_id == environment["POD_NAME"] == "stage-0"
     limits = container_of(workload)["resources"]["limits"]
     assert config.threads == int(limits["cpu"])
+    # What a process finds free on its machine says nothing of its container's limit: part of that, in bytes.
+    assert 0 < config.memory < int(limits["memory"].removesuffix("Gi")) * 2**30
 
 
 COMPOSE_SERVICES = [
@@ -203,14 +207,32 @@ def test_command_line_image():
 
 
 def documented_commands() -> list[list[str]]:
-    """`... run --rm cli ARGUMENTS` in the comments of the compose file, `stagemesh ARGUMENTS` in the documents."""
-    found = re.findall(r"run --rm cli ([a-z][^\n`]*)", (DEPLOY / "compose.yaml").read_text())
-    return [line.split() for line in found]
+    """Arguments of `stagemesh` in the documents, and of the command line's container wherever it is shown."""
+    compose_text = (DEPLOY / "compose.yaml").read_text()
+    found = [line.split() for line in re.findall(r"run --rm cli ([a-z][^\n`]*)", compose_text)]
+    for document in DOCUMENTS:
+        for command in shell_commands(document.read_text()):
+            if command[0] == "stagemesh":
+                found.append(command[1:])
+            elif "run --rm cli" in " ".join(command):
+                found.append(command[command.index("cli") + 1 :])
+    return found
 
 
 @pytest.mark.parametrize("arguments", documented_commands(), ids=" ".join)
-def test_documented_commands(arguments):
-    read_cli(arguments)
+def test_documented_commands(arguments, monkeypatch):
+    if arguments[0] in CONFIGS:
+        command = ["python", "-m", f"stagemesh.services.{arguments[0]}", *arguments[1:]]
+        config = read_service(command, {}, monkeypatch)
+        assert config.host != "0.0.0.0" or config.advertise.endswith(f":{config.port}")
+    else:
+        read_cli(arguments)
+
+
+def test_documents_show_every_service_and_the_way_to_deploy():
+    assert {"registry", "cache", "router", "stage", "deploy", "serve"} <= {
+        words[0] for words in documented_commands()
+    }
 
 
 def test_command_line_environment_is_known():
