@@ -1,0 +1,124 @@
+"""From a request to the desired state: checks it and builds the model's spec. Pure."""
+
+import hashlib
+import re
+
+from stagemesh import records
+from stagemesh.checkpoint import Checkpoint, partition_bytes
+from stagemesh.errors import InvalidArgument
+from stagemesh.v1.registry_pb2 import DeployRequest, ModelSpec, Partition, ScaleRequest
+
+from .cuts import even_cuts
+
+DTYPES = ("F32", "BF16", "F16", "F64")
+POLICIES = ("round_robin", "least_loaded", "p2c_ewma")
+MAX_REPLICAS = 1000
+MAX_SOURCE = 1024
+
+
+def check_deploy(request: DeployRequest) -> str:
+    """Check all that can be checked without the checkpoint and return the model's name.
+
+    Raises `InvalidArgument` naming the field.
+    """
+    if not request.source or len(request.source) > MAX_SOURCE or "\0" in request.source:
+        raise InvalidArgument(
+            f"source: a local folder or a hub id of at most {MAX_SOURCE} characters is needed", field="source"
+        )
+    if request.dtype and request.dtype not in DTYPES:
+        raise InvalidArgument(
+            f"dtype: {request.dtype[:40]!r} is unknown; use one of {', '.join(DTYPES)}", field="dtype"
+        )
+    if request.policy and request.policy not in POLICIES:
+        raise InvalidArgument(
+            f"policy: {request.policy[:40]!r} is unknown; use one of {', '.join(POLICIES)}", field="policy"
+        )
+    check_replicas(request.replicas or 1)
+    return records.check_name(request.name or name_of(request.source))
+
+
+def check_replicas(replicas: int) -> None:
+    """Raise `InvalidArgument` unless 1 <= replicas <= 1000."""
+    if not 1 <= replicas <= MAX_REPLICAS:
+        raise InvalidArgument(f"replicas: {replicas} is not within 1..{MAX_REPLICAS}", field="replicas")
+
+
+def name_of(source: str) -> str:
+    """A model's name out of its source: the last part, with other characters than a name's replaced."""
+    last = source.rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("._-")[:63]
+
+
+def build_spec(
+    name: str, request: DeployRequest, checkpoint: Checkpoint, *, source: str, hub_revision: str
+) -> ModelSpec:
+    """The desired state, without generation and creation time. Raises `InvalidArgument` for too many stages."""
+    stages = request.stages or 1
+    if stages > checkpoint.layers:
+        raise InvalidArgument(
+            f"stages: {stages} is more than the {checkpoint.layers} layers of the model", field="stages"
+        )
+    cuts = even_cuts(
+        checkpoint.layer_bytes,
+        stages,
+        embedding_bytes=checkpoint.embedding_bytes,
+        head_bytes=checkpoint.head_bytes + (checkpoint.tied_bytes if stages > 1 else 0),
+    )
+    return ModelSpec(
+        name=name,
+        source=source,
+        hub_revision=hub_revision,
+        revision=spec_revision(checkpoint.revision, request.dtype, cuts),
+        task=checkpoint.task,
+        architecture=checkpoint.architecture,
+        dtype=request.dtype,
+        checkpoint_dtype=checkpoint.dtype,
+        partitions=[
+            Partition(
+                first_layer=first, end_layer=end, parameter_bytes=partition_bytes(checkpoint, first, end)
+            )
+            for first, end in cuts
+        ],
+        replicas=[request.replicas or 1] * stages,
+        context_length=checkpoint.context_length,
+        vocab_size=checkpoint.vocab_size,
+        hidden_size=checkpoint.hidden_size,
+        policy=request.policy,
+        cache=request.cache if request.HasField("cache") else True,
+        cache_ttl_s=request.cache_ttl_s,
+    )
+
+
+def spec_revision(checkpoint_revision: str, dtype: str, cuts: list[tuple[int, int]]) -> str:
+    """`<checkpoint>-<settings>`: replicas of one revision compute the same and fit together into a route."""
+    settings = hashlib.sha256(repr((dtype, cuts)).encode()).hexdigest()[:8]
+    return f"{checkpoint_revision}-{settings}"
+
+
+def same_settings(one: ModelSpec, other: ModelSpec) -> bool:
+    """Whether two specs differ in nothing but generation and creation time."""
+    one, other = _bare(one), _bare(other)
+    return one == other
+
+
+def scaled(spec: ModelSpec, request: ScaleRequest) -> ModelSpec:
+    """The spec with the replicas asked for. Raises `InvalidArgument` naming the field."""
+    check_replicas(request.replicas)
+    stages = len(spec.partitions)
+    if request.HasField("stage") and request.stage >= stages:
+        raise InvalidArgument(f"stage: {request.stage} is not within 0..{stages - 1}", field="stage")
+    changed = ModelSpec()
+    changed.CopyFrom(spec)
+    changed.replicas[:] = [
+        request.replicas if not request.HasField("stage") or request.stage == stage else wanted
+        for stage, wanted in enumerate(spec.replicas)
+    ]
+    return changed
+
+
+def _bare(spec: ModelSpec) -> ModelSpec:
+    bare = ModelSpec()
+    bare.CopyFrom(spec)
+    bare.ClearField("generation")
+    bare.ClearField("created_unix_ms")
+    return bare

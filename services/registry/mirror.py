@@ -1,0 +1,91 @@
+"""A local copy of everything under the mesh's root in etcd, kept by one watch. Never ahead of what was written."""
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from stagemesh import records
+from stagemesh.etcd import Etcd, Snapshot
+from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaRecord
+
+from .world import World
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+_KINDS: dict[str, type[Message]] = {
+    records.MODELS: ModelSpec,
+    records.NODES: NodeRecord,
+    records.ASSIGNMENTS: Assignment,
+    records.REPLICAS: ReplicaRecord,
+}
+
+
+class Mirror:
+    """The records by key. `changed` is set at every change; `snapshots` counts how often all was read anew."""
+
+    def __init__(self, etcd: Etcd) -> None:
+        self._etcd = etcd
+        self._records: dict[str, Message] = {}
+        self.changed = asyncio.Event()
+        self.synced = asyncio.Event()
+        self.snapshots = 0
+
+    def __repr__(self) -> str:
+        return f"<Mirror keys={len(self._records)} snapshots={self.snapshots}>"
+
+    async def follow(self) -> None:
+        """Keep the copy up to date; does not return."""
+        async with aclosing(self._etcd.watch(records.ROOT)) as events:  # type: ignore[type-var]
+            async for event in events:
+                if isinstance(event, Snapshot):
+                    self._records.clear()
+                    for key, value in event.items.items():
+                        self._take(key, value)
+                    self.snapshots += 1
+                    self.synced.set()
+                    self.changed.set()
+                elif event.value is None:
+                    self.forget(event.key)
+                else:
+                    self._take(event.key, event.value)
+                    self.changed.set()
+
+    def note(self, key: str, record: Message) -> None:
+        """Take in what this process has just written, ahead of the watch."""
+        self._records[key] = record
+        self.changed.set()
+
+    def forget(self, key: str) -> None:
+        """Take in that a key is gone."""
+        self._records.pop(key, None)
+        self.changed.set()
+
+    def world(self) -> World:
+        """The records of now."""
+        return World(
+            models={record.name: record for record in self._all(records.MODELS, ModelSpec)},
+            nodes={record.node_id: record for record in self._all(records.NODES, NodeRecord)},
+            assignments={record.replica_id: record for record in self._all(records.ASSIGNMENTS, Assignment)},
+            replicas={record.replica_id: record for record in self._all(records.REPLICAS, ReplicaRecord)},
+        )
+
+    def _all(self, prefix: str, kind: type[M]) -> list[M]:
+        return [
+            record
+            for key, record in self._records.items()
+            if key.startswith(prefix) and isinstance(record, kind)
+        ]
+
+    def _take(self, key: str, value: bytes) -> None:
+        kind = next((kind for prefix, kind in _KINDS.items() if key.startswith(prefix)), None)
+        if kind is None:
+            return
+        try:
+            self._records[key] = records.from_json(value, kind)
+        except ValueError as error:
+            log.error("registry.record_unreadable key=%s: %s", key, error)
+            self._records.pop(key, None)

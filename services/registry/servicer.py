@@ -1,0 +1,151 @@
+"""The admin RPCs: they check a request, read the checkpoint, and write the desired state to etcd."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import grpc
+
+from stagemesh import checkpoint, records
+from stagemesh.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from stagemesh.etcd import Etcd
+from stagemesh.v1.registry_pb2 import (
+    Deployment,
+    DeployRequest,
+    DeployResponse,
+    ListDeploymentsRequest,
+    ListDeploymentsResponse,
+    ModelSpec,
+    ScaleRequest,
+    ScaleResponse,
+    UndeployRequest,
+    UndeployResponse,
+)
+from stagemesh.v1.registry_pb2_grpc import RegistryServiceServicer
+
+from .controller import Controller
+from .desired import build_spec, check_deploy, same_settings, scaled
+from .mirror import Mirror
+
+log = logging.getLogger(__name__)
+
+# A hub may be slow; a folder takes milliseconds.
+_READ_CHECKPOINT_S = 120.0
+_READERS = 4
+_ATTEMPTS = 20
+
+_Read = tuple[checkpoint.Checkpoint, str, str]
+
+
+class Registry(RegistryServiceServicer):
+    """Desired state is written with compare-and-put, so that requests at several registries do not get lost."""
+
+    def __init__(self, etcd: Etcd, mirror: Mirror, controller: Controller) -> None:
+        self._etcd = etcd
+        self._mirror = mirror
+        self._controller = controller
+        self._readers = asyncio.Semaphore(_READERS)
+
+    async def Deploy(self, request: DeployRequest, context: grpc.aio.ServicerContext) -> DeployResponse:
+        """Create the model, or replace it when the request differs from what is deployed."""
+        name = check_deploy(request)
+        found, source, hub_revision = await self._read(request)
+        wanted = build_spec(name, request, found, source=source, hub_revision=hub_revision)
+
+        def change(current: ModelSpec | None) -> ModelSpec:
+            if current is not None and same_settings(current, wanted):
+                return current
+            spec = ModelSpec()
+            spec.CopyFrom(wanted)
+            spec.created_unix_ms = current.created_unix_ms if current else int(time.time() * 1000)
+            return spec
+
+        return DeployResponse(model=await self._update(name, change))
+
+    async def Scale(self, request: ScaleRequest, context: grpc.aio.ServicerContext) -> ScaleResponse:
+        """Change the replicas wanted of one stage or of all."""
+        records.check_name(request.name)
+
+        def change(current: ModelSpec | None) -> ModelSpec:
+            if current is None:
+                raise _unknown(request.name)
+            return scaled(current, request)
+
+        return ScaleResponse(model=await self._update(request.name, change))
+
+    async def Undeploy(self, request: UndeployRequest, context: grpc.aio.ServicerContext) -> UndeployResponse:
+        """Remove the model; its partitions are taken from the nodes by the leading controller."""
+        key = records.model_key(records.check_name(request.name))
+        if not await self._etcd.delete(key):
+            raise _unknown(request.name)
+        self._mirror.forget(key)
+        log.info("registry.undeployed model=%s", request.name)
+        return UndeployResponse()
+
+    async def ListModels(
+        self, request: ListDeploymentsRequest, context: grpc.aio.ServicerContext
+    ) -> ListDeploymentsResponse:
+        """Every model with its replicas and with what no node can take."""
+        world = self._mirror.world()
+        by_stage = sorted(world.replicas.values(), key=lambda record: (record.stage, record.replica_id))
+        return ListDeploymentsResponse(
+            deployments=[
+                Deployment(
+                    model=spec,
+                    replicas=[record for record in by_stage if record.model == name],
+                    pending=self._controller.pending.get(name, []),
+                )
+                for name, spec in sorted(world.models.items())
+            ]
+        )
+
+    async def _read(self, request: DeployRequest) -> _Read:
+        try:
+            async with asyncio.timeout(_READ_CHECKPOINT_S), self._readers:
+                return await asyncio.to_thread(_read_checkpoint, request.source, request.hub_revision)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the checkpoint could not be read in time", field="source") from error
+
+    async def _update(self, name: str, change: Callable[[ModelSpec | None], ModelSpec]) -> ModelSpec:
+        """Apply `change` to the stored spec; when it changes anything, raise the generation and write it."""
+        key = records.model_key(name)
+        for _ in range(_ATTEMPTS):
+            stored = await self._etcd.get(key)
+            current = _decode(stored.value) if stored else None
+            spec = change(current)
+            if current is not None and same_settings(current, spec):
+                return current
+            spec.generation = current.generation + 1 if current else 1
+            expected = stored.mod_revision if stored else 0
+            if await self._etcd.compare_and_put(key, records.to_json(spec), expected_mod_revision=expected):
+                self._mirror.note(key, spec)
+                log.info(
+                    "registry.desired model=%s generation=%d revision=%s stages=%d replicas=%s",
+                    name, spec.generation, spec.revision, len(spec.partitions), list(spec.replicas),
+                )  # fmt: skip
+                return spec
+        raise Unavailable("the model is being changed by others at the same time", retry_after_s=1.0)
+
+
+def _decode(value: bytes) -> ModelSpec | None:
+    try:
+        return records.from_json(value, ModelSpec)
+    except ValueError as error:  # unreadable: what is asked for now replaces it
+        log.error("registry.record_unreadable: %s", error)
+        return None
+
+
+def _read_checkpoint(source: str, hub_revision: str) -> _Read:
+    """Blocking: the checkpoint, and source and revision by which every node finds the same one."""
+    if checkpoint.is_local(source):
+        if hub_revision:
+            raise InvalidArgument("hub_revision: a local folder has none", field="hub_revision")
+        folder = checkpoint.resolve(source)
+        return checkpoint.inspect(folder), str(folder), ""
+    commit = checkpoint.resolve(source, hub_revision).name
+    return checkpoint.inspect_source(source, commit), source, commit
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"no model {name!r} is deployed", field="name")
