@@ -140,7 +140,7 @@ async def test_cluster_member_lost(tmp_path, follow, eventually):
         await members[0].stop()  # the one in use: endpoints are taken in order
         await etcd.put("/t/after", b"2")
         await eventually(lambda: table.items == {"/t/leased": b"1", "/t/after": b"2"})
-        await asyncio.sleep(3)
+        await asyncio.sleep(2)
         assert {item.key for item in (await etcd.get_prefix("/t/"))[0]} == {"/t/leased", "/t/after"}
     finally:
         await etcd.close()
