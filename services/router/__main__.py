@@ -96,8 +96,8 @@ async def main() -> None:
         record = registry_pb2.ServiceRecord(
             kind="router",
             id=f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}",
-            address=f"{config.host}:{grpc_port}",
-            http_address=f"{config.host}:{http.port}",
+            address=config.address(grpc_port),
+            http_address=f"{config.address(grpc_port).rpartition(':')[0]}:{http.port}",
             pid=os.getpid(),
             started_unix_ms=int(time.time() * 1000),
         )
