@@ -27,9 +27,11 @@ def load_assigned(spec: ModelSpec, assignment: Assignment, device: str, free_byt
     """
     folder = checkpoints.resolve(spec.source, spec.hub_revision)
     found = checkpoints.inspect_source(spec.source, spec.hub_revision)
-    if found.revision != assignment.revision:
+    # An assignment's revision is `<checkpoint>-<settings>`.
+    wanted = assignment.revision.partition("-")[0]
+    if found.revision != wanted:
         raise CheckpointError(
-            f"the checkpoint on this machine is revision {found.revision[:12]}, wanted {assignment.revision[:12]}"
+            f"the checkpoint on this machine is revision {found.revision[:12]}, wanted {wanted[:12]}"
         )
     first, end = assignment.partition.first_layer, assignment.partition.end_layer
     needed = checkpoints.partition_bytes(found, first, end)
