@@ -18,7 +18,7 @@ class AdmissionGate:
         self.admission = admission
         self._tickets = itertools.count()
         self._waiters: dict[int, asyncio.Future[None]] = {}
-        self._closed = False
+        self.closed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -29,7 +29,7 @@ class AdmissionGate:
         Raises `ResourceExhausted` when the queue is full, `DeadlineExceeded` when the deadline (monotonic seconds)
         passes in the queue, `Unavailable` while draining.
         """
-        if self._closed:
+        if self.closed:
             raise Unavailable("the router is shutting down", retry_after_s=1.0)
         ticket = next(self._tickets)
         if not self.admission.arrive(ticket):
@@ -43,7 +43,7 @@ class AdmissionGate:
 
     async def drained(self) -> None:
         """Admit nobody new and return when nothing runs or waits."""
-        self._closed = True
+        self.closed = True
         await self._idle.wait()
 
     async def _wait(self, ticket: int, deadline: float) -> None:

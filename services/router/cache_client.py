@@ -29,7 +29,7 @@ HIT = inference_pb2.CACHE_STATUS_HIT
 MISS = inference_pb2.CACHE_STATUS_MISS
 BYPASS = inference_pb2.CACHE_STATUS_BYPASS
 ERROR = inference_pb2.CACHE_STATUS_ERROR
-STATUS_NAMES = {HIT: "hit", MISS: "miss", BYPASS: "bypass", ERROR: "error"}
+STATUS_NAMES: dict[int, str] = {HIT: "hit", MISS: "miss", BYPASS: "bypass", ERROR: "error"}
 
 M = TypeVar("M", bound=Message)
 
@@ -50,7 +50,8 @@ class CacheClient:
     async def lookup(self, tenant: str, key: bytes, kind: type[M]) -> tuple[int, M | None]:
         """HIT with the value, MISS, or ERROR; BYPASS when there is no cache. Never raises for the cache's sake."""
         address = self._address(key)
-        status, value = BYPASS, None
+        status: int = BYPASS
+        value: M | None = None
         if address and self._paused.get(address, 0.0) > time.monotonic():
             status = ERROR
         elif address:

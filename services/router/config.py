@@ -34,7 +34,7 @@ class RouterConfig(ServiceConfig):
         None, description="YAML file of API key to tenant; without it nobody needs a key"
     )
     max_message_bytes: int = Field(
-        64 * 2**20, ge=2**16, le=2**30, description="largest gRPC message and HTTP body, in bytes"
+        64 * 2**20, ge=2**16, le=2**30, description="largest gRPC message, in bytes"
     )
     deadline_s: float = Field(120.0, gt=0, description="deadline of requests that bring none, in seconds")
     max_tokens: int = Field(128, ge=1, description="new tokens of a generation that names no max_tokens")

@@ -6,7 +6,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 import numpy as np
@@ -107,7 +107,7 @@ class RouterCore:
 
     async def generate(
         self, request: inference_pb2.GenerateRequest, ctx: RequestContext
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Validate, admit, tokenise, ask the cache, route, stream. Closing the iterator frees the session."""
         with Observed(self.telemetry, "generate", request.model, ctx) as observed:
             spec = check_model(request.model, self.membership.models)
@@ -207,6 +207,16 @@ class RouterCore:
     async def text(self, model: str) -> ModelText:
         """The tokenizer of a model; raises `NotFound` for an unknown one."""
         return await self.texts.get(check_model(model, self.membership.models))
+
+    @property
+    def draining(self) -> bool:
+        """Whether the router is shutting down."""
+        return self._gate.closed
+
+    def record_http(self, path: str, status: int, seconds: float) -> None:
+        """Count an answered HTTP request; `path` is one of a few."""
+        self.telemetry.http_requests.labels(path, str(status)).inc()
+        self.telemetry.http_duration.labels(path).observe(seconds)
 
     async def drained(self) -> None:
         """Admit nobody new; return when nothing runs or waits."""

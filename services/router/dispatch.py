@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 import grpc.aio
@@ -62,7 +62,7 @@ class Dispatch:
         ctx: RequestContext,
         span: Span,
         opening: Callable[[Route], stage_pb2.OpenSession],
-    ) -> AsyncIterator[tuple[Route, stage_pb2.SessionEvent]]:
+    ) -> AsyncGenerator[tuple[Route, stage_pb2.SessionEvent], None]:
         """Events of one session with the route they came by, the last one with a finish reason.
 
         Raises `Unavailable` when the route broke after a token came, or when the second route broke as well.
@@ -143,7 +143,7 @@ class Dispatch:
         spec: registry_pb2.ModelSpec,
         ctx: RequestContext,
         span: Span,
-    ) -> AsyncIterator[stage_pb2.SessionEvent]:
+    ) -> AsyncGenerator[stage_pb2.SessionEvent, None]:
         with self._in_flight(spec, route):
             with trace.use_span(span):
                 call = self._channels.stage(route[0].address).Generate(opening, timeout=remaining(ctx))

@@ -1,7 +1,7 @@
 """The story of one generation, from an admitted request to the last chunk."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from opentelemetry.trace import Span
@@ -45,7 +45,7 @@ class Generation:
         self._first = True
         self._started = time.monotonic()
 
-    async def run(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async def run(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """The whole answer; the first chunk carries id, cache status and route, the last one the rest."""
         plan = self.plan
         if plan.lookup and plan.key is not None:
@@ -73,7 +73,7 @@ class Generation:
                     self._cache.store(self._ctx.tenant, plan.key, value, plan.spec)
                 yield response
 
-    async def _stream(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async def _stream(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Tokens from the mesh as chunks of final text; ends early when a stop string completes."""
         plan = self.plan
         detokenizer, stops = plan.text.detokenizer(), StopStrings(plan.stop)

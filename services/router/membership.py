@@ -92,7 +92,8 @@ class Membership:
 
     def addresses(self) -> set[str]:
         """Every address that this router may dial."""
-        return {record.address for record in (*self.replicas.values(), *self.services.values())}
+        replicas = {record.address for record in self.replicas.values()}
+        return replicas | {record.address for record in self.services.values()}
 
     def _keys(self) -> list[str]:
         return [

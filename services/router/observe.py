@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 from opentelemetry import trace
@@ -67,7 +68,7 @@ class Observed:
         if finish_reason:
             self.span.set_attribute("gen_ai.response.finish_reasons", [finish_reason])
 
-    def current(self) -> "trace.use_span":  # type: ignore[valid-type]
+    def current(self) -> AbstractContextManager[Span]:
         """A context manager that makes the span current around a block that does not yield to the caller."""
         return trace.use_span(
             self.span, end_on_exit=False, record_exception=False, set_status_on_exception=False

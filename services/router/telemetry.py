@@ -34,6 +34,15 @@ class Telemetry:
         self.retries = counter(
             "stagemesh_route_retries_total", "Routes that broke and were tried anew.", ("model",)
         )
+        self.http_requests = counter(
+            "stagemesh_http_requests_total", "HTTP requests by status.", ("path", "status")
+        )
+        self.http_duration = histogram(
+            "stagemesh_http_request_duration_seconds",
+            "From the request's head to the last byte of the answer.",
+            ("path",),
+            BUCKETS_S,
+        )
         self.active = gauge("stagemesh_sessions_active", "Requests that run now.")
         self.waiting = gauge("stagemesh_sessions_waiting", "Requests that wait for their turn.")
         self.etcd_connected = gauge("stagemesh_etcd_connected", "1 while etcd answers this process.")

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stagemesh.services.router.scatter import gather, pack, pad, plan
+from stagemesh.services.router.validate_tensors import check_infer, mask_lengths
+
+from stagemesh.errors import InternalError, InvalidArgument, OutOfRange
+from stagemesh.tensor import from_numpy
+from stagemesh.v1.inference_pb2 import InferRequest
+from stagemesh.v1.tensor_pb2 import Tensor
+
+from .specs import model
+
+IDS = np.array([[1, 2, 3], [4, 5, 0]], dtype=np.int64)
+MASK = np.array([[1, 1, 1], [1, 1, 0]], dtype=np.int64)
+
+
+def check(*tensors, outputs=(), task="embed", limit=2**20, **extra):
+    request = InferRequest(model="m", inputs=tensors, outputs=outputs)
+    return check_infer(request, model(task=task, **extra), max_output_bytes=limit)
+
+
+def tensor(name="input_ids", array=IDS, **change):
+    made = from_numpy(name, array)
+    for field, value in change.items():
+        if field == "shape":
+            del made.shape[:]
+            made.shape.extend(value)
+        else:
+            setattr(made, field, value)
+    return made
+
+
+def test_a_good_batch():
+    batch = check(tensor(), tensor("attention_mask", MASK), tensor("token_type_ids", IDS * 0))
+    assert batch.lengths == [3, 2]
+    assert batch.outputs == ["sentence_embedding"]
+    assert sorted(batch.inputs) == ["input_ids", "token_type_ids"]
+    assert batch.width == 3
+    assert check(tensor(array=IDS.astype(np.int32))).lengths == [3, 3]
+    assert check(tensor(), task="generate").outputs == ["logits"]
+
+
+BAD = [
+    ([], "inputs"),
+    ([tensor("pixels")], "inputs[0].name"),
+    ([tensor(), tensor()], "inputs[1].name"),
+    ([tensor(array=IDS.astype(np.float32))], "inputs[0].dtype"),
+    ([tensor(dtype="I65")], "inputs[0].dtype"),
+    ([tensor(array=IDS.reshape(-1))], "inputs[0].shape"),
+    ([tensor(array=IDS.reshape(1, 2, 3))], "inputs[0].shape"),
+    ([tensor(shape=[0, 3], data=b"")], "inputs[0].shape"),
+    ([tensor(shape=[2**32, 2**32])], "inputs[0].shape"),
+    ([tensor(shape=[2**31 - 1, 2**31 - 1])], "inputs[0].shape"),
+    ([tensor(shape=[2, 4])], "inputs[0].data"),
+    ([tensor(data=b"123")], "inputs[0].data"),
+    ([tensor(encoding="int8")], "inputs[0].encoding"),
+    ([tensor(array=-IDS)], "inputs[0].data"),
+    ([tensor(array=IDS * 50)], "inputs[0].data"),
+    ([tensor(), tensor("attention_mask", MASK[:1])], "inputs[1].shape"),
+    ([tensor(), tensor("attention_mask", MASK * 2)], "inputs[1].data"),
+    ([tensor(), tensor("attention_mask", MASK[:, ::-1])], "inputs[1].data"),
+    ([tensor(), tensor("attention_mask", MASK * 0)], "inputs[1].data"),
+    ([tensor(), tensor("token_type_ids", IDS * -1)], "inputs[1].data"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "field"), BAD, ids=[f"{field}-{i}" for i, (_, field) in enumerate(BAD)])
+def test_bad_tensors_name_their_field(inputs, field):
+    with pytest.raises(InvalidArgument) as caught:
+        check(*inputs)
+    assert caught.value.field == field
+
+
+def test_outputs_and_sizes():
+    for outputs, field in (
+        (["logits"], "outputs[0]"),
+        (["sentence_embedding", "sentence_embedding"], "outputs[1]"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            check(tensor(), outputs=outputs)
+        assert caught.value.field == field
+    with pytest.raises(OutOfRange, match="context"):
+        check(tensor(), context_length=2)
+    with pytest.raises(OutOfRange, match="bytes"):
+        check(tensor(), task="generate", limit=2 * 3 * 100 * 4 - 1)
+    check(tensor(), task="generate", limit=2 * 3 * 100 * 4)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_any_right_padded_mask_gives_its_lengths(lengths):
+    mask = np.array([[1] * length + [0] * (9 - length) for length in lengths])
+    assert mask_lengths(mask, "f") == lengths
+
+
+@given(st.binary(max_size=64), st.lists(st.integers(0, 2**64 - 1), max_size=4), st.text(max_size=5))
+def test_no_header_does_more_than_raise_our_errors(data, shape, dtype):
+    try:
+        check(Tensor(name="input_ids", dtype=dtype, shape=shape, data=data))
+        check(Tensor(name="input_ids", dtype="I64", shape=shape, data=data))
+    except (InvalidArgument, OutOfRange):
+        pass
+
+
+lengths_of_rows = st.lists(st.integers(1, 20), min_size=1, max_size=40)
+
+
+@given(lengths_of_rows, st.integers(1, 50), st.integers(1, 8))
+def test_micro_batches_cover_every_row_once_within_bounds(lengths, max_tokens, max_rows):
+    parts = plan(lengths, max_tokens=max_tokens, max_rows=max_rows)
+    assert [row for rows in parts for row in rows] == list(range(len(lengths)))
+    for rows in parts:
+        assert 1 <= len(rows) <= max_rows
+        assert len(rows) == 1 or sum(lengths[row] for row in rows) <= max_tokens
+
+
+@given(lengths_of_rows, st.integers(1, 50))
+def test_what_is_scattered_is_gathered_in_order(lengths, max_tokens):
+    width = max(lengths)
+    rng = np.random.default_rng(0)
+    padded = np.zeros((len(lengths), width, 2))
+    for row, length in enumerate(lengths):
+        padded[row, :length] = rng.normal(size=(length, 2))
+    parts = plan(lengths, max_tokens=max_tokens)
+    groups = [[lengths[row] for row in rows] for rows in parts]
+    packed = [pack(padded, rows, lengths) for rows in parts]
+    np.testing.assert_array_equal(gather(packed, groups, width, per_token=True), padded)
+    samples = [padded[rows.start : rows.stop, 0] for rows in parts]
+    np.testing.assert_array_equal(gather(samples, groups, width, per_token=False), padded[:, 0])
+
+
+def test_an_answer_with_missing_rows_is_refused():
+    with pytest.raises(InternalError):
+        gather([np.zeros((4, 2))], [[2, 3]], 3, per_token=True)
+    with pytest.raises(InternalError):
+        gather([np.zeros((2, 2)), np.zeros((1, 3))], [[2, 3], [1]], 3, per_token=False)
+    assert pad(np.ones((1, 2)), [1], 2).tolist() == [[[1, 1], [0, 0]]]
