@@ -30,7 +30,8 @@ from stagemesh.v1.tensor_pb2 import Tensor
 from . import metrics
 from .partition.attention import Segment
 from .partition.model import Batch
-from .replica import Replica, Work, segments_of
+from .passes import Work, segments_of
+from .replica import Replica
 from .schedule import Schedule
 from .session import ReplicaSession
 from .timings import Timings

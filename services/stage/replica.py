@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from opentelemetry.context import Context
@@ -29,28 +27,17 @@ from stagemesh.v1.stage_pb2 import (
 from . import metrics
 from .engine import Engine, Timing
 from .link import Link
-from .partition.attention import Segment
 from .partition.kv import KVPool
 from .partition.model import Batch, PartitionModel
-from .sampler import choose
+from .passes import Work, compute, outgoing, segments_of
 from .session import ReplicaSession
 from .spans import record_session
-from .tensors import from_view, to_view
+from .tensors import from_view
 
 log = logging.getLogger(__name__)
 
 # A session without a deadline that is not heard of for this long is dropped.
 IDLE_TIMEOUT_S = 600.0
-
-
-@dataclass(slots=True)
-class Work:
-    """Steps of known sessions that go through the next pass together."""
-
-    steps: list[tuple[ReplicaSession, Step]]
-    batch: Batch
-    hops: list[HopRecord]
-    network_us: int = 0
 
 
 class Replica:
@@ -178,7 +165,7 @@ class Replica:
     async def run(self, work: Work) -> None:
         """Compute a pass and send what it gave to where each session goes next."""
         try:
-            (hidden, tokens), timing = await self.engine.run(lambda: self._compute(work))
+            done, timing = await self.engine.run(lambda: compute(self.model, work))
         except Exception as error:
             log.exception("a pass failed")
             known = (
@@ -186,104 +173,38 @@ class Replica:
                 if isinstance(error, StagemeshError)
                 else InternalError("the model failed on this input")
             )
-            for session in {id(s): s for s, _ in work.steps}.values():
+            for session in work.sessions:
                 self.fail_session(session, known, self.stage)
             return
         hop = self._hop(timing, work)
         encoding = time.perf_counter()
-        outgoing = self._outgoing(work, hidden, tokens)
+        frames = outgoing(self.model, work, done)
         hop.encode_us = int((time.perf_counter() - encoding) * 1e6)
-        for session in {id(s): s for s, _ in work.steps}.values():
+        for session in work.sessions:
             session.passes.append((hop, timing.queued))
         self._observe(hop)
+        for session, error in done.failed:
+            self.fail_session(session, error, self.stage)
         hops = [*work.hops, hop]
-        for target, frame, tensor in outgoing:
+        for target, frame, tensor in frames:
+            if target.replica_id == self.replica_id:
+                self._deliver(frame, tensor, hops)
+                continue
             frame.hops.extend(hops)
             frame.sent_unix_us = int(time.time() * 1e6)
-            if target is None:
-                for result in frame.results:
-                    if self.on_result is not None:
-                        self.on_result(result, tensor, hops)
-                continue
             try:
                 await self.link_to(target).send(frame, tensor)
             except Unavailable as error:
                 self._fail_toward(target, error)
-
-    def _compute(self, work: Work) -> tuple[torch.Tensor, list[tuple[ReplicaSession, StepResult]]]:
-        """On the compute thread: hidden states of all rows, and on the last stage the chosen tokens."""
-        hidden = self.model.forward(work.batch)
-        results: list[tuple[ReplicaSession, StepResult]] = []
-        if not self.model.is_last:
-            return hidden.cpu(), results
-        sampled = [
-            (session, step, segment.start + segment.rows - 1)
-            for (session, step), segment in zip(work.steps, work.batch.segments, strict=True)
-            if step.sample
-        ]
-        if sampled:
-            logits = self.model.logits(hidden[[row for _, _, row in sampled]]).cpu()
-            for (session, step, _), row in zip(sampled, logits, strict=True):
-                token = choose(row, session.open.sampling, step.position + step.tokens)
-                results.append((session, StepResult(session=step.session, epoch=step.epoch, token=token)))
-        return hidden, results
-
-    def _outgoing(
-        self, work: Work, hidden: torch.Tensor, tokens: list[tuple[ReplicaSession, StepResult]]
-    ) -> list[tuple[RouteHop | None, Frame, TensorView | None]]:
-        """Frames by next hop; a hop of None is this replica's own head."""
-        out: list[tuple[RouteHop | None, Frame, TensorView | None]] = []
-        if self.model.is_last:
-            by_head: dict[str, tuple[ReplicaSession, Frame]] = {}
-            for session, result in tokens:
-                by_head.setdefault(session.head.replica_id, (session, Frame()))[1].results.append(result)
-            out.extend((self._or_self(session.head), frame, None) for session, frame in by_head.values())
-            return [*out, *self._stateless_outputs(work, hidden)]
-        groups: dict[str, list[int]] = defaultdict(list)
-        for index, (session, _) in enumerate(work.steps):
-            hop = session.next_hop
-            assert hop is not None, "only the last partition has no next hop"
-            groups[hop.replica_id].append(index)
-        for indices in groups.values():
-            segments = [work.batch.segments[i] for i in indices]
-            rows = (
-                hidden
-                if len(groups) == 1
-                else torch.cat([hidden[s.start : s.start + s.rows] for s in segments])
-            )
-            frame = Frame(steps=[work.steps[i][1] for i in indices])
-            out.append((work.steps[indices[0]][0].next_hop, frame, to_view(rows)))
-        return out
-
-    def _stateless_outputs(
-        self, work: Work, hidden: torch.Tensor
-    ) -> list[tuple[RouteHop | None, Frame, TensorView | None]]:
-        """One frame for each output of each stateless session, and the session is over here."""
-        groups: dict[int, tuple[ReplicaSession, list[Segment]]] = {}
-        for (session, step), segment in zip(work.steps, work.batch.segments, strict=True):
-            if step.kind == StepKind.STEP_KIND_STATELESS:
-                groups.setdefault(step.session, (session, []))[1].append(segment)
-        out: list[tuple[RouteHop | None, Frame, TensorView | None]] = []
-        for session, segments in groups.values():
-            rows = torch.cat([hidden[s.start : s.start + s.rows] for s in segments])
-            try:
-                outputs = [
-                    self.model.output(name, rows, [s.rows for s in segments]) for name in session.open.outputs
-                ]
-            except StagemeshError as error:
-                self.fail_session(session, error, self.stage)
-                continue
-            for index, output in enumerate(outputs):
-                result = StepResult(
-                    session=session.session, epoch=session.epoch, rows=output.shape[0], output_index=index
-                )
-                out.append((self._or_self(session.head), Frame(results=[result]), to_view(output)))
-            if self.stage:
+        if self.stage:  # a stateless session is over on the last stage once its outputs are on their way
+            for session, _, _ in done.outputs:
                 self.end_session(session)
-        return out
 
-    def _or_self(self, hop: RouteHop) -> RouteHop | None:
-        return None if hop.replica_id == self.replica_id else hop
+    def _deliver(self, frame: Frame, tensor: TensorView | None, hops: list[HopRecord]) -> None:
+        """Hand results to this replica's own head."""
+        for result in frame.results:
+            if self.on_result is not None:
+                self.on_result(result, tensor, hops)
 
     def _hop(self, timing: Timing, work: Work) -> HopRecord:
         return HopRecord(
@@ -313,9 +234,7 @@ class Replica:
             session = self.sessions.get(close.session)
             if session is not None and session.epoch <= close.epoch:
                 await self.close_session(session)
-        for result in frame.results:
-            if self.on_result is not None:
-                self.on_result(result, tensor, list(frame.hops))
+        self._deliver(frame, tensor, list(frame.hops))
         if frame.steps:
             await self._on_steps(frame, tensor, upstream, min(network_us, 2**31))
 
@@ -334,8 +253,7 @@ class Replica:
             session = self._session_of(step, upstream)
             if session is None:
                 continue
-            forwarded = Step.FromString(step.SerializeToString())
-            steps.append((session, forwarded))
+            steps.append((session, step))
             rows.append(here)
         if not steps:
             return
@@ -348,8 +266,7 @@ class Replica:
         session = self.sessions.get(step.session)
         try:
             if step.HasField("open") and (session is None or session.epoch <= step.epoch):
-                if session is None or step.kind != StepKind.STEP_KIND_STATELESS:
-                    session = self.open_session(step, upstream)
+                session = self.open_session(step, upstream)
             elif session is None:
                 raise Unavailable(f"stage {self.stage} does not know the session")
             if step.epoch < session.epoch:
@@ -418,13 +335,3 @@ class Replica:
             *(link.close() for link in self._links.values()), *self._tasks, return_exceptions=True
         )
         self.engine.close()
-
-
-def segments_of(steps: list[tuple[ReplicaSession, Step]]) -> list[Segment]:
-    """Where the rows of each step lie in their pass."""
-    segments = []
-    at = 0
-    for session, step in steps:
-        segments.append(Segment(at, step.tokens, step.position, session.kv))
-        at += step.tokens
-    return segments

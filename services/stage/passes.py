@@ -1,0 +1,134 @@
+"""One pass: what goes in, what the compute thread makes of it, and the frames that come out."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+
+from stagemesh.errors import StagemeshError
+from stagemesh.tensor import TensorView
+from stagemesh.v1.stage_pb2 import Frame, HopRecord, RouteHop, Step, StepKind, StepResult
+
+from .partition.attention import Segment
+from .partition.model import Batch, PartitionModel
+from .sampler import choose
+from .session import ReplicaSession
+from .tensors import to_view
+
+
+@dataclass(slots=True)
+class Work:
+    """Steps of known sessions that go through the next pass together.
+
+    Attributes:
+        steps: in the order of their rows.
+        batch: the rows.
+        hops: what the steps went through before.
+        network_us: how long they were on the way here.
+    """
+
+    steps: list[tuple[ReplicaSession, Step]]
+    batch: Batch
+    hops: list[HopRecord]
+    network_us: int = 0
+
+    @property
+    def sessions(self) -> list[ReplicaSession]:
+        """The sessions of the steps, each once."""
+        return list({id(session): session for session, _ in self.steps}.values())
+
+
+@dataclass(slots=True)
+class Computed:
+    """Hidden states of all rows; on the last stage also chosen tokens, stateless outputs, and their failures."""
+
+    hidden: torch.Tensor
+    tokens: list[tuple[ReplicaSession, StepResult]] = field(default_factory=list)
+    outputs: list[tuple[ReplicaSession, StepResult, torch.Tensor]] = field(default_factory=list)
+    failed: list[tuple[ReplicaSession, StagemeshError]] = field(default_factory=list)
+
+
+def segments_of(steps: list[tuple[ReplicaSession, Step]]) -> list[Segment]:
+    """Where the rows of each step lie in their pass."""
+    segments = []
+    at = 0
+    for session, step in steps:
+        segments.append(Segment(at, step.tokens, step.position, session.kv))
+        at += step.tokens
+    return segments
+
+
+def compute(model: PartitionModel, work: Work) -> Computed:
+    """Run a pass; on the compute thread.
+
+    Raises:
+        FloatingPointError: the logits are not finite.
+    """
+    done = Computed(model.forward(work.batch))
+    if not model.is_last:
+        done.hidden = done.hidden.cpu()
+        return done
+    sampled = [
+        (session, step, segment.start + segment.rows - 1)
+        for (session, step), segment in zip(work.steps, work.batch.segments, strict=True)
+        if step.sample
+    ]
+    if sampled:
+        logits = model.logits(done.hidden[[row for _, _, row in sampled]]).cpu()
+        for (session, step, _), row in zip(sampled, logits, strict=True):
+            token = choose(row, session.open.sampling, step.position + step.tokens)
+            result = StepResult(session=step.session, epoch=step.epoch, token=token)
+            done.tokens.append((session, result))
+    _compute_outputs(model, work, done)
+    return done
+
+
+def _compute_outputs(model: PartitionModel, work: Work, done: Computed) -> None:
+    """The outputs that stateless sessions asked for."""
+    samples: dict[int, tuple[ReplicaSession, list[Segment]]] = {}
+    for (session, step), segment in zip(work.steps, work.batch.segments, strict=True):
+        if step.kind == StepKind.STEP_KIND_STATELESS:
+            samples.setdefault(step.session, (session, []))[1].append(segment)
+    for session, segments in samples.values():
+        rows = torch.cat([done.hidden[s.start : s.start + s.rows] for s in segments])
+        try:
+            for index, name in enumerate(session.open.outputs):
+                output = model.output(name, rows, [s.rows for s in segments])
+                result = StepResult(
+                    session=session.session, epoch=session.epoch, rows=output.shape[0], output_index=index
+                )
+                done.outputs.append((session, result, output))
+        except StagemeshError as error:
+            done.failed.append((session, error))
+
+
+def outgoing(
+    model: PartitionModel, work: Work, done: Computed
+) -> list[tuple[RouteHop, Frame, TensorView | None]]:
+    """The frames of a pass and where each goes: to the next hops, or from the last stage to the heads."""
+    out: list[tuple[RouteHop, Frame, TensorView | None]] = []
+    if model.is_last:
+        by_head: dict[str, tuple[RouteHop, Frame]] = {}
+        for session, result in done.tokens:
+            by_head.setdefault(session.head.replica_id, (session.head, Frame()))[1].results.append(result)
+        out.extend((head, frame, None) for head, frame in by_head.values())
+        out.extend(
+            (session.head, Frame(results=[result]), to_view(output))
+            for session, result, output in done.outputs
+        )
+        return out
+    groups: dict[str, list[int]] = defaultdict(list)
+    hops: dict[str, RouteHop] = {}
+    for index, (session, _) in enumerate(work.steps):
+        hop = session.next_hop
+        assert hop is not None, "only the last partition has no next hop"
+        groups[hop.replica_id].append(index)
+        hops[hop.replica_id] = hop
+    for replica_id, indices in groups.items():
+        segments = [work.batch.segments[i] for i in indices]
+        whole = len(groups) == 1
+        rows = (
+            done.hidden if whole else torch.cat([done.hidden[s.start : s.start + s.rows] for s in segments])
+        )
+        out.append((hops[replica_id], Frame(steps=[work.steps[i][1] for i in indices]), to_view(rows)))
+    return out
