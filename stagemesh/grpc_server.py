@@ -1,22 +1,29 @@
-"""gRPC servers and channels as every service makes them, and the life of a service process."""
+"""gRPC servers and channels as every service makes them."""
 
 import asyncio
 import errno
 import logging
 import os
-import signal
 import socket
-import sys
-from collections.abc import Coroutine
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from stagemesh import tracing
-from stagemesh.errors import ConfigError, StagemeshError
+from stagemesh.errors import ConfigError
 from stagemesh.grpc_errors import ErrorInterceptor
+from stagemesh.process import run, serve_until_signal
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "GrpcServer",
+    "channel_options",
+    "create_channel",
+    "run",
+    "serve_until_signal",
+]
 
 log = logging.getLogger(__name__)
 
@@ -132,33 +139,3 @@ def why_no_port(host: str, port: int) -> str:
             )
         return f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
     return f"port {port} is taken: it was in use on {host} a moment ago; choose another with --port"
-
-
-async def serve_until_signal() -> None:
-    """Return on the first SIGTERM or SIGINT; a second one ends the process in the usual way."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        await stop.wait()
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-
-def run(main: Coroutine[Any, Any, None]) -> NoReturn:
-    """Run a service to its end and exit: 0, or 1 after one clear line on stderr for an error of the tree.
-
-    Read the configuration inside `main`, so that its faults are told in the same way.
-    """
-    try:
-        asyncio.run(main)
-    except StagemeshError as error:
-        for line in error.message.splitlines() or [error.kind]:
-            print(f"stagemesh: {line}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from opentelemetry import trace
@@ -51,21 +53,26 @@ def setup_tracing(service: str, instance: str) -> None:
 
 
 async def shutdown_tracing() -> None:
-    """Export what is left, waiting five seconds at most, and turn tracing off."""
+    """Export what is left, waiting three seconds at most, and turn tracing off."""
     global _provider, _tracer
     provider, _provider, _tracer = _provider, None, _NO_TRACER
     if provider is None:
         return
-    flush = asyncio.to_thread(_close, provider)
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def close() -> None:
+        provider.force_flush(timeout_millis=2500)
+        provider.shutdown()
+        with suppress(RuntimeError):  # the loop may be gone by now
+            loop.call_soon_threadsafe(done.set)
+
+    # A thread that nobody joins: an absent receiver must not hold up the end of the process.
+    threading.Thread(target=close, name="tracing-shutdown", daemon=True).start()
     try:
-        await asyncio.wait_for(flush, timeout=5.0)
+        await asyncio.wait_for(done.wait(), timeout=3.0)
     except TimeoutError:
         log.warning("tracing.shutdown_timed_out")
-
-
-def _close(provider: Any) -> None:
-    provider.force_flush(timeout_millis=3000)
-    provider.shutdown()
 
 
 def enabled() -> bool:

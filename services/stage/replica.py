@@ -181,10 +181,10 @@ class Replica:
         frames = outgoing(self.model, work, done)
         hop.encode_us = int((time.perf_counter() - encoding) * 1e6)
         for session in work.sessions:
-            session.passes.append((hop, timing.queued))
+            session.record(hop, timing.queued)
         self._observe(hop)
-        for session, error in done.failed:
-            self.fail_session(session, error, self.stage)
+        for session, failure in done.failed:
+            self.fail_session(session, failure, self.stage)
         hops = [*work.hops, hop]
         for target, frame, tensor in frames:
             if target.replica_id == self.replica_id:

@@ -8,6 +8,11 @@ from stagemesh.v1.stage_pb2 import HopRecord, RouteHop, StepOpen
 
 from .partition.kv import SessionKV
 
+# What the time of a pass is made of, in the order in which it happens.
+PARTS = ("network", "queue", "compute", "encode")
+# Of a long session only the first passes are kept one by one.
+MAX_TRACED_PASSES = 32
+
 
 @dataclass(slots=True, eq=False)
 class ReplicaSession:
@@ -21,7 +26,9 @@ class ReplicaSession:
         upstream: id of the stream it came in on; 0 at the head.
         trace: context that its spans belong to.
         opened: Unix seconds.
-        passes: (queue, compute, encode, network microseconds, start Unix seconds) of each pass.
+        passes: how many it took part in.
+        traced: hop record and time of queueing (Unix seconds) of the first ones, for their spans.
+        totals: microseconds of all of them, by part.
     """
 
     session: int
@@ -32,7 +39,17 @@ class ReplicaSession:
     trace: Context
     opened: float
     kv: SessionKV | None = None
-    passes: list[tuple[HopRecord, float]] = field(default_factory=list)
+    passes: int = 0
+    traced: list[tuple[HopRecord, float]] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+
+    def record(self, hop: HopRecord, queued: float) -> None:
+        """Count a pass; `hop` has its times, `queued` is when it got here, Unix seconds."""
+        self.passes += 1
+        if len(self.traced) < MAX_TRACED_PASSES:
+            self.traced.append((hop, queued))
+        for part in PARTS:
+            self.totals[part] += getattr(hop, f"{part}_us")
 
     @property
     def next_hop(self) -> RouteHop | None:

@@ -8,9 +8,7 @@ from opentelemetry import trace
 
 from stagemesh.tracing import tracer
 
-from .session import ReplicaSession
-
-MAX_TRACED_PASSES = 32
+from .session import PARTS, ReplicaSession
 
 
 def record_session(
@@ -25,30 +23,21 @@ def record_session(
         kind=trace.SpanKind.SERVER,
     )
     if span.is_recording():
-        totals = {"queue": 0, "compute": 0, "encode": 0, "network": 0}
         parent = trace.set_span_in_context(span)
-        for index, (hop, started) in enumerate(session.passes):
-            parts = {
-                "network": hop.network_us,
-                "queue": hop.queue_us,
-                "compute": hop.compute_us,
-                "encode": hop.encode_us,
-            }
-            at = started - hop.network_us / 1e6
-            for name, us in parts.items():
-                totals[name] += us
-                if index < MAX_TRACED_PASSES:
-                    child = source.start_span(name, context=parent, start_time=_ns(at))
-                    child.set_attribute("stagemesh.pass", index)
-                    at += us / 1e6
-                    child.end(_ns(at))
+        for index, (hop, queued) in enumerate(session.traced):
+            at = queued - hop.network_us / 1e6
+            for part in PARTS:
+                child = source.start_span(part, context=parent, start_time=_ns(at))
+                child.set_attribute("stagemesh.pass", index)
+                at += getattr(hop, f"{part}_us") / 1e6
+                child.end(_ns(at))
         span.set_attributes(
             {
                 "gen_ai.request.model": model,
                 "stagemesh.stage": session.stage,
                 "stagemesh.replica": replica_id,
-                "stagemesh.passes": len(session.passes),
-                **{f"stagemesh.{name}_us": us for name, us in totals.items()},
+                "stagemesh.passes": session.passes,
+                **{f"stagemesh.{name}_us": us for name, us in session.totals.items()},
             }
         )
         if error:

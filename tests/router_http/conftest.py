@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-
-from stagemesh.errors import NotFound, StagemeshError, Unauthenticated
 from stagemesh.services.router.context import RequestContext
 from stagemesh.services.router.http.app import create_app
 from stagemesh.services.router.text import ModelText, load
+
+from stagemesh.errors import NotFound, StagemeshError, Unauthenticated
 from stagemesh.v1.inference_pb2 import (
     CacheStatus,
     EmbedRequest,
@@ -55,7 +55,9 @@ class ScriptedCore:
         if self.api_key and headers.get("authorization") != f"Bearer {self.api_key}":
             raise Unauthenticated("unknown API key", field="authorization")
         context = RequestContext(
-            request_id=headers.get("x-request-id") or "made-up", tenant="default", deadline=time.monotonic() + 60
+            request_id=headers.get("x-request-id") or "made-up",
+            tenant="default",
+            deadline=time.monotonic() + 60,
         )
         self.contexts.append(context)
         return context

@@ -1,4 +1,6 @@
-"""OpenAI-compatible HTTP in front of the router's core. The story of a request:
+"""OpenAI-compatible HTTP in front of the router's core.
+
+The story of a request:
 
 1. `app.py` routes it; `endpoint.py` asks the core who is calling (id, tenant, deadline) and turns every error
    into OpenAI's error shape (`errors.py`).

@@ -33,7 +33,21 @@ async def read_json(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[s
         raise InvalidArgument("body: JSON nested too deeply or a number too long", field="body") from None
     if not isinstance(value, dict):
         raise InvalidArgument("body: must be a JSON object", field="body")
+    if b"\\u" in raw:
+        _check_unicode(value)
     return value
+
+
+def _check_unicode(value: dict[str, Any]) -> None:
+    """JSON can spell half a surrogate pair, which is not text; raise `InvalidArgument` that names the field."""
+    for name, part in value.items():
+        field = "body"
+        try:
+            name.encode()
+            field = name
+            json.dumps(part, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"{field}: holds half a surrogate pair", field=field) from None
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -52,8 +66,11 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def discard_rest(request: Request, *, max_bytes: int = 64 * 2**20, seconds: float = 2.0) -> None:
-    """Take what a refused client still sends, for a while, so that it gets to read the refusal."""
+async def discard_rest(request: Request, *, max_bytes: int = 2 * 2**30, seconds: float = 15.0) -> None:
+    """Take and drop what a refused client still sends, for a while.
+
+    Many clients read the answer only after they have sent everything, and lose it when the connection breaks.
+    """
     if "expect" in request.headers:
         return  # it waits to be told to go on, and will not be
     taken = 0

@@ -54,9 +54,7 @@ def chat(core: Core, max_body_bytes: int) -> Handler:
             "finish_reason": answer.finish_reason or None,
         }
         document = shape.document("chat.completion", [choice]) | {"usage": usage_body([answer.usage])}
-        return JSONResponse(
-            document, headers=answer_headers(context.request_id, first.cache, first.route)
-        )
+        return JSONResponse(document, headers=answer_headers(context.request_id, first.cache, first.route))
 
     return handle
 

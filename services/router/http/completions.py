@@ -32,9 +32,7 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
         shape = _Shape(body, context, len(asked))
         if body.logprobs is not None:
             shape.with_logprobs((await core.text(body.model)).token_text)
-        pump = Pump(
-            [core.generate(one, context_of(context, i, len(asked))) for i, one in enumerate(asked)]
-        )
+        pump = Pump([core.generate(one, context_of(context, i, len(asked))) for i, one in enumerate(asked)])
         streaming = False
         try:
             if body.stream:
@@ -55,9 +53,7 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
             for index, answer in enumerate(answers)
         ]
         document = shape.document(choices) | {"usage": usage_body([answer.usage for answer in answers])}
-        return JSONResponse(
-            document, headers=answer_headers(context.request_id, first.cache, first.route)
-        )
+        return JSONResponse(document, headers=answer_headers(context.request_id, first.cache, first.route))
 
     return handle
 

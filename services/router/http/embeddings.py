@@ -36,9 +36,7 @@ def embeddings(core: Core, max_body_bytes: int) -> Handler:
                 "total_tokens": answer.usage.prompt_tokens,
             },
         }
-        return JSONResponse(
-            document, headers=answer_headers(context.request_id, answer.cache, answer.route)
-        )
+        return JSONResponse(document, headers=answer_headers(context.request_id, answer.cache, answer.route))
 
     return handle
 

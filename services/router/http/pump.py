@@ -22,6 +22,7 @@ class Pump(Generic[T]):
         self._queue: asyncio.Queue[tuple[int, T] | None] = asyncio.Queue(_AHEAD)
         self._peeked: tuple[int, T] | None = None
         self._ended = False
+        self._closing = False
         self._task = asyncio.create_task(self._run(list(sources)))
 
     def __repr__(self) -> str:
@@ -47,13 +48,14 @@ class Pump(Generic[T]):
             self._ended = True
             try:
                 await self._task
-            except* Exception as group:
+            except BaseExceptionGroup as group:
                 raise _first(group) from None
             raise StopAsyncIteration
         return got
 
     async def close(self) -> None:
         """Cancel what runs and wait until it has ended."""
+        self._closing = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -64,7 +66,7 @@ class Pump(Generic[T]):
                 for index, source in enumerate(sources):
                     group.create_task(self._one(index, source, slots))
         finally:
-            if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            if not self._closing:
                 await self._queue.put(None)
 
     async def _one(self, index: int, source: AsyncIterator[T], slots: asyncio.Semaphore) -> None:

@@ -20,6 +20,7 @@ class Recording:
         self._core = core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and note how it went."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

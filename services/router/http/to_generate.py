@@ -76,8 +76,6 @@ def parse_texts_or_tokens(value: Any, field: str) -> list[str] | list[list[int]]
             raise InvalidArgument(f"{where}: is empty", field=where)
         if not isinstance(item, str):
             _check_ids(item, where)
-        elif not _is_unicode(item):
-            raise InvalidArgument(f"{where}: holds half a surrogate pair", field=where)
     return items
 
 
@@ -87,13 +85,7 @@ def _check_ids(ids: list[Any], where: str) -> None:
             raise InvalidArgument(f"{where}: token ids must be integers from 0", field=where)
 
 
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _generation(
-    body: GenerationBody, max_tokens: int | None, headers: Mapping[str, str]
-) -> GenerateRequest:
+def _generation(body: GenerationBody, max_tokens: int | None, headers: Mapping[str, str]) -> GenerateRequest:
     cache_control = {part.strip().lower() for part in headers.get("cache-control", "").split(",")}
     request = GenerateRequest(
         model=body.model,
