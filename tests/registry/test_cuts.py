@@ -55,3 +55,8 @@ def test_impossible_counts(stages: int) -> None:
 def test_many_layers_are_quick() -> None:
     cuts = even_cuts([100 + layer % 7 for layer in range(128)], 16, embedding_bytes=500, head_bytes=500)
     assert len(cuts) == 16
+
+
+def test_the_largest_partition_counts_before_evenness() -> None:
+    # (0, 2), (2, 3), (3, 4) has the smaller sum of squares, but a partition of 7.
+    assert even_cuts([1, 6, 3, 3], 3) == [(0, 1), (1, 2), (2, 4)]

@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import socket
+import sys
 from pathlib import Path
 
 import grpc
@@ -10,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stagemesh import records
 from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.local.ports import free_port
 from stagemesh.v1.registry_pb2 import (
     REPLICA_STATE_FAILED,
     REPLICA_STATE_READY,
@@ -265,3 +268,31 @@ async def test_sigterm_ends_it_and_removes_its_records(start_registry, until, et
     assert await asyncio.wait_for(registry.process.wait(), 10) == 0
     assert await etcd.get(records.LEADER) is None
     assert (await etcd.get_prefix(records.SERVICES))[0] == []
+
+
+async def run_to_its_end(*flags: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "stagemesh.services.registry", *flags, stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, err.decode()
+
+
+async def test_no_etcd_taken_port_and_bad_flags_are_told_in_lines(etcd_server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, err = await run_to_its_end("--port", port, "--etcd", etcd_server.endpoint)
+        assert (code, [line for line in err.splitlines() if line.startswith("stagemesh:")]) == (
+            1,
+            [
+                f"stagemesh: port {port} is taken: another process listens on 127.0.0.1:{port}; choose another with --port"
+            ],
+        )
+        assert "Traceback" not in err
+    code, err = await run_to_its_end("--port", "0", "--etcd", f"127.0.0.1:{free_port()}")
+    assert code == 1
+    assert "etcd" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    code, err = await run_to_its_end("--port", "-1", "--failed-backoff-s", "0")
+    assert code == 1
+    assert [line.split(":")[1].strip() for line in err.splitlines()] == ["--port", "--failed-backoff-s"]
