@@ -85,3 +85,14 @@ def test_everything_that_the_install_reads_is_copied():
     copied = {word for _, text in dockerfile_stages(TEXT)["source"].instructions for word in text.split()}
     folders = {path.split("/")[0] for path in project["tool"]["setuptools"]["package-dir"].values()}
     assert folders | {project["project"]["readme"], "pyproject.toml", "constraints.txt"} <= copied
+
+
+def test_wheel_holds_every_package():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    present = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for folder in ("stagemesh", "services")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    renamed = {f"stagemesh.{name}" if name.startswith("services") else name for name in present}
+    assert set(setuptools["packages"]) == renamed
