@@ -1,0 +1,140 @@
+"""Entries within a byte budget: least recently used out first, each valid for its time. Pure."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+# What an entry costs besides its bytes: objects and the slots of the tables that hold them.
+OVERHEAD_BYTES = 512
+TAG_OVERHEAD_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored value; `stored_at` and `expires_at` in seconds of the store's clock."""
+
+    value: bytes
+    digest: bytes
+    tags: frozenset[str]
+    stored_at: float
+    expires_at: float
+    cost: int
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts since the start."""
+
+    hits: int = 0
+    misses: int = 0
+    stores: int = 0
+    evictions: int = 0
+    expirations: int = 0
+    rejected: int = 0
+    invalidated: int = 0
+
+
+_Key = tuple[str, bytes]
+
+
+class EntryStore:
+    """Values by (tenant, key). Never holds more than `max_bytes`, counted by `cost_of`.
+
+    `clock` gives seconds and never goes back. Not thread-safe.
+    """
+
+    def __init__(self, *, max_bytes: int, max_entry_bytes: int, clock: Callable[[], float]) -> None:
+        self.max_bytes = max_bytes
+        self.max_entry_bytes = max_entry_bytes
+        self.bytes_used = 0
+        self.stats = Stats()
+        self._clock = clock
+        self._entries: OrderedDict[_Key, Entry] = OrderedDict()
+        self._by_tag: dict[str, set[_Key]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"EntryStore({len(self)} entries, {self.bytes_used} of {self.max_bytes} bytes, {self.stats})"
+
+    def lookup(self, tenant: str, key: bytes) -> tuple[Entry, float] | None:
+        """Return the entry and its age in seconds, and make it the youngest in use; None on a miss."""
+        now = self._clock()
+        entry = self._entries.get((tenant, key))
+        if entry is not None and now >= entry.expires_at:
+            self._drop((tenant, key))
+            self.stats.expirations += 1
+            entry = None
+        if entry is None:
+            self.stats.misses += 1
+            return None
+        self._entries.move_to_end((tenant, key))
+        self.stats.hits += 1
+        return entry, now - entry.stored_at
+
+    def store(
+        self, tenant: str, key: bytes, value: bytes, digest: bytes, *, ttl_s: float, tags: Iterable[str] = ()
+    ) -> str:
+        """Keep a value for `ttl_s` seconds, in place of an older one; return "" or why it was not kept."""
+        tag_set = frozenset(tags)
+        cost = cost_of(tenant, key, value, digest, tag_set)
+        if len(value) > self.max_entry_bytes:
+            return self.reject(f"the value of {len(value)} bytes is larger than {self.max_entry_bytes}")
+        if cost > self.max_bytes:
+            return self.reject(f"the entry of {cost} bytes is larger than the budget of {self.max_bytes}")
+        if (tenant, key) in self._entries:
+            self._drop((tenant, key))
+        now = self._clock()
+        while self.bytes_used + cost > self.max_bytes:
+            oldest = next(iter(self._entries))
+            if self._drop(oldest).expires_at <= now:
+                self.stats.expirations += 1
+            else:
+                self.stats.evictions += 1
+        self._entries[tenant, key] = Entry(value, digest, tag_set, now, now + ttl_s, cost)
+        for tag in tag_set:
+            self._by_tag.setdefault(tag, set()).add((tenant, key))
+        self.bytes_used += cost
+        self.stats.stores += 1
+        return ""
+
+    def reject(self, reason: str) -> str:
+        """Count a value that is not kept; return `reason`."""
+        self.stats.rejected += 1
+        return reason
+
+    def invalidate(self, *, tenant: str = "", tag: str = "") -> int:
+        """Drop the entries of a tenant ("": all) that have a tag ("": any); return how many."""
+        candidates: Iterable[_Key] = self._by_tag.get(tag, set()) if tag else self._entries
+        chosen = [key for key in candidates if not tenant or key[0] == tenant]
+        for key in chosen:
+            self._drop(key)
+        self.stats.invalidated += len(chosen)
+        return len(chosen)
+
+    def expire(self, at_most: int = 1000) -> int:
+        """Look at the `at_most` least recently used entries and drop those whose time has passed."""
+        now = self._clock()
+        oldest = [key for key, _ in zip(self._entries, range(at_most), strict=False)]
+        passed = [key for key in oldest if self._entries[key].expires_at <= now]
+        for key in passed:
+            self._drop(key)
+        self.stats.expirations += len(passed)
+        return len(passed)
+
+    def _drop(self, key: _Key) -> Entry:
+        entry = self._entries.pop(key)
+        self.bytes_used -= entry.cost
+        for tag in entry.tags:
+            holders = self._by_tag[tag]
+            holders.discard(key)
+            if not holders:
+                del self._by_tag[tag]
+        return entry
+
+
+def cost_of(tenant: str, key: bytes, value: bytes, digest: bytes, tags: frozenset[str]) -> int:
+    """Bytes that an entry is counted with: all that it holds, and what holding it takes."""
+    held = len(tenant.encode()) + len(key) + len(value) + len(digest)
+    return OVERHEAD_BYTES + held + sum(TAG_OVERHEAD_BYTES + len(tag.encode()) for tag in tags)
