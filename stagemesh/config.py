@@ -1,23 +1,21 @@
 """Configuration: flags, then STAGEMESH_* environment, then a YAML file. Read once; all faults told at once."""
 
-import argparse
 import difflib
 import os
 import socket
-import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
+from stagemesh.config_flags import ENV_PREFIX, Parser, base_type, env_name, flag_name
+from stagemesh.endpoints import parse_endpoints
 from stagemesh.errors import ConfigError
 
 C = TypeVar("C", bound=BaseModel)
-
-ENV_PREFIX = "STAGEMESH_"
 
 
 class ServiceConfig(BaseModel):
@@ -54,6 +52,15 @@ class ServiceConfig(BaseModel):
         description="HOST:PORT that others reach this service at; needed when it listens on all interfaces",
     )
 
+    @field_validator("etcd")
+    @classmethod
+    def _check_etcd(cls, value: str) -> str:
+        try:
+            parse_endpoints(value)
+        except ConfigError as error:
+            raise ValueError(error.message) from error
+        return value
+
     def address(self, bound_port: int) -> str:
         """HOST:PORT to announce for a server bound at `bound_port`: `advertise`, else the host listened on.
 
@@ -71,11 +78,11 @@ def load_config(kind: type[C], argv: list[str] | None = None, *, prog: str) -> C
     `--help` prints what can be set and exits. Raises `errors.ConfigError` that lists every fault, one a line.
     """
     faults: list[str] = []
-    parser = _Parser(kind, prog, faults)
+    parser = Parser(kind, prog, faults)
     flags, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        options = [option for action in parser._actions for option in action.option_strings]
-        faults.append(f"{word.split('=')[0]}: unknown flag{_nearest(word.split('=')[0], options)}")
+    faults.extend(
+        _unknown(unknown, [option for action in parser._actions for option in action.option_strings])
+    )
     given = {name: value for name, value in vars(flags).items() if value is not None}
     config_file = given.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
     values: dict[str, Any] = {}
@@ -98,96 +105,8 @@ def load_config(kind: type[C], argv: list[str] | None = None, *, prog: str) -> C
     return config
 
 
-def flag_name(name: str) -> str:
-    """`lease_ttl_s` -> `--lease-ttl-s`."""
-    return "--" + name.replace("_", "-")
-
-
-def env_name(name: str) -> str:
-    """`lease_ttl_s` -> `STAGEMESH_LEASE_TTL_S`."""
-    return ENV_PREFIX + name.upper()
-
-
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, kind: type[BaseModel], prog: str, faults: list[str]) -> None:
-        super().__init__(
-            prog=prog,
-            description=(kind.__doc__ or "").strip(),
-            epilog="Each setting is taken from its flag, else from its environment variable, else from the YAML file.",
-            allow_abbrev=False,
-        )
-        self._faults = faults
-        self.add_argument(
-            "--config",
-            metavar="FILE",
-            help=f"YAML file of settings, names as below [env: {ENV_PREFIX}CONFIG]",
-        )
-        for name, field in kind.model_fields.items():
-            help_text = _help(name, field)
-            if _base_type(field.annotation) is bool:
-                self.add_argument(
-                    flag_name(name),
-                    dest=name,
-                    action=argparse.BooleanOptionalAction,
-                    default=None,
-                    help=help_text,
-                )
-            else:
-                self.add_argument(
-                    flag_name(name), dest=name, metavar=_metavar(field), default=None, help=help_text
-                )
-
-    def error(self, message: str) -> NoReturn:
-        """Report instead of printing the usage and leaving."""
-        message = message.removeprefix("argument ")
-        raise ConfigError("\n".join([*self._faults, message]))
-
-
-def _help(name: str, field: FieldInfo) -> str:
-    parts = [field.description or name.replace("_", " ")]
-    choices = _choices(field.annotation)
-    if choices:
-        parts.append(f"one of {', '.join(choices)}")
-    if field.is_required():
-        default = "required"
-    else:
-        value = field.get_default(call_default_factory=True)
-        if isinstance(value, bool):
-            value = "on" if value else "off"
-        elif isinstance(value, list | tuple):
-            value = ",".join(map(str, value))
-        default = f"default: {'none' if value is None or value == '' else value}"
-    return f"{'; '.join(parts)} [{default}] [env: {env_name(name)}]".replace("%", "%%")
-
-
-def _metavar(field: FieldInfo) -> str:
-    base = _base_type(field.annotation)
-    known = {int: "N", float: "X", str: "TEXT", Path: "PATH", list: "A,B,...", tuple: "A,B,..."}
-    return "CHOICE" if _choices(field.annotation) else known.get(base, "VALUE")
-
-
-def _base_type(annotation: Any) -> Any:
-    """The plain type of an annotation: `int | None` -> int, `list[str]` -> list."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _base_type(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        inner = [part for part in get_args(annotation) if part is not type(None)]
-        return _base_type(inner[0])
-    return origin or annotation
-
-
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(choice) for choice in get_args(annotation)]
-    for part in get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ():
-        if found := _choices(part):
-            return found
-    return []
-
-
 def _split(field: FieldInfo, value: Any) -> Any:
-    if isinstance(value, str) and _base_type(field.annotation) in (list, tuple, set, frozenset):
+    if isinstance(value, str) and base_type(field.annotation) in (list, tuple, set, frozenset):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
@@ -215,11 +134,25 @@ def _read_file(kind: type[BaseModel], path: str, faults: list[str]) -> dict[str,
             faults.append(
                 f"{key} in {Path(path).name}: unknown setting{_nearest(name, list(kind.model_fields))}"
             )
-        elif isinstance(value, bool) and _base_type(kind.model_fields[name].annotation) in (int, float):
+        elif isinstance(value, bool) and base_type(kind.model_fields[name].annotation) in (int, float):
             faults.append(f"{key} in {Path(path).name}: must be a number, got {str(value).lower()}")
         elif value is not None:
             values[name] = value
     return values
+
+
+def _unknown(words: list[str], options: list[str]) -> list[str]:
+    faults, after_flag = [], False
+    for word in words:
+        flag, has_value, _ = word.partition("=")
+        if flag.startswith("-"):
+            faults.append(f"{flag}: unknown flag{_nearest(flag, options)}")
+            after_flag = not has_value
+        elif after_flag:  # the unknown flag's value
+            after_flag = False
+        else:
+            faults.append(f"{word!r}: unexpected argument")
+    return faults
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
+from stagemesh.endpoints import parse_endpoints
 from stagemesh.errors import ConfigError, Unavailable, from_code
 
 log = logging.getLogger(__name__)
@@ -40,20 +41,6 @@ _PASSING = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-
-
-def parse_endpoints(endpoints: str) -> list[str]:
-    """Split `host:port,host:port`; raise `errors.ConfigError` when one is not of that form."""
-    result = []
-    for endpoint in filter(None, (part.strip() for part in endpoints.split(","))):
-        address = endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigError(f"etcd: {endpoint!r} is not host:port")
-        result.append(address)
-    if not result:
-        raise ConfigError("etcd: no endpoint given; expected host:port,host:port")
-    return result
 
 
 def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:

@@ -92,13 +92,16 @@ class GrpcServer:
         names = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self.server)
         await self.set_serving(False)
+        # Looked at first, since gRPC prints its own lines when it cannot bind.
+        if problem := await asyncio.to_thread(port_problem, self.host, self.port):
+            raise ConfigError(problem)
         host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
         try:
             bound = self.server.add_insecure_port(f"{host}:{self.port}")
         except RuntimeError as error:
-            raise ConfigError(await asyncio.to_thread(why_no_port, self.host, self.port)) from error
+            raise ConfigError(_taken(self.host, self.port)) from error
         if not bound:
-            raise ConfigError(await asyncio.to_thread(why_no_port, self.host, self.port))
+            raise ConfigError(_taken(self.host, self.port))
         await self.server.start()
         self.port, self._state = bound, "started"
         log.info("grpc.started address=%s:%d", self.host, bound)
@@ -121,21 +124,23 @@ class GrpcServer:
         await self.server.stop(grace_s)
 
 
-def why_no_port(host: str, port: int) -> str:
-    """One line on why `host:port` cannot be listened on (tries it, so it blocks for a name look-up)."""
+def _taken(host: str, port: int) -> str:
+    return f"port {port} is taken: another process listens on {host}:{port}; choose another with --port"
+
+
+def port_problem(host: str, port: int) -> str:
+    """One line on why `host:port` cannot be listened on, or nothing. It tries, so it may block for a look-up."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-            probe.listen(1)
     except socket.gaierror:
         return f"host {host!r} cannot be resolved"
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return (
-                f"port {port} is taken: another process listens on {host}:{port}; choose another with --port"
-            )
+            return _taken(host, port)
         return f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
-    return f"port {port} is taken: it was in use on {host} a moment ago; choose another with --port"
+    return ""

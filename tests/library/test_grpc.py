@@ -200,7 +200,7 @@ async def test_reflection_lists_services(channel):
     call.cancel()
 
 
-async def test_taken_port():
+async def test_taken_port(capfd):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -212,6 +212,7 @@ async def test_taken_port():
     with pytest.raises(errors.ConfigError, match=f"port {port} is taken"):
         await GrpcServer("127.0.0.1", port).start([])
     await first.stop(0)
+    assert capfd.readouterr().err == "", "the error is the only line told"
     again = GrpcServer("127.0.0.1", port)
     assert await again.start([]) == port, "a stopped server frees its port"
     await again.stop(0)
