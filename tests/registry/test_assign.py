@@ -414,8 +414,9 @@ def test_a_failed_replica_of_an_old_revision_goes_at_once() -> None:
 
 
 def test_scaling_down_takes_the_replica_of_an_absent_node_first() -> None:
-    mesh = Mesh([node("a"), node("b"), node("c")], [model("m", [10], 3)])
+    mesh = Mesh([node("a"), node("b", 5_000)], [model("m", [10], 3)])
     mesh.settle()
+    assert len(mesh.on("b")) == 1
     mesh.lose("b")
     (lost,) = [held.replica_id for held in mesh.assignments.values() if held.node_id == "b"]
     mesh.models["m"].replicas[:] = [2]
