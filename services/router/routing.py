@@ -1,6 +1,7 @@
 """Chooses one replica per stage for a session. Pure; clock and random generator come in as arguments."""
 
 import random
+import re
 from collections.abc import Collection
 
 from stagemesh.errors import InvalidArgument, Unavailable
@@ -86,7 +87,8 @@ def route_header(route: list[stage_pb2.RouteHop]) -> str:
     return ",".join(f"{hop.stage}={hop.replica_id}" for hop in route)
 
 
-_TRANSPORT = (
+_STAGE = re.compile(r"\bstage (\d+)\b")
+_HEAD_WORDS = (
     "connect",
     "socket",
     "reset",
@@ -96,17 +98,24 @@ _TRANSPORT = (
     "removed",
     "transport",
     "closed",
+    "this node",
+    "loaded here",
 )
+"""In the words of gRPC or of the node at the head: it cannot be reached, or the head is not there any more."""
 
 
 def blame(route: list[stage_pb2.RouteHop], details: str, failed_replica: str) -> tuple[str, set[str]]:
     """Which replica broke, and which ones a retry keeps away from.
 
-    `failed_replica` is what the head said (metadata `stagemesh-failed-replica`), or empty. A broken connection is
-    the head's own fault. Otherwise nobody is named and the retry avoids the whole route.
+    `failed_replica` is what the head said (metadata `stagemesh-failed-replica`), or empty. Else it is a stage named
+    in `details`; else, for a broken connection, the head. When nobody is named the retry avoids the whole route.
     """
     if any(hop.replica_id == failed_replica for hop in route):
         return failed_replica, {failed_replica}
-    if any(word in details.lower() for word in _TRANSPORT):
+    if found := _STAGE.search(details):
+        for hop in route:
+            if hop.stage == int(found[1]):
+                return hop.replica_id, {hop.replica_id}
+    if any(word in details.lower() for word in _HEAD_WORDS):
         return route[0].replica_id, {route[0].replica_id}
     return "", {hop.replica_id for hop in route}

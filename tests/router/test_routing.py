@@ -81,6 +81,8 @@ def test_who_is_to_blame():
     route = [stage_pb2.RouteHop(stage=i, replica_id=name) for i, name in enumerate("ab")]
     assert blame(route, "relay ended", "b") == ("b", {"b"})
     assert blame(route, "failed to connect to all addresses", "") == ("a", {"a"})
+    assert blame(route, "stage 1 was lost: Socket closed", "") == ("b", {"b"})
+    assert blame(route, "the link to stage 7 is broken", "") == ("", {"a", "b"})
     assert blame(route, "something else", "stranger") == ("", {"a", "b"})
     assert route_header(route) == "0=a,1=b"
 

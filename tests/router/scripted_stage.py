@@ -1,0 +1,100 @@
+"""A stage node that misbehaves on purpose: it breaks streams, sends garbage, is slow, or simply answers.
+
+It computes nothing, so it can only show what the router makes of an answer; whole meshes are in tests/mesh.
+"""
+
+import asyncio
+
+import grpc
+import numpy as np
+
+from stagemesh.errors import ResourceExhausted, Unavailable
+from stagemesh.grpc_server import GrpcServer
+from stagemesh.tensor import from_numpy, to_numpy
+from stagemesh.v1 import stage_pb2, stage_pb2_grpc
+from stagemesh.v1.stage_pb2 import ReplicaLoad, SessionEvent, Token
+
+HIDDEN = 4
+
+
+class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
+    """Gives tokens 10, 11, 12, ... up to max_tokens. `mode` says how it goes wrong."""
+
+    def __init__(self, mode="good"):
+        self.mode = mode
+        self.opened = []
+        self.forwarded = []
+        self.cancelled = 0
+        self.metadata = []
+        self.release = asyncio.Event()
+        self.door = GrpcServer("127.0.0.1", 0)
+        stage_pb2_grpc.add_StageServiceServicer_to_server(self, self.door.server)
+
+    async def __aenter__(self):
+        self.port = await self.door.start(["stagemesh.v1.StageService"])
+        self.address = f"127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *_):
+        await self.door.stop(0)
+
+    async def Generate(self, request, context):
+        self.opened.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        try:
+            for index in range(request.max_tokens):
+                await self._misbehave(index, context)
+                id_ = 999_999 if self.mode == "strange token" and index == 1 else 10 + index
+                event = SessionEvent(tokens=[Token(id=id_, position=len(request.token_ids) + index)])
+                event.tokens[0].alternatives.add(id=1, logprob=-1.0)
+                last = index == request.max_tokens - 1
+                if id_ in request.stop_token_ids:
+                    event.finish_reason = stage_pb2.FINISH_REASON_STOP
+                elif last and self.mode != "end early":
+                    event.finish_reason = stage_pb2.FINISH_REASON_LENGTH
+                event.loads.extend(
+                    ReplicaLoad(replica_id=hop.replica_id, step_ms=5, sessions=1) for hop in request.route
+                )
+                yield event
+                if event.finish_reason:
+                    return
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def Forward(self, request, context):
+        self.forwarded.append(request)
+        await self._misbehave(0, context)
+        ids = to_numpy(request.inputs[0])
+        assert len(ids) == sum(request.lengths), "padding reached the stage"
+        loads = [ReplicaLoad(replica_id=hop.replica_id, step_ms=5) for hop in request.route]
+        answer = stage_pb2.ForwardResponse(loads=loads)
+        ends = np.cumsum(request.lengths)
+        for name in request.outputs:
+            if name == "sentence_embedding":
+                sums = [ids[end - n : end].sum() for n, end in zip(request.lengths, ends, strict=True)]
+                array = np.repeat(np.array(sums, np.float32)[:, None], HIDDEN, axis=1)
+            else:
+                array = np.repeat(ids.astype(np.float32)[:, None], HIDDEN, axis=1)
+            answer.outputs.append(from_numpy(name, array[1:] if self.mode == "missing row" else array))
+        return answer
+
+    async def GetNodeStatus(self, request, context):
+        return stage_pb2.NodeStatus(
+            node_id="n",
+            partitions=[
+                stage_pb2.PartitionStatus(replica_id="0a", load=ReplicaLoad(replica_id="0a", sessions=3))
+            ],
+        )
+
+    async def _misbehave(self, index, context):
+        if self.mode == "break first" and index == 0:
+            raise Unavailable("stage 1 was lost: Socket closed")
+        if self.mode == "break later" and index == 2:
+            raise Unavailable("stage 1 was lost: Socket closed")
+        if self.mode == "no memory" and index == 0:
+            raise ResourceExhausted("no KV memory", retry_after_s=0.5)
+        if self.mode == "bug" and index == 0:
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        if self.mode == "hang" and index == 2:
+            await self.release.wait()
