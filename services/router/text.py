@@ -29,44 +29,54 @@ _TOKENIZER_FILES = (
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _KEPT = 64
 _RETRY_S = 5.0
+_Key = tuple[str, str]
 
 
 class Texts:
     """`ModelText` per (name, revision): the last 64 are kept, one load at a time."""
 
     def __init__(self) -> None:
-        self._loaded: OrderedDict[tuple[str, str], ModelText] = OrderedDict()
-        self._failed: dict[tuple[str, str], tuple[float, CheckpointError]] = {}
-        self._loading = asyncio.Lock()
+        self._loaded: OrderedDict[_Key, ModelText] = OrderedDict()
+        self._failed: dict[_Key, tuple[float, CheckpointError]] = {}
+        self._loading: dict[_Key, asyncio.Task[ModelText]] = {}
+        self._one_at_a_time = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Texts({[name for name, _ in self._loaded]})"
+        return f"Texts({[name for name, _ in self._loaded]}, loading={[name for name, _ in self._loading]})"
 
     async def get(self, spec: ModelSpec) -> ModelText:
         """Return the model's text side; raise `CheckpointError` when its tokenizer cannot be read.
 
         A failure is remembered for five seconds, so that a broken checkpoint is not read for every request.
+        A caller that gives up waiting leaves the load running for the next one.
         """
         key = (spec.name, spec.revision)
         if (text := self._loaded.get(key)) is not None:
             self._loaded.move_to_end(key)
             return text
-        async with self._loading:
-            if (text := self._loaded.get(key)) is not None:
-                return text
-            now = asyncio.get_running_loop().time()
-            if key in self._failed and now - self._failed[key][0] < _RETRY_S:
-                raise self._failed[key][1]
-            try:
+        failed_at, error = self._failed.get(key, (0.0, None))
+        if error is not None and asyncio.get_running_loop().time() - failed_at < _RETRY_S:
+            raise error
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.create_task(self._load(key, spec), name="load-tokenizer")
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
+
+    async def _load(self, key: _Key, spec: ModelSpec) -> ModelText:
+        try:
+            async with self._one_at_a_time:
                 text = await asyncio.to_thread(load, spec)
-            except CheckpointError as error:
-                self._failed = {key: (now, error)}
-                raise
-            self._failed.pop(key, None)
-            self._loaded[key] = text
-            while len(self._loaded) > _KEPT:
-                self._loaded.popitem(last=False)
-            return text
+        except CheckpointError as error:
+            self._failed = {key: (asyncio.get_running_loop().time(), error)}
+            raise
+        finally:
+            del self._loading[key]
+        self._failed.pop(key, None)
+        self._loaded[key] = text
+        while len(self._loaded) > _KEPT:
+            self._loaded.popitem(last=False)
+        return text
 
 
 def load(spec: ModelSpec) -> ModelText:

@@ -1,6 +1,6 @@
 """The text side of one model: prompts to tokens, tokens to text."""
 
-import threading
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,13 +34,18 @@ class ModelText:
         self.max_embed_tokens = min(limits, default=512)
         self._context = spec.context_length
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()
+        # Truncation is a setting of the tokenizer object: each of the two is used with one setting only.
+        self._batch_tokenizer: Any = None
         self._template_broken = False
         self._special: frozenset[int] = frozenset()
         if tokenizer is not None:
             tokenizer.truncation_side = tokenizer.padding_side = "right"
             added = tokenizer.added_tokens_decoder
             self._special = frozenset(token for token, content in added.items() if content.special)
+            self._encode(["a"], field="prompt")
+            if spec.task == "embed" or max_embed_tokens:
+                self._batch_tokenizer = copy.deepcopy(tokenizer)
+                self.encode_batch(["a"])
 
     def __repr__(self) -> str:
         return f"ModelText({self.model!r}, eos_ids={self.eos_ids}, tokenizer={self._tokenizer is not None})"
@@ -83,7 +88,10 @@ class ModelText:
         return self._encode([text], field="messages", special=False)[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, truncated to `max_embed_tokens`, special tokens included."""
+        """Return the ids of each text, truncated to `max_embed_tokens`, special tokens included.
+
+        Raises `FailedPrecondition` for a model that does not embed.
+        """
         return self._encode(texts, field="input", truncate=self.max_embed_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -121,6 +129,9 @@ class ModelText:
     ) -> list[list[int]]:
         tokenizer = self._need_tokenizer(field)
         if truncate is not None:
+            if self._batch_tokenizer is None:
+                raise FailedPrecondition(f"model: {self.model!r} does not embed", field="model")
+            tokenizer = self._batch_tokenizer
             longest = self._longest()
             texts = [text[:longest] for text in texts]
         elif any(len(text) > self._longest() for text in texts):
@@ -129,16 +140,15 @@ class ModelText:
             )
         if not texts:
             return []
-        with self._lock:  # truncation is a setting of the tokenizer object
-            encoded = tokenizer(
-                list(texts),
-                add_special_tokens=special,
-                padding=False,
-                truncation=truncate is not None,
-                max_length=truncate,
-                return_attention_mask=False,
-                verbose=False,
-            )
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=special,
+            padding=False,
+            truncation=truncate is not None,
+            max_length=truncate,
+            return_attention_mask=False,
+            verbose=False,
+        )
         return [list(ids) for ids in encoded["input_ids"]]
 
     def _render(self, tokenizer: Any, messages: Sequence[dict[str, Any]], longest: int) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,16 @@ def test_batch_is_truncated_to_the_encoders_length_and_not_padded(encoder: Model
     assert len(encoder.encode("word " * 300)) == 302
 
 
+def test_threads_share_a_model_text(encoder: ModelText) -> None:
+    long, short = "word " * 20_000, "hello world"
+    with ThreadPoolExecutor(8) as threads:
+        jobs = [threads.submit(encoder.encode_batch, [long, short]) for _ in range(8)]
+        jobs += [threads.submit(lambda: [encoder.encode(short)]) for _ in range(32)]
+        results = [job.result() for job in jobs]
+    assert all(result[-1] == [101, 7592, 2088, 102] for result in results)
+    assert all(len(result[0]) == 256 for result in results[:8])
+
+
 def test_no_template_and_refusals_name_the_field(encoder: ModelText, demo: ModelText) -> None:
     with pytest.raises(InvalidArgument) as caught:
         encoder.encode_chat([{"role": "user", "content": "hi"}])
@@ -200,6 +211,26 @@ async def test_one_load_for_many_callers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len({id(text) for text in got}) == 1
     await texts.get(demo_spec(revision="r2"))
     assert loads == ["r1", "r2"]
+
+
+async def test_a_caller_that_gives_up_does_not_start_another_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, loads = threading.Event(), []
+
+    def slow(spec: ModelSpec) -> ModelText:
+        loads.append(spec.name)
+        go_on.wait(20)
+        return load(spec)
+
+    monkeypatch.setattr(text_module, "load", slow)
+    texts = Texts()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await texts.get(demo_spec())
+    waiting = asyncio.create_task(texts.get(demo_spec()))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert (await waiting).has_tokenizer
+    assert loads == ["demo"]
 
 
 async def test_broken_checkpoints_are_errors_without_paths(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stagemesh.services.router.http.app import create_app
 
-from stagemesh.errors import ResourceExhausted, Unavailable
+from stagemesh.errors import OutOfRange, ResourceExhausted, Unavailable
 
 from .conftest import ScriptedCore
 
@@ -179,6 +179,24 @@ async def test_the_cores_errors_keep_their_status_and_get_our_names(
     broken = await http.post("/v1/completions", json={"model": "demo", "prompt": "x"})
     assert fault(broken, 500, None, "internal_error") == "internal error"
     assert core.running == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("chat.messages[2].role", "messages[2].role"),
+        ("tokens.ids", "prompt"),
+        ("tokens[3]", "input[3]"),
+        ("texts[0]", "input[0]"),
+        ("max_tokens", "max_tokens"),
+    ],
+)
+async def test_the_cores_field_names_become_the_bodys(
+    http: httpx.AsyncClient, core: ScriptedCore, field: str, param: str
+) -> None:
+    core.fail(OutOfRange(f"{field}: is wrong", field=field))
+    response = await http.post("/v1/embeddings", json={"model": "demo", "input": "x"})
+    assert fault(response, 400, param, "out_of_range") == f"{param}: is wrong"
 
 
 async def test_an_error_after_the_first_words_is_the_last_event(

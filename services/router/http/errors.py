@@ -6,7 +6,7 @@ from typing import Any
 from stagemesh.errors import OutOfRange, StagemeshError
 
 # What the core calls a field, and what the HTTP body calls it.
-_NAMES = (("chat.messages", "messages"), ("tokens.ids", "prompt"), ("texts", "input"))
+_NAMES = (("chat.messages", "messages"), ("tokens.ids", "prompt"), ("tokens[", "input["), ("texts", "input"))
 
 
 class BodyTooLarge(OutOfRange):
