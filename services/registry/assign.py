@@ -3,6 +3,7 @@
 Applied again and again to a world in which nodes do as told, it comes to rest: a world at rest gives no decision.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -41,7 +42,7 @@ def decide(world: World, history: History, patience: Patience, now: float, rng: 
     pending = _place_missing(board, history, rng)
     for name, spec in sorted(world.models.items()):
         if name not in pending:
-            _spread_doubled(board, history, spec, rng)
+            _spread(board, history, spec, rng)
     return Plan(board.decisions, pending)
 
 
@@ -86,13 +87,13 @@ def _remove_surplus(board: Board, spec: ModelSpec) -> None:
             board.unassign(victim, f"stage {stage} has more than {wanted} replicas")
 
 
-def _removal_order(
-    board: Board, stage: list[Assignment], held: Assignment
-) -> tuple[bool, int, bool, int, str]:
-    """Greatest goes first: on an absent node, doubled on its node, not ready, on a crowded node."""
+def _removal_order(board: Board, stage: list[Assignment], held: Assignment) -> tuple[int | bool | str, ...]:
+    """Greatest goes first: on an absent node, failed, doubled or crowded on its node, not ready."""
     return (
         held.node_id not in board.world.nodes,
+        board.world.failed(held),
         count_on(held.node_id, stage),
+        len(board.on(held.node_id)) > 1,
         not board.world.ready(held),
         len(board.on(held.node_id)),
         held.replica_id,
@@ -134,7 +135,13 @@ def _place_missing(board: Board, history: History, rng: Random) -> dict[str, lis
     return pending
 
 
-def _choose_node(board: Board, history: History, spec: ModelSpec, stage: int) -> NodeRecord | None:
+def _choose_node(
+    board: Board,
+    history: History,
+    spec: ModelSpec,
+    stage: int,
+    suits: Callable[[NodeRecord], bool] = lambda node: True,
+) -> NodeRecord | None:
     """The best node with room: without this stage, without failures of it, least filled, fewest partitions."""
     staying, _ = _current(board, spec, stage)
 
@@ -150,9 +157,8 @@ def _choose_node(board: Board, history: History, spec: ModelSpec, stage: int) ->
             node.node_id,
         )
 
-    return min(
-        (node for node in board.usable_nodes() if _fits(board, spec, stage, node)), key=order, default=None
-    )
+    fitting = [node for node in board.usable_nodes() if suits(node) and _fits(board, spec, stage, node)]
+    return min(fitting, key=order, default=None)
 
 
 def _fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
@@ -188,23 +194,30 @@ def _spare(board: Board, spec: ModelSpec) -> list[Assignment]:
     return spare
 
 
-def _spread_doubled(board: Board, history: History, spec: ModelSpec, rng: Random) -> None:
-    """When two replicas of a stage share a node and another node could take one, start one there.
+def _spread(board: Board, history: History, spec: ModelSpec, rng: Random) -> None:
+    """Start one replica more where that parts two of a stage on one node, or gives an idle node work.
 
-    The doubled one goes when the new one is ready, as surplus.
+    The one that it stands in for goes when the new one is ready, as surplus.
     """
     for stage in range(len(spec.partitions)):
         staying, leaving = _current(board, spec, stage)
         settled = len(staying) == replicas_wanted(spec, stage) and all(map(board.world.ready, staying))
-        if leaving or not settled or len({held.node_id for held in staying}) == len(staying):
+        if leaving or not settled:
             continue
-        node = _choose_node(board, history, spec, stage)
-        if (
-            node is not None
-            and count_on(node.node_id, staying) == 0
-            and history.failures_at(spec, stage, node.node_id) == 0
-        ):
-            board.assign(_assignment(spec, stage, node, rng), f"stage {stage} is doubled on a node")
+        homes = {held.node_id for held in staying}
+        doubled = len(homes) < len(staying)
+        crowded = any(len(board.on(node_id)) > 1 for node_id in homes)
+
+        def suits(
+            node: NodeRecord, stage: int = stage, homes: set[str] = homes, doubled: bool = doubled
+        ) -> bool:
+            fresh = node.node_id not in homes and history.failures_at(spec, stage, node.node_id) == 0
+            return fresh and (doubled or not board.on(node.node_id))
+
+        node = _choose_node(board, history, spec, stage, suits) if doubled or crowded else None
+        if node is not None:
+            reason = f"stage {stage} is doubled on a node" if doubled else f"node {node.node_id} is idle"
+            board.assign(_assignment(spec, stage, node, rng), reason)
             return
 
 

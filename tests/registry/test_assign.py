@@ -421,3 +421,29 @@ def test_scaling_down_takes_the_replica_of_an_absent_node_first() -> None:
     (lost,) = [held.replica_id for held in mesh.assignments.values() if held.node_id == "b"]
     mesh.models["m"].replicas[:] = [2]
     assert [decision.replica_id for decision in mesh.plan().decisions] == [lost]
+
+
+def test_idle_nodes_that_come_late_get_their_share() -> None:
+    mesh = Mesh([node("a"), node("b")], [model("m", [10, 10], 2)])
+    mesh.settle()
+    mesh.nodes |= {"c": node("c"), "d": node("d")}
+    while (plan := mesh.plan()).decisions:
+        mesh.apply(plan)
+        ready = Counter(held.stage for held in mesh.assignments.values() if held.replica_id in mesh.replicas)
+        assert min(ready.values()) == 2  # never less than wanted serve
+        if len(mesh.assignments) > 4:
+            mesh.load()
+    assert [len(mesh.on(node_id)) for node_id in "abcd"] == [1, 1, 1, 1]
+
+
+def test_an_idle_node_that_fails_a_replica_is_left_alone() -> None:
+    mesh = Mesh([node("a")], [model("m", [10, 10])])
+    mesh.settle()
+    mesh.nodes["b"] = node("b")
+    mesh.apply(mesh.plan())
+    (stage,) = mesh.on("b")
+    (moved,) = [held.replica_id for held in mesh.assignments.values() if held.node_id == "b"]
+    mesh.load(REPLICA_STATE_FAILED, only=moved)
+    mesh.apply(mesh.plan())
+    assert mesh.on("a") == [("m", 0), ("m", 1)]
+    assert stage not in mesh.on("b")
