@@ -100,7 +100,7 @@ class Lease:
         """Write every key that differs from what etcd holds."""
         revision = 0
         async with self._lock:
-            while self._dirty and not (self._ended and self._task is None):
+            while self._dirty and not self._ended:
                 key = next(iter(self._dirty))
                 value = self._wanted.get(key)
                 name = key.encode()
@@ -113,17 +113,17 @@ class Lease:
                     try:
                         reply = await self._channel.kv("Put", request, _WRITE_TIMEOUT_S)
                     except NotFound:
-                        await self._grant()
+                        await self._grant(_WRITE_TIMEOUT_S)
                         continue
                 revision = int(reply.header.revision)
                 if self._wanted.get(key) == value:
                     self._dirty.pop(key, None)
         return revision
 
-    async def _grant(self) -> None:
+    async def _grant(self, timeout_s: float | None = None) -> None:
         request = rpc.LeaseGrantRequest(TTL=self.ttl_s)
         reply, _ = await self._channel.call(
-            lambda channel, timeout: rpc.LeaseStub(channel).LeaseGrant(request, timeout=timeout)
+            lambda channel, timeout: rpc.LeaseStub(channel).LeaseGrant(request, timeout=timeout), timeout_s
         )
         if self.id:
             log.warning("etcd.lease.replaced old=%x new=%x keys=%d", self.id, reply.ID, len(self._wanted))
@@ -159,7 +159,7 @@ class Lease:
     async def _refresh(self) -> None:
         if await self._keep_alive() <= 0:
             async with self._lock:
-                await self._grant()
+                await self._grant(_WRITE_TIMEOUT_S)
         else:
             await self._find_missing()
         await self._flush()

@@ -163,6 +163,16 @@ async def test_last_value_wins_when_puts_overlap(etcd, other):
     assert await keys(other) == {"/l/a": b"29"}
 
 
+async def test_put_that_meets_a_revoke_leaves_nothing(etcd, other):
+    lease = await etcd.lease(60)
+    await lease.put("/l/a", b"1")
+    await asyncio.gather(
+        *(lease.put("/l/a", b"%d" % n) for n in range(5)), lease.revoke(), lease.delete("/l/b")
+    )
+    await asyncio.sleep(0.2)
+    assert await keys(other) == {}
+
+
 async def test_close_revokes(etcd_process, other):
     etcd = Etcd(etcd_process.address)
     await etcd.start()
