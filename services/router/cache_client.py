@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
+from opentelemetry.trace import Span
 
 from stagemesh.v1 import cache_pb2, inference_pb2, registry_pb2
 
@@ -47,7 +48,9 @@ class CacheClient:
         self._paused: dict[str, float] = {}
         self._stores: set[asyncio.Task[None]] = set()
 
-    async def lookup(self, tenant: str, key: bytes, kind: type[M]) -> tuple[int, M | None]:
+    async def lookup(
+        self, tenant: str, key: bytes, kind: type[M], parent: Span | None = None
+    ) -> tuple[int, M | None]:
         """HIT with the value, MISS, or ERROR; BYPASS when there is no cache. Never raises for the cache's sake."""
         address = self._address(key)
         status: int = BYPASS
@@ -55,7 +58,7 @@ class CacheClient:
         if address and self._paused.get(address, 0.0) > time.monotonic():
             status = ERROR
         elif address:
-            with self._telemetry.span("cache.lookup") as span:
+            with self._telemetry.span("cache.lookup", parent) as span:
                 status, value = await self._ask(address, tenant, key, kind)
                 span.set_attribute("stagemesh.cache", STATUS_NAMES[status])
         self._telemetry.cache_lookups.labels(STATUS_NAMES[status]).inc()

@@ -121,6 +121,7 @@ class RouterCore:
                     ctx,
                     observed.span,
                     self._rng.getrandbits(63) | 1,
+                    started=observed.started,
                     cache=self._cache,
                     dispatch=self._dispatch,
                     telemetry=self.telemetry,

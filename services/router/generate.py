@@ -28,6 +28,7 @@ class Generation:
         span: Span,
         session: int,
         *,
+        started: float,
         cache: CacheClient,
         dispatch: Dispatch,
         telemetry: Telemetry,
@@ -43,14 +44,14 @@ class Generation:
         self._dispatch = dispatch
         self._telemetry = telemetry
         self._first = True
-        self._started = time.monotonic()
+        self._started = started
 
     async def run(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """The whole answer; the first chunk carries id, cache status and route, the last one the rest."""
         plan = self.plan
         if plan.lookup and plan.key is not None:
             self.cache_status, kept = await self._cache.lookup(
-                self._ctx.tenant, plan.key, cache_pb2.CachedGeneration
+                self._ctx.tenant, plan.key, cache_pb2.CachedGeneration, self._span
             )
             if kept is not None and kept.finish_reason:
                 for response in self._replay(kept):

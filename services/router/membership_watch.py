@@ -63,6 +63,9 @@ class MembershipWatch:
         connected, version = True, -1
         while True:
             await asyncio.sleep(TICK_S)
+            if self._tasks[0].done():
+                log.error("membership.watch_ended: starting it anew", exc_info=self._tasks[0].exception())
+                self._tasks[0] = asyncio.create_task(self._follow())
             if self._etcd.connected and not connected:
                 self._membership.reconnected(time.monotonic())
                 log.info("membership.reconnected")

@@ -26,7 +26,7 @@ class Observed:
     def __init__(self, telemetry: Telemetry, operation: str, model: str, ctx: RequestContext) -> None:
         self._telemetry = telemetry
         self._model = model
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self.span: Span = tracer().start_span(
             "router.request",
             kind=SpanKind.INTERNAL,
@@ -49,7 +49,7 @@ class Observed:
         model = "unknown" if isinstance(error, NotFound) else self._model
         self._telemetry.requests.labels(model, code).inc()
         if error is None:
-            self._telemetry.duration.labels(model).observe(time.monotonic() - self._started)
+            self._telemetry.duration.labels(model).observe(time.monotonic() - self.started)
         else:
             self.span.set_attribute("error.type", code)
             if code not in ("CANCELLED", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"):

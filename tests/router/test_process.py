@@ -25,6 +25,8 @@ async def router(*flags):
         sys.executable,
         "-m",
         "stagemesh.services.router",
+        "--log-level",
+        "warning",
         *flags,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
