@@ -3,13 +3,13 @@
 Applied again and again to a world in which nodes do as told, it comes to rest: a world at rest gives no decision.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
 from .board import Board, Decision, count_on
+from .placement import choose_node, current_of, fits, new_assignment, stale_of, why_not
 from .world import History, World, bytes_needed, is_current, replicas_wanted
 
 
@@ -72,7 +72,7 @@ def _remove_surplus(board: Board, spec: ModelSpec) -> None:
     """Remove replicas beyond the wanted count, and those on draining nodes once they are replaced."""
     for stage in range(len(spec.partitions)):
         wanted = replicas_wanted(spec, stage)
-        staying, leaving = _current(board, spec, stage)
+        staying, leaving = current_of(board, spec, stage)
         ready = sum(map(board.world.ready, staying))
         if ready >= wanted:
             for held in leaving:
@@ -102,7 +102,7 @@ def _removal_order(board: Board, stage: list[Assignment], held: Assignment) -> t
 
 def _remove_stale(board: Board, spec: ModelSpec) -> None:
     """Remove replicas of an older revision or other cuts once every stage of the wanted one serves."""
-    stale = _stale(board, spec)
+    stale = stale_of(board, spec)
     if not stale:
         return
     for stage in range(len(spec.partitions)):
@@ -119,7 +119,7 @@ def _place_missing(board: Board, history: History, rng: Random) -> dict[str, lis
     missing: list[tuple[int, int, str, int]] = []
     for name, spec in board.world.models.items():
         for stage, partition in enumerate(spec.partitions):
-            staying, _ = _current(board, spec, stage)
+            staying, _ = current_of(board, spec, stage)
             missing += [
                 (nth, -partition.parameter_bytes, name, stage)
                 for nth in range(len(staying), replicas_wanted(spec, stage))
@@ -127,43 +127,12 @@ def _place_missing(board: Board, history: History, rng: Random) -> dict[str, lis
     pending: dict[str, list[str]] = {}
     for nth, _, name, stage in sorted(missing):
         spec = board.world.models[name]
-        node = _choose_node(board, history, spec, stage) or _make_room(board, history, spec, stage)
+        node = choose_node(board, history, spec, stage) or _make_room(board, history, spec, stage)
         if node is None:
-            pending.setdefault(name, []).append(_why_not(board, spec, stage, nth))
+            pending.setdefault(name, []).append(why_not(board, spec, stage, nth))
         else:
-            board.assign(_assignment(spec, stage, node, rng), f"stage {stage} lacks a replica")
+            board.assign(new_assignment(spec, stage, node, rng), f"stage {stage} lacks a replica")
     return pending
-
-
-def _choose_node(
-    board: Board,
-    history: History,
-    spec: ModelSpec,
-    stage: int,
-    suits: Callable[[NodeRecord], bool] = lambda node: True,
-) -> NodeRecord | None:
-    """The best node with room: without this stage, without failures of it, least filled, fewest partitions."""
-    staying, _ = _current(board, spec, stage)
-
-    def order(node: NodeRecord) -> tuple[int, int, float, int, int, str]:
-        free, need = board.free_bytes(node), bytes_needed(spec, spec.partitions[stage], node)
-        return (
-            count_on(node.node_id, staying),
-            history.failures_at(spec, stage, node.node_id),
-            # In percent, so that nodes that differ by a little memory count as equal.
-            round(1 - (free - need) / node.memory_bytes, 2),
-            len(board.on(node.node_id)),
-            -free,
-            node.node_id,
-        )
-
-    fitting = [node for node in board.usable_nodes() if suits(node) and _fits(board, spec, stage, node)]
-    return min(fitting, key=order, default=None)
-
-
-def _fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
-    need = bytes_needed(spec, spec.partitions[stage], node)
-    return node.memory_bytes > 0 and board.free_bytes(node) >= need
 
 
 def _make_room(board: Board, history: History, spec: ModelSpec, stage: int) -> NodeRecord | None:
@@ -175,9 +144,9 @@ def _make_room(board: Board, history: History, spec: ModelSpec, stage: int) -> N
         if not spare or board.free_bytes(node) + room < need:
             continue
         for held in spare:
-            if not _fits(board, spec, stage, node):
+            if not fits(board, spec, stage, node):
                 board.unassign(held, "it makes room for the newer revision")
-        return _choose_node(board, history, spec, stage)
+        return choose_node(board, history, spec, stage)
     return None
 
 
@@ -185,7 +154,7 @@ def _spare(board: Board, spec: ModelSpec) -> list[Assignment]:
     """Replicas of older revisions, without one ready replica for each of their stages."""
     kept: set[tuple[str, int, int]] = set()
     spare: list[Assignment] = []
-    for held in _stale(board, spec):
+    for held in stale_of(board, spec):
         place = (held.revision, held.stages, held.stage)
         if board.world.ready(held) and place not in kept:
             kept.add(place)
@@ -200,7 +169,7 @@ def _spread(board: Board, history: History, spec: ModelSpec, rng: Random) -> Non
     The one that it stands in for goes when the new one is ready, as surplus.
     """
     for stage in range(len(spec.partitions)):
-        staying, leaving = _current(board, spec, stage)
+        staying, leaving = current_of(board, spec, stage)
         settled = len(staying) == replicas_wanted(spec, stage) and all(map(board.world.ready, staying))
         if leaving or not settled:
             continue
@@ -214,51 +183,8 @@ def _spread(board: Board, history: History, spec: ModelSpec, rng: Random) -> Non
             fresh = node.node_id not in homes and history.failures_at(spec, stage, node.node_id) == 0
             return fresh and (doubled or not board.on(node.node_id))
 
-        node = _choose_node(board, history, spec, stage, suits) if doubled or crowded else None
+        node = choose_node(board, history, spec, stage, suits) if doubled or crowded else None
         if node is not None:
             reason = f"stage {stage} is doubled on a node" if doubled else f"node {node.node_id} is idle"
-            board.assign(_assignment(spec, stage, node, rng), reason)
+            board.assign(new_assignment(spec, stage, node, rng), reason)
             return
-
-
-def _current(board: Board, spec: ModelSpec, stage: int) -> tuple[list[Assignment], list[Assignment]]:
-    """Assignments of the wanted partition: those that stay, and those on draining nodes."""
-    staying: list[Assignment] = []
-    leaving: list[Assignment] = []
-    for held in board.of(spec.name, stage):
-        if is_current(spec, held):
-            node = board.world.nodes.get(held.node_id)
-            (leaving if node is not None and node.draining else staying).append(held)
-    return staying, leaving
-
-
-def _stale(board: Board, spec: ModelSpec) -> list[Assignment]:
-    return [held for held in board.of(spec.name) if not is_current(spec, held)]
-
-
-def _assignment(spec: ModelSpec, stage: int, node: NodeRecord, rng: Random) -> Assignment:
-    return Assignment(
-        replica_id=f"{spec.name}-{stage}-{rng.getrandbits(32):08x}",
-        node_id=node.node_id,
-        model=spec.name,
-        stage=stage,
-        stages=len(spec.partitions),
-        partition=spec.partitions[stage],
-        generation=spec.generation,
-        revision=spec.revision,
-    )
-
-
-def _why_not(board: Board, spec: ModelSpec, stage: int, nth: int) -> str:
-    head = f"stage {stage}, replica {nth + 1} of {replicas_wanted(spec, stage)}"
-    nodes = board.usable_nodes()
-    if not nodes:
-        draining = f" ({len(board.world.nodes)} draining)" if board.world.nodes else ""
-        return f"{head}: no node is there{draining}"
-    best = max(nodes, key=board.free_bytes)
-    need = bytes_needed(spec, spec.partitions[stage], best)
-    stale = "; the older revision, which still serves, holds a part" if _stale(board, spec) else ""
-    return (
-        f"{head}: needs {need} bytes, the most that one of {len(nodes)} nodes has free is "
-        f"{max(0, board.free_bytes(best))} of {best.memory_bytes} ({best.node_id}){stale}"
-    )

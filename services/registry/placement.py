@@ -1,0 +1,87 @@
+"""Where one replica can go, and why it can go nowhere. Pure."""
+
+from collections.abc import Callable
+from random import Random
+
+from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
+
+from .board import Board, count_on
+from .world import History, bytes_needed, is_current, replicas_wanted
+
+
+def choose_node(
+    board: Board,
+    history: History,
+    spec: ModelSpec,
+    stage: int,
+    suits: Callable[[NodeRecord], bool] = lambda node: True,
+) -> NodeRecord | None:
+    """The best node with room: without this stage, without failures of it, least filled, fewest partitions."""
+    staying, _ = current_of(board, spec, stage)
+
+    def order(node: NodeRecord) -> tuple[int, int, float, int, int, str]:
+        free, need = board.free_bytes(node), bytes_needed(spec, spec.partitions[stage], node)
+        return (
+            count_on(node.node_id, staying),
+            history.failures_at(spec, stage, node.node_id),
+            # In percent, so that nodes that differ by a little memory count as equal.
+            round(1 - (free - need) / node.memory_bytes, 2),
+            len(board.on(node.node_id)),
+            -free,
+            node.node_id,
+        )
+
+    fitting = [node for node in board.usable_nodes() if suits(node) and fits(board, spec, stage, node)]
+    return min(fitting, key=order, default=None)
+
+
+def fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
+    """Whether the node has room for the stage's partition."""
+    need = bytes_needed(spec, spec.partitions[stage], node)
+    return node.memory_bytes > 0 and board.free_bytes(node) >= need
+
+
+def current_of(board: Board, spec: ModelSpec, stage: int) -> tuple[list[Assignment], list[Assignment]]:
+    """Assignments of the wanted partition: those that stay, and those on draining nodes."""
+    staying: list[Assignment] = []
+    leaving: list[Assignment] = []
+    for held in board.of(spec.name, stage):
+        if is_current(spec, held):
+            node = board.world.nodes.get(held.node_id)
+            (leaving if node is not None and node.draining else staying).append(held)
+    return staying, leaving
+
+
+def stale_of(board: Board, spec: ModelSpec) -> list[Assignment]:
+    """The model's assignments of older revisions or other cuts."""
+    return [held for held in board.of(spec.name) if not is_current(spec, held)]
+
+
+def new_assignment(spec: ModelSpec, stage: int, node: NodeRecord, rng: Random) -> Assignment:
+    """A fresh replica of the stage on the node."""
+    return Assignment(
+        replica_id=f"{spec.name}-{stage}-{rng.getrandbits(32):08x}",
+        node_id=node.node_id,
+        model=spec.name,
+        stage=stage,
+        stages=len(spec.partitions),
+        partition=spec.partitions[stage],
+        generation=spec.generation,
+        revision=spec.revision,
+    )
+
+
+def why_not(board: Board, spec: ModelSpec, stage: int, nth: int) -> str:
+    """One line, with the numbers, on why the nth replica (from 0) has no node."""
+    head = f"stage {stage}, replica {nth + 1} of {replicas_wanted(spec, stage)}"
+    nodes = board.usable_nodes()
+    if not nodes:
+        draining = f" ({len(board.world.nodes)} draining)" if board.world.nodes else ""
+        return f"{head}: no node is there{draining}"
+    best = max(nodes, key=board.free_bytes)
+    need = bytes_needed(spec, spec.partitions[stage], best)
+    stale = "; the older revision, which still serves, holds a part" if stale_of(board, spec) else ""
+    return (
+        f"{head}: needs {need} bytes, the most that one of {len(nodes)} nodes has free is "
+        f"{max(0, board.free_bytes(best))} of {best.memory_bytes} ({best.node_id}){stale}"
+    )
