@@ -42,9 +42,7 @@ async def until_up(
             ]
             if len(answering) == len(health) and len(joined) == len(nodes):
                 return
-            line = (
-                f"waiting: {len(answering)}/{len(health)} services answer, {len(joined)}/{len(nodes)} nodes"
-            )
+            line = f"waiting: {len(answering)}/{len(health)} services answer, {len(joined)}/{len(nodes)} stage nodes have joined"
             if line != said:
                 progress(line)
                 said = line
