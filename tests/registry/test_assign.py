@@ -427,6 +427,11 @@ def test_idle_nodes_that_come_late_get_their_share() -> None:
     mesh = Mesh([node("a"), node("b")], [model("m", [10, 10], 2)])
     mesh.settle()
     mesh.nodes |= {"c": node("c"), "d": node("d")}
+    mesh.apply(mesh.plan())
+    mesh.apply(mesh.plan())
+    assert len(mesh.assignments) == 6
+    assert mesh.plan().decisions == []  # the new ones load; until they serve nothing goes
+    mesh.load()
     while (plan := mesh.plan()).decisions:
         mesh.apply(plan)
         ready = Counter(held.stage for held in mesh.assignments.values() if held.replica_id in mesh.replicas)
