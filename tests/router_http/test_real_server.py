@@ -117,9 +117,11 @@ async def test_a_gigabyte_that_is_announced_is_refused_at_once(
     await eventually(lambda: core.recorded == [("/v1/completions", 413)])
 
 
-@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize(
+    "headers", [{}, {"expect": "100-continue"}, {"content-length": str(128 * 2**20)}], ids=str
+)
 async def test_a_client_that_sends_everything_first_reads_the_refusal(
-    address: tuple[str, int], core: ScriptedCore, chunked: bool
+    address: tuple[str, int], core: ScriptedCore, headers: dict[str, str]
 ) -> None:
     piece = b"x" * 2**20
 
@@ -127,7 +129,6 @@ async def test_a_client_that_sends_everything_first_reads_the_refusal(
         for _ in range(128):
             yield piece
 
-    headers = {} if chunked else {"content-length": str(128 * 2**20)}
     async with httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", timeout=60) as http:
         response = await http.post("/v1/completions", content=pieces(), headers=headers)
         assert response.status_code == 413, response.text

@@ -71,8 +71,8 @@ async def discard_rest(request: Request, *, max_bytes: int = 2 * 2**30, seconds:
 
     Many clients read the answer only after they have sent everything, and lose it when the connection breaks.
     """
-    if "expect" in request.headers:
-        return  # it waits to be told to go on, and will not be
+    if "expect" in request.headers and "content-length" in request.headers:
+        return  # refused before it was told to go on: it sends nothing
     taken = 0
     try:
         async with asyncio.timeout(seconds):
