@@ -241,5 +241,5 @@ def decode_frame(data: bytes) -> tuple[stage_pb2.Frame, TensorView | None]:
         InvalidArgument: the tensor's dtype, shape and payload length do not fit together.
     """
     rest, body = _split(memoryview(data), _FRAME_TENSOR)
-    frame = stage_pb2.Frame.FromString(rest[0] if len(rest) == 1 else b"".join(rest))
+    frame = stage_pb2.Frame.FromString(b"".join(rest))
     return frame, None if body is None else decode_tensor(body)

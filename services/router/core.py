@@ -37,6 +37,7 @@ from .telemetry import Telemetry
 from .text import ModelText, Texts
 from .validate import check_generate, check_model, check_task, check_texts, check_token_ids
 from .validate_tensors import Batch, check_infer
+from .warm import Warmer
 
 __all__ = ["RequestContext", "RouterCore"]
 
@@ -71,7 +72,7 @@ class RouterCore:
         self._cache = CacheClient(
             self.membership, self.channels, self.telemetry, timeout_ms=config.cache_timeout_ms
         )
-        self._watch = MembershipWatch(etcd, self.membership, self.loads, self.channels)
+        self._watch = MembershipWatch(etcd, self.membership, self.loads, self.channels, Warmer(self.texts))
         admission = self._gate.admission
         self.telemetry.active.set_function(lambda: admission.active)
         self.telemetry.waiting.set_function(lambda: admission.waiting)

@@ -11,6 +11,7 @@ from stagemesh.etcd import Change, Etcd, Snapshot
 from .channels import Channels
 from .loads import Loads
 from .membership import Membership
+from .warm import Warmer
 
 log = logging.getLogger(__name__)
 TICK_S = 0.5
@@ -19,11 +20,14 @@ TICK_S = 0.5
 class MembershipWatch:
     """Two tasks: one follows the watch, one lets the grace periods run out. `async with` owns both."""
 
-    def __init__(self, etcd: Etcd, membership: Membership, loads: Loads, channels: Channels) -> None:
+    def __init__(
+        self, etcd: Etcd, membership: Membership, loads: Loads, channels: Channels, warmer: Warmer
+    ) -> None:
         self._etcd = etcd
         self._membership = membership
         self._loads = loads
         self._channels = channels
+        self._warmer = warmer
         self._listed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -35,6 +39,7 @@ class MembershipWatch:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._warmer.close()
 
     async def listed(self) -> None:
         """Return once the first listing has been taken; raises what ended the watch, if it ended."""
@@ -75,5 +80,6 @@ class MembershipWatch:
             self._membership.expire(time.monotonic())
             if version != self._membership.version:
                 version = self._membership.version
+                self._warmer.update(self._membership.models.values())
                 await self._channels.sweep(self._membership.addresses())
                 self._loads.forget({each.replica_id for each in self._membership.replicas.values()})

@@ -1,7 +1,5 @@
 """Configuration of a stage node."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from stagemesh.config import ServiceConfig
@@ -29,4 +27,9 @@ class StageConfig(ServiceConfig):
     chunk_tokens: int = Field(
         512, ge=1, le=2**16, description="tokens of one pass; longer prompts go in chunks"
     )
-    fault: Literal["", "canary"] = Field("", description="for tests: make a step of the start fail")
+    max_sessions: int = Field(
+        128,
+        ge=1,
+        le=2**16,
+        description="sessions of full context length that a replica keeps KV for, memory allowing",
+    )

@@ -21,6 +21,7 @@ from .config import StageConfig
 from .head import Head
 from .hosted import Hosted
 from .loading import load_assigned
+from .partition.model import PartitionModel
 from .replica import Replica
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Node:
         self._hosted: dict[str, Hosted] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._missing_since: dict[str, float] = {}
+        self._loading = asyncio.Lock()
 
     def __repr__(self) -> str:
         states = ", ".join(f"{replica_id}:{hosted.state}" for replica_id, hosted in self._hosted.items())
@@ -181,15 +183,14 @@ class Node:
             if found is None:
                 raise CheckpointError("the model was undeployed meanwhile")
             spec = records.from_json(found.value, ModelSpec)
-            free = self._free_bytes()
-            model = await asyncio.to_thread(load_assigned, spec, assignment, self._config.device, free)
-            kv_bytes = int((free - model.weight_bytes) * self._config.kv_fraction)
-            replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
-            hosted.record.canary_ms = await probe(replica)
-            if self._config.fault == "canary":
-                raise CheckpointError("the canary failed, as configured")
-            hosted.record.kv_bytes_total = kv_bytes
-            hosted.replica = replica
+            async with self._loading:  # one at a time: each must see what the one before it took
+                free = self._free_bytes()
+                model = await asyncio.to_thread(load_assigned, spec, assignment, self._config.device, free)
+                kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
+                replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
+                hosted.record.canary_ms = await probe(replica)
+                hosted.record.kv_bytes_total = kv_bytes
+                hosted.replica = replica
             if assignment.stage == 0:
                 hosted.head = Head(replica, assignment.stages, self._config.chunk_tokens)
             await self._publish(hosted, ReplicaState.REPLICA_STATE_READY)
@@ -199,6 +200,11 @@ class Node:
             log.exception("loading %s failed", assignment.replica_id)
             detail = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
             await self._publish(hosted, ReplicaState.REPLICA_STATE_FAILED, detail)
+
+    def _kv_bytes(self, model: PartitionModel, spec: ModelSpec, left: int) -> int:
+        """Budget for KV: what a full house of longest sessions needs, within the share that may be taken."""
+        wanted = self._config.max_sessions * spec.context_length * model.kv_token_bytes if model.causal else 0
+        return min(wanted, int(left * self._config.kv_fraction))
 
     def _free_bytes(self) -> int:
         """What is left of the node's memory beside the partitions it hosts."""

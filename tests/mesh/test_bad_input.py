@@ -1,6 +1,7 @@
 """Every kind of bad input gets its error, naming the field, and the mesh lives on."""
 
 import math
+from collections.abc import AsyncIterator
 
 import httpx
 import numpy as np
@@ -11,6 +12,8 @@ from stagemesh.errors import InvalidArgument, NotFound, OutOfRange, StagemeshErr
 from stagemesh.local.mesh import LocalMesh
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 from stagemesh.v1.tensor_pb2 import Tensor
+
+pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
 
 
 @pytest.mark.parametrize(
@@ -45,20 +48,20 @@ IDS = np.ones((1, 4), dtype=np.int64)
 @pytest.mark.parametrize(
     ("inputs", "field"),
     [
-        ({"input_ids": IDS.astype(np.float32)}, "input_ids"),
-        ({"input_ids": IDS[0]}, "input_ids"),
-        ({"input_ids": IDS, "attention_mask": IDS[:, :2]}, "attention_mask"),
-        ({"input_ids": IDS, "attention_mask": IDS * 2}, "attention_mask"),
-        ({"input_ids": IDS * 100_000}, "input_ids"),
-        ({"input_ids": IDS * -1}, "input_ids"),
-        ({"input_ids": IDS, "pixels": IDS}, "pixels"),
-        ({"attention_mask": IDS}, "input_ids"),
+        ({"input_ids": IDS.astype(np.float32)}, "inputs[0].dtype"),
+        ({"input_ids": IDS[0]}, "inputs[0].shape"),
+        ({"input_ids": IDS, "attention_mask": IDS[:, :2]}, "inputs[1].shape"),
+        ({"input_ids": IDS, "attention_mask": IDS * 2}, "inputs[1].data"),
+        ({"input_ids": IDS * 100_000}, "inputs[0].data"),
+        ({"input_ids": IDS * -1}, "inputs[0].data"),
+        ({"input_ids": IDS, "pixels": IDS}, "inputs[1].name"),
+        ({"attention_mask": IDS}, "inputs"),
     ],
 )
 async def test_tensors(client: AsyncClient, inputs: dict[str, np.ndarray], field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         await client.infer("minilm-2", inputs)
-    assert field in caught.value.field + caught.value.message
+    assert caught.value.field == field, caught.value.message
 
 
 async def test_a_tensor_whose_bytes_do_not_fit_its_shape(mesh: LocalMesh) -> None:
@@ -74,7 +77,7 @@ async def test_a_tensor_whose_bytes_do_not_fit_its_shape(mesh: LocalMesh) -> Non
                 await stub.Infer(inference_pb2.InferRequest(model="minilm-2", inputs=[tensor]), timeout=10)
             error = from_rpc_error(caught.value)
             assert isinstance(error, InvalidArgument)
-            assert "input_ids" in error.field + error.message
+            assert error.field.startswith("inputs[0].")
 
 
 async def test_http_bodies(mesh: LocalMesh) -> None:
@@ -83,17 +86,13 @@ async def test_http_bodies(mesh: LocalMesh) -> None:
         assert bad_json.status_code == 400
         assert "error" in bad_json.json()
 
-        async def gigabyte():
+        async def gigabyte() -> AsyncIterator[bytes]:
             for _ in range(1024):
                 yield b"x" * 2**20
 
-        for content in (gigabyte(), None):
-            headers = {"content-length": str(2**30)} if content is None else {}
-            try:
-                answer = await http.post("/v1/completions", content=content or b"", headers=headers)
-                assert answer.status_code == 413, answer.text
-            except (httpx.WriteError, httpx.RemoteProtocolError, httpx.LocalProtocolError):
-                pass  # the server closed the connection while we were still sending
+        huge = await http.post("/v1/completions", content=gigabyte())
+        assert huge.status_code == 413
+        assert "error" in huge.json()
         unknown = await http.post("/v1/completions", json={"model": "nope", "prompt": "x"})
         assert unknown.status_code == 404
         assert unknown.json()["error"]["param"] == "model"

@@ -3,7 +3,11 @@
 import asyncio
 from collections import Counter
 
+import pytest
+
 from stagemesh import AsyncClient
+
+pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
 
 
 async def test_200_concurrent_requests_spread_over_two_replicas_per_stage(client: AsyncClient) -> None:

@@ -16,6 +16,8 @@ from stagemesh.local.mesh import LocalMesh
 
 from .conftest import ENCODER
 
+pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
+
 TEXTS = [
     "The cat sat on the mat.",
     "Distributed inference is split over several machines, each of which holds a part of the model.",

@@ -11,6 +11,8 @@ from stagemesh import AsyncClient
 
 from .conftest import STAGE_COUNTS
 
+pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
+
 NEW = 64
 
 

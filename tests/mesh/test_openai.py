@@ -3,9 +3,12 @@
 from collections.abc import AsyncIterator
 
 import openai
+import pytest
 import pytest_asyncio
 
 from stagemesh.local.mesh import LocalMesh
+
+pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
