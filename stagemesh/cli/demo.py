@@ -49,13 +49,12 @@ def demo(
             )
             async with mesh:
                 spec = await mesh.deploy(source, "demo")
-                progress.done()
+                progress.idle()
                 _show_replicas(console, mesh, spec.architecture)
                 async with mesh.client() as client:
                     for prompt in (*_PROMPTS, _PROMPTS[0]):
                         await _complete(console, client, spec.name, prompt, max_tokens)
-                progress("stopping")
-            progress.done()
+                progress.busy("stopping")
 
     if run_until_signal(run()) is not None:
         raise typer.Exit(130)
@@ -103,7 +102,8 @@ async def _complete(
     console.print(f"  route     {route_words(generation)}", style="dim")
     console.print(
         f"  speed     {generation.tokens_per_second:.1f} tokens/s "
-        f"({generation.usage.completion_tokens} tokens in {generation.duration_s:.2f} s)",
+        f"({generation.usage.completion_tokens} tokens in {generation.duration_s:.2f} s, "
+        f"the first after {generation.first_token_s:.2f} s)",
         style="dim",
     )
     console.print(f"  cache     {generation.cache or 'unknown'}", style="dim")

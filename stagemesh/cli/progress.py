@@ -10,25 +10,32 @@ _QUIET_S = 2.0
 
 
 class Progress:
-    """`async with Progress(console) as progress: progress("loading")` prints a line each time and while waiting."""
+    """`async with Progress(console) as progress: progress("loading")` prints each line, and repeats it while busy.
+
+    Busy from the start; `idle` ends the repeating, not the printing, and `busy` resumes it.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._started = time.monotonic()
         self._said_at = self._started
         self._line = ""
-        self._waiting = False
+        self._busy = True
         self._ticker: asyncio.Task[None] | None = None
 
     def __call__(self, line: str) -> None:
-        """Something happened; more may follow."""
+        """Something happened."""
         self._line = line
-        self._waiting = True
         self._print(line)
 
-    def done(self) -> None:
-        """Nothing is being waited for; be quiet until the next line."""
-        self._waiting = False
+    def idle(self) -> None:
+        """Nothing is being waited for."""
+        self._busy = False
+
+    def busy(self, line: str) -> None:
+        """Something is being waited for."""
+        self._busy = True
+        self(line)
 
     def _print(self, line: str) -> None:
         self._said_at = time.monotonic()
@@ -39,7 +46,7 @@ class Progress:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_QUIET_S / 4)
-            if self._waiting and time.monotonic() - self._said_at >= _QUIET_S * 0.75:
+            if self._busy and self._line and time.monotonic() - self._said_at >= _QUIET_S * 0.75:
                 self._print(f"... {self._line}")
 
     async def __aenter__(self) -> "Progress":

@@ -77,11 +77,13 @@ def serve(
                     for line in addresses(mesh):
                         out.print(line)
                     out.print("Ctrl-C stops it")
-                    progress.done()
-                    await asyncio.Event().wait()
+                    progress.idle()
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        progress.busy("stopping")
             finally:
                 progress("stopped")
-                progress.done()
 
     leftovers = Leftovers.before()
     run_until_signal(run())

@@ -151,6 +151,8 @@ class LocalMesh:
         if self._given_etcd is None:
             etcd_binary()
         self._folder = Path(tempfile.mkdtemp(prefix="stagemesh-"))
+        # What the processes' libraries leave in a temp folder (torch does at import) goes with ours.
+        self._env["TMPDIR"] = str(self._folder)
         try:
             async with asyncio.timeout(_START_S):
                 await self._start_all()

@@ -88,16 +88,14 @@ class ChildProcess:
             raise
 
     def ended_how(self) -> str:
-        """One line: how it ended, and the last line of its log."""
+        """One line: how it ended, and the last line of its log when it gave up by itself."""
         code = self.returncode
         if code is None:
-            how = "still runs"
-        elif code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-        else:
-            how = f"ended with status {code}"
+            return f"{self.name} still runs"
+        if code < 0:
+            return f"{self.name} was ended by {signal.Signals(-code).name}"
         last = self.last_log_line()
-        return f"{self.name} {how}" + (f": {last}" if last else "")
+        return f"{self.name} ended with status {code}" + (f": {last}" if last else "")
 
     def last_log_line(self) -> str:
         """The last line in its log that is not blank; empty when there is none."""

@@ -32,7 +32,7 @@ async def test_a_process_is_its_own_group_and_ends_on_stop(tmp_path):
     await process.stop(10)
     assert process.returncode == -signal.SIGTERM
     assert not psutil.pid_exists(process.pid)
-    assert process.ended_how() == "sleeper was ended by SIGTERM: up"
+    assert process.ended_how() == "sleeper was ended by SIGTERM"
 
 
 async def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
