@@ -11,7 +11,7 @@ The story of a generation, with the file that tells each step:
    dead, slow or wrong is passed by.
 6. A replica per stage is chosen (`routing`, `policies/`) among those in the local view of the mesh (`membership`,
    fed by `membership_watch`) by what is known of their load (`loads`).
-7. The session is opened at the route's head and its tokens stream back (`head_session`); when the route breaks
+7. The session is opened at the route's head and its tokens stream back (`dispatch`); when the route breaks
    before the first token, one other route is tried (`generate`).
 8. Tokens become text, never half a character, until a stop string (`text`, `generate`).
 9. The finished answer is stored in the cache, the route's in-flight counts go down, metrics and the trace are
