@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from stagemesh.v1 import registry_pb2, registry_pb2_grpc
 
 _POLL_S = 0.2
 _RPC_S = 10.0
+# On one machine nobody will bring another node: say so when a partition found none for this long.
+_STUCK_S = 15.0
 # A registry that downloads a hub checkpoint's configuration may take this long to answer.
 _DEPLOY_S = 300.0
 
@@ -90,9 +93,9 @@ async def wait_in_router(
         verdict = readiness(found.model, [item.record for item in status.replicas], found.pending)
         # A replica that failed may not be in the router's view at all.
         failed = readiness(found.model, found.replicas).failed
-        return Readiness(verdict.ready and known.ready, failed, verdict.line)
+        return dataclasses.replace(verdict, ready=verdict.ready and known.ready, failed=failed)
 
-    await _wait(look, name, progress, timeout_s)
+    await _wait(look, name, progress, timeout_s, stuck_s=_STUCK_S)
 
 
 async def _find(registry: str, name: str) -> registry_pb2.Deployment | None:
@@ -104,8 +107,10 @@ async def _wait(
     name: str,
     progress: Callable[[str], None],
     timeout_s: float,
+    stuck_s: float = float("inf"),
 ) -> None:
     deadline = time.monotonic() + timeout_s
+    moved = time.monotonic()
     line = f"{name}: waiting for the registry's plan"
     said = ""
     while True:
@@ -120,6 +125,10 @@ async def _wait(
             if verdict.ready:
                 progress(line)
                 return
+            if not verdict.stuck:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > stuck_s:
+                raise Unavailable(f"{name} cannot be placed: {verdict.stuck}")
         if line != said:
             progress(line)
             said = line

@@ -16,20 +16,18 @@ from stagemesh.client import AsyncClient
 from stagemesh.errors import DeadlineExceeded
 from stagemesh.local import deployment, waiting
 from stagemesh.local.etcd_server import EtcdServer, etcd_binary
+from stagemesh.local.launcher import Flags, Launcher
 from stagemesh.local.ports import claim
-from stagemesh.local.processes import ChildProcess, service_argv
+from stagemesh.local.processes import ChildProcess
 from stagemesh.local.supervisor import Supervised
 from stagemesh.v1 import registry_pb2
 
+# More than the launcher lets sessions drain.
 _GRACE_S = 15.0
-# Sessions that still run when the mesh stops get this long; less than the grace.
-_DRAIN_S = 5.0
 _LOOPBACK = "127.0.0.1"
 _START_S = 120.0
 # Part of the memory that is free now that the nodes may plan with, together.
 _MEMORY_PART = 0.8
-
-Flags = Mapping[str, str | int | float]
 
 
 class LocalMesh:
@@ -151,8 +149,6 @@ class LocalMesh:
         if self._given_etcd is None:
             etcd_binary()
         self._folder = Path(tempfile.mkdtemp(prefix="stagemesh-"))
-        # What the processes' libraries leave in a temp folder (torch does at import) goes with ours.
-        self._env["TMPDIR"] = str(self._folder)
         try:
             async with asyncio.timeout(_START_S):
                 await self._start_all()
@@ -169,12 +165,13 @@ class LocalMesh:
             self._progress("starting etcd")
             self._etcd_server = EtcdServer(self._folder)
             await self._etcd_server.start()
+        launcher, ports = self._launcher(self._folder), self._ports
         self._services = {
-            "registry": self._place("registry", {"port": self._ports["registry"]}),
-            "cache": self._place("cache", {"port": self._ports["cache"]}),
-            "router": self._place("router", {"port": self._ports["grpc"], "http-port": self._ports["http"]}),
+            "registry": launcher.service("registry", {"port": ports["registry"]}),
+            "cache": launcher.service("cache", {"port": ports["cache"]}),
+            "router": launcher.service("router", {"port": ports["grpc"], "http-port": ports["http"]}),
         }
-        self._nodes = [self._node(index) for index in range(self.nodes)]
+        self._nodes = [launcher.node(index) for index in range(self.nodes)]
         places = [*self._services.values(), *self._nodes]
         self._progress(f"starting registry, cache, router and {self.nodes} stage processes")
         for place in places:
@@ -260,41 +257,21 @@ class LocalMesh:
             self.registry_address, self.grpc_address, name, self._progress, timeout_s
         )
 
-    # ---- places ----
-
-    def _place(self, kind: str, flags: Flags) -> Supervised:
-        async def start(restarts: int) -> ChildProcess:
-            return await self._start_service(kind, kind, flags)
-
-        return Supervised(kind, start, self._progress)
-
-    def _node(self, index: int) -> Supervised:
-        async def start(restarts: int) -> ChildProcess:
-            name = f"node-{index}" + (f"-{restarts}" if restarts else "")
-            flags: dict[str, str | int | float] = {
-                "node-id": self._prefix + name,
-                "port": 0,
-                "threads": self._threads,
-                "memory": self._memory_share(),
-                "device": self._device,
-            }
-            return await self._start_service(name, "stage", flags)
-
-        return Supervised(f"node-{index}", start, self._progress)
-
-    async def _start_service(self, name: str, kind: str, flags: Flags) -> ChildProcess:
-        assert self._folder is not None
-        host = self.host if kind == "router" else self._inner_host
-        common: dict[str, str | int | float] = {"host": host, "etcd": self.etcd_endpoints}
-        if kind in ("router", "stage"):
-            common["drain-s"] = _DRAIN_S
-        argv = service_argv(kind, {**common, **flags, **self._flags.get(kind, {})})
-        return await ChildProcess.start(name, argv, self._folder / f"{name}.log", self._env)
-
-    def _memory_share(self) -> int:
-        if self._memory is None:
-            self._memory = int(psutil.virtual_memory().available * _MEMORY_PART) // self.nodes
-        return self._memory
+    def _launcher(self, folder: Path) -> Launcher:
+        # What the processes' libraries leave in a temp folder (torch does at import) goes with ours.
+        return Launcher(
+            etcd=self.etcd_endpoints,
+            router_host=self.host,
+            inner_host=self._inner_host,
+            folder=folder,
+            env={**self._env, "TMPDIR": str(folder)},
+            flags=self._flags,
+            node_prefix=self._prefix,
+            threads=self._threads,
+            memory=self._memory or int(psutil.virtual_memory().available * _MEMORY_PART) // self.nodes,
+            device=self._device,
+            on_event=self._progress,
+        )
 
     def __repr__(self) -> str:
         alive = sum(process.returncode is None for process in self.processes)

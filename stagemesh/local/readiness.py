@@ -8,11 +8,15 @@ from stagemesh.v1 import registry_pb2
 
 @dataclass(frozen=True)
 class Readiness:
-    """`ready` when every stage has as many ready replicas as the spec wants; `failed` holds one line each."""
+    """`ready` when every stage has as many ready replicas as the spec wants; `failed` holds one line each.
+
+    `stuck` says what no node can take while nothing is loading; empty otherwise.
+    """
 
     ready: bool
     failed: tuple[str, ...]
     line: str
+    stuck: str = ""
 
 
 def readiness(
@@ -23,12 +27,13 @@ def readiness(
     """Judge the replicas of the spec's model and revision; other models' replicas are passed over."""
     of_model = [item for item in replicas if item.model == spec.name and item.revision == spec.revision]
     stages: list[str] = []
-    missing = 0
+    missing = all_loading = 0
     for stage, wanted in enumerate(spec.replicas):
         states = [replica.state for replica in of_model if replica.stage == stage]
         ready = states.count(registry_pb2.REPLICA_STATE_READY)
         loading = states.count(registry_pb2.REPLICA_STATE_LOADING)
         missing += max(0, wanted - ready)
+        all_loading += loading
         stages.append(f"stage {stage}: {ready}/{wanted} ready" + (f", {loading} loading" if loading else ""))
     failed = tuple(
         f"stage {replica.stage} on {replica.node_id}: {replica.detail or 'failed without saying why'}"
@@ -39,5 +44,6 @@ def readiness(
     return Readiness(
         ready=missing == 0 and len(spec.replicas) > 0,
         failed=failed,
+        stuck="" if all_loading else waiting,
         line=f"{spec.name}: " + ", ".join(stages) + (f" (waiting: {waiting})" if waiting else ""),
     )

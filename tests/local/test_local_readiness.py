@@ -38,6 +38,13 @@ def test_the_line_tells_loading_and_waiting():
     assert line == "m: stage 0: 0/2 ready, 1 loading, stage 1: 0/1 ready (waiting: stage 1: no node)"
 
 
+def test_stuck_is_what_waits_while_nothing_loads():
+    assert (
+        readiness(_SPEC, [_replica(0)], ["stage 1: no node has 5 GiB"]).stuck == "stage 1: no node has 5 GiB"
+    )
+    assert readiness(_SPEC, [_replica(0, pb.REPLICA_STATE_LOADING)], ["stage 1: no node"]).stuck == ""
+
+
 def test_a_model_without_stages_is_not_ready():
     assert not readiness(pb.ModelSpec(name="m"), []).ready
 

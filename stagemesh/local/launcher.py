@@ -1,0 +1,69 @@
+"""Command lines of the mesh's processes, and the places that they fill."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagemesh.local.processes import ChildProcess, service_argv
+from stagemesh.local.supervisor import Supervised
+
+# Sessions that still run when the mesh stops get this long, in seconds.
+DRAIN_S = 5.0
+_DRAINING = ("router", "stage")
+
+Flag = str | int | float
+Flags = Mapping[str, Flag]
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Starts services and nodes that find each other through one etcd.
+
+    `router_host` and `inner_host` are where the router and everything else listen, `flags` are added to every
+    process of a kind, `folder` gets a log file per process. `node_prefix` makes node names unique on a shared
+    etcd; `memory` is in bytes per node.
+    """
+
+    etcd: str
+    router_host: str
+    inner_host: str
+    folder: Path
+    env: Mapping[str, str]
+    flags: Mapping[str, Flags]
+    node_prefix: str
+    threads: int
+    memory: int
+    device: str
+    on_event: Callable[[str], None]
+
+    def service(self, kind: str, flags: Flags) -> Supervised:
+        """The place of the router, cache or registry."""
+
+        async def start(restarts: int) -> ChildProcess:
+            return await self._start(kind, kind, flags)
+
+        return Supervised(kind, start, self.on_event)
+
+    def node(self, index: int) -> Supervised:
+        """The place of a stage process; a replacement is a node of another name."""
+
+        async def start(restarts: int) -> ChildProcess:
+            name = f"node-{index}" + (f"-{restarts}" if restarts else "")
+            flags: dict[str, Flag] = {
+                "node-id": self.node_prefix + name,
+                "port": 0,
+                "threads": self.threads,
+                "memory": self.memory,
+                "device": self.device,
+            }
+            return await self._start(name, "stage", flags)
+
+        return Supervised(f"node-{index}", start, self.on_event)
+
+    async def _start(self, name: str, kind: str, flags: Flags) -> ChildProcess:
+        host = self.router_host if kind == "router" else self.inner_host
+        common: dict[str, Flag] = {"host": host, "etcd": self.etcd}
+        if kind in _DRAINING:
+            common["drain-s"] = DRAIN_S
+        argv = service_argv(kind, {**common, **flags, **self.flags.get(kind, {})})
+        return await ChildProcess.start(name, argv, self.folder / f"{name}.log", self.env)
