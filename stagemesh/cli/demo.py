@@ -20,7 +20,7 @@ from stagemesh.local.leftovers import Leftovers
 from stagemesh.local.ports import free_port, is_free
 
 _MODEL = Path("examples/demo_model/model")
-_PROMPTS = ("def read_file(path):", "class Stack:", "import os\nimport sys\n\ndef main(", "    for line in")
+_PROMPTS = ("def read_file(path):", "class Stack:", "def parse_args(argv):", "    try:\n        import ssl")
 _TOKENS = 64
 
 
