@@ -1,4 +1,4 @@
-"""Sends work along a route, and along one other route when the first breaks before it delivered anything."""
+"""Sends work along a route, and along other routes when one breaks before it delivered anything."""
 
 import logging
 import random
@@ -65,11 +65,12 @@ class Dispatch:
     ) -> AsyncGenerator[tuple[Route, stage_pb2.SessionEvent], None]:
         """Events of one session with the route they came by, the last one with a finish reason.
 
-        Raises `Unavailable` when the route broke after a token came, or when the second route broke as well.
+        Raises `Unavailable` when the route broke after a token came, or when there is no other one to try.
         """
-        previous: Route = []
         avoid: set[str] = set()
+        attempt = 0
         while True:
+            attempt += 1
             route = self._choose(spec, ctx, span, avoid)
             delivered = False
             try:
@@ -79,9 +80,9 @@ class Dispatch:
                         yield route, event
                 return
             except RouteBroke as broke:
-                if delivered or previous or not self._has_other(spec, ctx, route, broke.avoid):
+                avoid |= broke.avoid
+                if delivered or not self._may_retry(spec, ctx, route, broke, avoid, attempt):
                     raise broke.error from None
-                previous, avoid = route, broke.avoid
                 self._retrying(spec, broke)
 
     async def forward(
@@ -91,19 +92,19 @@ class Dispatch:
         span: Span,
         request: Callable[[Route], stage_pb2.ForwardRequest],
     ) -> tuple[Route, stage_pb2.ForwardResponse]:
-        """One stateless micro-batch; tried once more on another route when the first breaks."""
-        route = self._choose(spec, ctx, span, set())
-        try:
-            return route, await self._forward(request(route), route, spec, ctx, span)
-        except RouteBroke as broke:
-            if not self._has_other(spec, ctx, route, broke.avoid):
-                raise broke.error from None
-            self._retrying(spec, broke)
-            route = self._choose(spec, ctx, span, broke.avoid)
-        try:
-            return route, await self._forward(request(route), route, spec, ctx, span)
-        except RouteBroke as broke:
-            raise broke.error from None
+        """One stateless micro-batch; tried on other routes when the first breaks."""
+        avoid: set[str] = set()
+        attempt = 0
+        while True:
+            attempt += 1
+            route = self._choose(spec, ctx, span, avoid)
+            try:
+                return route, await self._forward(request(route), route, spec, ctx, span)
+            except RouteBroke as broke:
+                avoid |= broke.avoid
+                if not self._may_retry(spec, ctx, route, broke, avoid, attempt):
+                    raise broke.error from None
+                self._retrying(spec, broke)
 
     def _choose(
         self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str]
@@ -116,10 +117,23 @@ class Dispatch:
                 routing_span.set_attribute(f"stagemesh.stage.{hop.stage}", hop.replica_id)
         return route
 
-    def _has_other(
-        self, spec: registry_pb2.ModelSpec, ctx: RequestContext, route: Route, avoid: set[str]
+    def _may_retry(
+        self,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        route: Route,
+        broke: RouteBroke,
+        avoid: set[str],
+        attempt: int,
     ) -> bool:
-        return ctx.deadline > time.monotonic() and self._routing.has_other(spec, route, avoid)
+        # One dead node may have held a replica of every stage, and each is found out by a route of its own.
+        # A full replica is no fault: trying them all would only add to the load.
+        attempts = 2 if isinstance(broke.error, errors.ResourceExhausted) else len(route) + 1
+        return (
+            attempt < attempts
+            and ctx.deadline > time.monotonic()
+            and self._routing.has_other(spec, route, avoid)
+        )
 
     def _retrying(self, spec: registry_pb2.ModelSpec, broke: RouteBroke) -> None:
         log.warning("route.broke: %s; trying another", broke.error.message)

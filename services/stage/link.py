@@ -76,7 +76,7 @@ class Link:
         error: StagemeshError = Unavailable(f"stage {self.hop.stage} closed the link")
         channel = create_channel(self.hop.address)
         try:
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
+            await asyncio.wait_for(_connected(channel, self.hop.stage), CONNECT_TIMEOUT_S)
             call = channel.stream_stream(RELAY_METHOD, None, Feedback.FromString)()
             hello = Hello(protocol=PROTOCOL, from_replica=self._sender, to_replica=self.hop.replica_id)
             await call.write(Frame(hello=hello).SerializeToString())
@@ -92,6 +92,8 @@ class Link:
                 await asyncio.gather(writer, return_exceptions=True)
         except TimeoutError:
             error = Unavailable(f"stage {self.hop.stage} could not be reached in {CONNECT_TIMEOUT_S:g} s")
+        except Unavailable as refused:
+            error = refused
         except grpc.aio.AioRpcError as rpc_error:
             cause = from_rpc_error(rpc_error)
             error = Unavailable(f"stage {self.hop.stage} was lost: {cause.message}"[:300])
@@ -114,3 +116,15 @@ class Link:
                 await call.write(encode_frame(frame, tensor))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the reader learns why
+
+
+async def _connected(channel: grpc.aio.Channel, stage: int) -> None:
+    """Return once there is a connection; a peer that is gone is not waited for.
+
+    Raises:
+        Unavailable: the connection was refused.
+    """
+    while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            raise Unavailable(f"stage {stage} cannot be reached")
+        await channel.wait_for_state_change(state)
