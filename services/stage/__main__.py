@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import time
 
 import torch
@@ -84,10 +83,6 @@ async def main() -> None:
     await shutdown_tracing()
     if follower.done() and not follower.cancelled() and (error := follower.exception()):
         raise error
-    # Everything is closed; tearing torch down with the interpreter would take seconds for nothing.
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
