@@ -97,7 +97,8 @@ def _end(span: Span, call: Any) -> None:
     except StopIteration as result:
         code: grpc.StatusCode = result.value
         span.set_attribute("rpc.grpc.status_code", code.value[0])
-        if code is not grpc.StatusCode.OK:
+        # Who cancels a call has what it needs; the peer did nothing wrong.
+        if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
             span.set_status(Status(StatusCode.ERROR, code.name))
     finally:
         waiting.close()

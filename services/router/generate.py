@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from stagemesh.v1 import cache_pb2, inference_pb2, stage_pb2
@@ -71,7 +72,8 @@ class Generation:
                         finish_reason=response.finish_reason,
                         prompt_tokens=len(plan.token_ids),
                     )
-                    self._cache.store(self._ctx.tenant, plan.key, value, plan.spec)
+                    with trace.use_span(self._span):
+                        self._cache.store(self._ctx.tenant, plan.key, value, plan.spec)
                 yield response
 
     async def _stream(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:

@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from stagemesh.errors import InternalError, NotFound, StagemeshError
-from stagemesh.tracing import tracer
+from stagemesh.tracing import extract, tracer
 
 from .context import RequestContext
 from .telemetry import Telemetry
@@ -29,6 +30,7 @@ class Observed:
         self.started = time.monotonic()
         self.span: Span = tracer().start_span(
             "router.request",
+            context=_context(ctx),
             kind=SpanKind.INTERNAL,
             attributes={
                 "gen_ai.operation.name": OPERATIONS[operation],
@@ -84,3 +86,10 @@ def code_of(error: BaseException | None) -> str:
     if isinstance(error, StagemeshError) and not isinstance(error, InternalError):
         return error.kind.upper()
     return "INTERNAL"
+
+
+def _context(ctx: RequestContext) -> Context | None:
+    """The current context when a door has a span of its own, else the trace that the caller sent along."""
+    if trace.get_current_span().get_span_context().is_valid:
+        return None
+    return extract(ctx.metadata.items())

@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from stagemesh.errors import CheckpointError
 
@@ -54,6 +62,13 @@ def read_config(folder: Path) -> PreTrainedConfig:
         CheckpointError: it is missing, or of a model type that the installed transformers does not know.
     """
     try:
+        given, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+        if given.get("model_type") not in CONFIG_MAPPING:
+            name, kind = (given.get("architectures") or [""])[0], given.get("model_type")
+            raise CheckpointError(
+                f"architecture {name!r} is not supported: transformers {transformers.__version__} "
+                f"does not know model type {kind!r}"
+            )
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:200]
