@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv protos check test demo serve clean
+.PHONY: venv protos check test bench demo serve clean
 
 venv: .venv/.installed
 
@@ -26,6 +26,11 @@ check: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# Every benchmark, one after the other: some 20 minutes on 2 quiet cores. One of them: make bench NAME=transport
+NAME ?= all
+bench: venv
+	$(BIN)/python -m bench $(NAME)
 
 demo: venv
 	$(BIN)/stagemesh demo
