@@ -41,6 +41,8 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
     async def Generate(self, request, context):
         self.opened.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        if self.mode == "1b is gone" and request.route[1].replica_id == "1b":
+            raise Unavailable("stage 1 cannot be reached")
         try:
             for index in range(request.max_tokens):
                 await self._misbehave(index, context)

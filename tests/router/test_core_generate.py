@@ -106,6 +106,15 @@ async def test_a_dead_head_is_passed_over_at_once_and_then_for_a_while(mesh):
     assert active == 0
 
 
+async def test_a_dead_node_that_held_a_replica_of_each_stage_is_routed_around(mesh):
+    core = await mesh.start({"0a": "good", "0b": "1b is gone"})
+    await mesh.stages["0a"].door.stop(0)
+    for _ in range(40):
+        core.loads.forget(set())  # so that each request finds out anew, one stage at a time
+        chunks = await answer(core, ask(2))
+        assert [hop.replica_id for hop in chunks[0].route] == ["0b", "1a"]
+
+
 async def test_a_route_that_breaks_later_is_a_clear_unavailable(mesh):
     core = await mesh.start({"0a": "break later", "0b": "break later"})
     seen = []
