@@ -32,6 +32,7 @@ class MembershipWatch:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "MembershipWatch":
+        self._warmer.start()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tick())]
         return self
 

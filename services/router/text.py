@@ -44,6 +44,14 @@ class Texts:
     def __repr__(self) -> str:
         return f"Texts({[name for name, _ in self._loaded]}, loading={[name for name, _ in self._loading]})"
 
+    async def prepare(self) -> None:
+        """Import the library behind the tokenizers, which takes a second.
+
+        Under the same lock as loads: two threads that import transformers at once can see half of it.
+        """
+        async with self._one_at_a_time:
+            await asyncio.to_thread(_auto_tokenizer)
+
     async def get(self, spec: ModelSpec) -> ModelText:
         """Return the model's text side; raise `CheckpointError` when its tokenizer cannot be read.
 
@@ -121,10 +129,14 @@ def _folder(spec: ModelSpec) -> Path:
         ) from error
 
 
-def _tokenizer(folder: Path) -> Any:
+def _auto_tokenizer() -> Any:
     from transformers import AutoTokenizer  # late: takes seconds, and nothing before the first model needs it
 
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    return AutoTokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    return _auto_tokenizer().from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
 
 def _json(path: Path) -> dict[str, Any]:

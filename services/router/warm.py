@@ -20,13 +20,15 @@ class Warmer:
         self._known: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def start(self) -> None:
+        """Have the tokenizers' library ready before a model needs it."""
+        self._own(asyncio.create_task(self._texts.prepare(), name="warm-library"))
+
     def update(self, specs: Iterable[ModelSpec]) -> None:
         """Start loading for the specs that were not there before."""
         present = {(spec.name, spec.revision): spec for spec in specs}
         for key in present.keys() - self._known:
-            task = asyncio.create_task(self._load(present[key]), name=f"warm-{key[0]}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._own(asyncio.create_task(self._load(present[key]), name=f"warm-{key[0]}"))
         self._known = set(present)
 
     async def close(self) -> None:
@@ -34,6 +36,10 @@ class Warmer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _load(self, spec: ModelSpec) -> None:
         try:
