@@ -11,6 +11,7 @@ from bench.options import Options
 from bench.picture import svg
 from bench.result import Result
 
+_LIMIT_S = 1800.0
 RESULTS = Path(__file__).with_name("results")
 
 QUESTIONS = {
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     results: list[Result] = []
     for name in names:
         print(f"bench {name}: {QUESTIONS[name]}", file=sys.stderr, flush=True)
-        result: Result = asyncio.run(importlib.import_module(f"bench.{name}").run(options))
+        result = asyncio.run(_bounded(name, options))
         result.quick = args.quick
         results.append(result)
         if not args.json:
@@ -71,6 +72,13 @@ def main(argv: list[str] | None = None) -> int:
         found = [result.as_json() for result in results]
         print(json.dumps(found if args.name == "all" else found[0], indent=1))
     return 0
+
+
+async def _bounded(name: str, options: Options) -> Result:
+    """Run one benchmark; `TimeoutError` when it takes far longer than any should."""
+    async with asyncio.timeout(_LIMIT_S):
+        result: Result = await importlib.import_module(f"bench.{name}").run(options)
+        return result
 
 
 def _draw(result: Result, folder: Path | None, quick: bool) -> None:

@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 
     REACHED = "reached"
     SHORT = "falls short"
-    NOISE = "noise decides"
+    NOISE = "undecided"
 
 
 def interleaved(contenders: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:

@@ -1,0 +1,54 @@
+"""Whole meshes for benchmarks: real processes on loopback, one thread per stage unless told otherwise."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from bench.checkpoints import SHAPES, checkpoint
+from bench.options import say
+from bench.streams import Stream
+from stagemesh import AsyncClient
+from stagemesh.local import LocalMesh, deployment
+
+DTYPES = {"fp32": "F32", "bf16": "BF16"}
+_NODE_BYTES = 3 * 2**30
+
+
+@contextlib.asynccontextmanager
+async def mesh(nodes: int, threads: int = 1) -> AsyncIterator[LocalMesh]:
+    """A mesh of `nodes` stage processes with that many compute threads each."""
+    say(f"starting a mesh of {nodes} stage process{'' if nodes == 1 else 'es'} x {threads} thread(s)")
+    async with LocalMesh(
+        stages=nodes, replicas=1, http_port=0, grpc_port=0, threads=threads, memory=_NODE_BYTES
+    ) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def deployed(running: LocalMesh, name: str, dtype: str, stages: int) -> AsyncIterator[str]:
+    """The checkpoint `name` deployed on the mesh without a cache, by its model name; undeployed afterwards."""
+    model = f"{name}-{dtype}-{stages}"
+    await running.deploy(checkpoint(name), model, stages=stages, dtype=DTYPES[dtype], cache=False)
+    try:
+        yield model
+    finally:
+        await deployment.undeploy(running.registry_address, model)
+
+
+def prompts(name: str, count: int, length: int) -> list[list[int]]:
+    """The same random token ids for every contender, ids 0 and 1 (begin, end) left out."""
+    ids = np.random.default_rng(7).integers(2, SHAPES[name].vocab, (count, length))
+    return [[int(token) for token in row] for row in ids]
+
+
+async def stream(client: AsyncClient, model: str, prompt: list[int], new_tokens: int) -> Stream:
+    """Generate greedily and note when each token comes."""
+    found = Stream()
+    async with client.stream(
+        model, token_ids=prompt, max_tokens=new_tokens, temperature=0.0, ignore_eos=True, cache=False
+    ) as chunks:
+        async for chunk in chunks:
+            found.add(chunk.token_ids, time.perf_counter())
+    return found

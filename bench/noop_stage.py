@@ -1,0 +1,61 @@
+"""A stage that computes nothing: answers every micro-batch with zeros at once. The router benchmark's other end.
+
+Started as `python -m bench.noop_stage --port-file FILE`.
+"""
+
+import argparse
+import asyncio
+
+import grpc
+
+from bench.children import announce_port
+from stagemesh.grpc_server import GrpcServer, serve_until_signal
+from stagemesh.v1.stage_pb2 import ForwardRequest, ForwardResponse, GetNodeStatusRequest, NodeStatus
+from stagemesh.v1.tensor_pb2 import Tensor
+
+WIDTH = 16
+_SERVICE = "stagemesh.v1.StageService"
+
+
+async def _forward(request: ForwardRequest, context: grpc.aio.ServicerContext) -> ForwardResponse:
+    rows = len(request.lengths)
+    return ForwardResponse(
+        outputs=[
+            Tensor(name="sentence_embedding", dtype="F32", shape=(rows, WIDTH), data=bytes(4 * rows * WIDTH))
+        ]
+    )
+
+
+async def _status(request: GetNodeStatusRequest, context: grpc.aio.ServicerContext) -> NodeStatus:
+    return NodeStatus(node_id="noop")
+
+
+async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    return request
+
+
+async def main(port_file: str) -> None:
+    """Serve until the benchmark ends this process."""
+    server = GrpcServer("127.0.0.1", 0)
+    unary = grpc.unary_unary_rpc_method_handler
+    stage = {
+        "Forward": unary(_forward, ForwardRequest.FromString, ForwardResponse.SerializeToString),
+        "GetNodeStatus": unary(_status, GetNodeStatusRequest.FromString, NodeStatus.SerializeToString),
+    }
+    server.server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(_SERVICE, stage),
+            grpc.method_handlers_generic_handler("bench.Bare", {"Echo": unary(_echo, None, None)}),
+        )
+    )
+    port = await server.start([_SERVICE])
+    await server.set_serving(True)
+    announce_port(port_file, port)
+    await serve_until_signal()
+    await server.stop(0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port-file", required=True)
+    asyncio.run(main(parser.parse_args().port_file))

@@ -1,0 +1,189 @@
+"""What does the router add to a 4 KiB request, and how many requests per second does it carry?
+
+A real etcd, a real router and one stage that computes nothing, each its own process. Contenders: the request through
+the router; the same micro-batch sent straight to the stage; a bare grpc.aio unary call that echoes 4 KiB.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from statistics import median
+
+import grpc.aio
+import numpy as np
+
+from bench.children import server
+from bench.noop_stage import WIDTH
+from bench.options import Options, say
+from bench.paired import interleaved, paired_ratio
+from bench.result import Bound, Result, Series
+from stagemesh import AsyncClient
+from stagemesh.errors import StagemeshError
+from stagemesh.etcd import Etcd
+from stagemesh.grpc_server import create_channel
+from stagemesh.local.etcd_server import EtcdServer
+from stagemesh.local.ports import claim
+from stagemesh.local.processes import ChildProcess, service_argv
+from stagemesh.records import model_key, replica_key, to_json
+from stagemesh.tensor import from_numpy
+from stagemesh.v1 import registry_pb2, stage_pb2
+
+MODEL, REPLICA = "noop", "noop-0"
+IDS = np.arange(512, dtype=np.int64).reshape(1, 512) % 100  # 4 KiB
+CLIENTS = 16
+CALLS, QUICK_CALLS = 600, 60
+ROUNDS = 7
+THROUGH, STRAIGHT, BARE = "through the router", "straight to the stage", "bare unary, 4 KiB"
+_UP_S = 60.0
+
+Call = Callable[[], Awaitable[object]]
+
+
+async def run(options: Options) -> Result:
+    """Latency with one client, then requests per second with sixteen, interleaved."""
+    result = Result("router", "a 4 KiB request through the router and one stage that computes nothing")
+    calls = QUICK_CALLS if options.quick else CALLS
+    latency: dict[str, list[float]] = {}
+    rate: dict[str, list[float]] = {}
+    async with _contenders() as contenders:
+        # One round more than is counted: the first warms up.
+        for number, name in interleaved(list(contenders), options.times(ROUNDS) + 1):
+            alone = await _one_client(contenders[name], calls)
+            together = await _clients(contenders[name], calls * 2)
+            if number:
+                latency.setdefault(name, []).append(alone * 1e6)
+                rate.setdefault(name, []).append(together)
+            else:
+                say(f"{name}: {alone * 1e6:.0f} us, {together:.0f} requests/s")
+    for name, values in latency.items():
+        result.series.append(Series("1 client, p50", name, "us", values))
+    for name, values in rate.items():
+        result.series.append(Series(f"{CLIENTS} clients in one process", name, "requests/s", values))
+    added = [a - b for a, b in zip(latency[THROUGH], latency[STRAIGHT], strict=True)]
+    if min(added) > 0:
+        ratio = paired_ratio(added, latency[BARE])
+        result.ratio("router_added_vs_grpc_rtt", ratio, Bound(1.0, at_most=True))
+    else:
+        result.not_measured["router_added_vs_grpc_rtt"] = "noise: the way through the router seemed no longer"
+    needed = paired_ratio(rate[THROUGH], [2000.0] * len(rate[THROUGH]))
+    result.ratio("router_requests_vs_2000_per_s", needed, Bound(1.0))
+    result.notes.append("the clients are one Python process that shares the two cores with router and stage")
+    return result
+
+
+async def _one_client(call: Call, calls: int) -> float:
+    """Median seconds of a call, one after the other."""
+    times = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        await call()
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+async def _clients(call: Call, calls: int) -> float:
+    """Calls per second of `CLIENTS` clients, each with one call at a time."""
+
+    async def client() -> None:
+        for _ in range(calls // CLIENTS + 1):
+            await call()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return CLIENTS * (calls // CLIENTS + 1) / (time.perf_counter() - started)
+
+
+@contextlib.asynccontextmanager
+async def _contenders() -> AsyncIterator[dict[str, Call]]:
+    """The three ways, ready to be called."""
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stagemesh-bench-")))
+        stage = f"127.0.0.1:{await stack.enter_async_context(server('bench.noop_stage'))}"
+        etcd = EtcdServer(folder)
+        await etcd.start()
+        stack.push_async_callback(etcd.stop)
+        await _announce(etcd.endpoint, stage, folder)
+        ports = claim({"grpc": 0, "http": 0})
+        flags: dict[str, str | int | float] = {
+            "etcd": etcd.endpoint,
+            "port": ports["grpc"],
+            "http-port": ports["http"],
+            "log-level": "warning",
+        }
+        router = await ChildProcess.start("router", service_argv("router", flags), folder / "router.log")
+        stack.push_async_callback(router.stop, 5.0)
+        client = await stack.enter_async_context(AsyncClient(f"127.0.0.1:{ports['grpc']}"))
+        channel = await stack.enter_async_context(create_channel(stage))
+        forward = channel.unary_unary(
+            "/stagemesh.v1.StageService/Forward",
+            stage_pb2.ForwardRequest.SerializeToString,
+            stage_pb2.ForwardResponse.FromString,
+        )
+        request = stage_pb2.ForwardRequest(
+            session=1,
+            model=MODEL,
+            route=[stage_pb2.RouteHop(replica_id=REPLICA, address=stage)],
+            lengths=[IDS.shape[1]],
+            inputs=[from_numpy("input_ids", IDS[0])],
+            outputs=["sentence_embedding"],
+        )
+        echo = channel.unary_unary("/bench.Bare/Echo", None, None)
+        payload = IDS.tobytes()
+
+        async def through() -> object:
+            return await client.infer(MODEL, {"input_ids": IDS}, cache=False)
+
+        await _until_up(router, through)
+        yield {
+            BARE: lambda: echo(payload, timeout=10),
+            STRAIGHT: lambda: forward(request, timeout=10),
+            THROUGH: through,
+        }
+
+
+async def _announce(endpoint: str, stage: str, folder: Path) -> None:
+    """Write the model and its replica where a router looks; nobody else writes to this etcd."""
+    partition = registry_pb2.Partition(first_layer=0, end_layer=1)
+    model = registry_pb2.ModelSpec(
+        name=MODEL,
+        source=str(folder),
+        revision="r",
+        task="embed",
+        partitions=[partition],
+        replicas=[1],
+        generation=1,
+        context_length=1024,
+        vocab_size=1000,
+        hidden_size=WIDTH,
+    )
+    replica = registry_pb2.ReplicaRecord(
+        replica_id=REPLICA,
+        model=MODEL,
+        revision="r",
+        stages=1,
+        partition=partition,
+        node_id="noop",
+        address=stage,
+        state=registry_pb2.REPLICA_STATE_READY,
+        generation=1,
+    )
+    etcd = Etcd(endpoint)
+    await etcd.start()
+    await etcd.put(model_key(MODEL), to_json(model))
+    await etcd.put(replica_key(MODEL, 0, REPLICA), to_json(replica))
+    await etcd.close()
+
+
+async def _until_up(router: ChildProcess, call: Call) -> None:
+    deadline = time.monotonic() + _UP_S
+    while True:
+        try:
+            await call()
+            return
+        except (StagemeshError, grpc.aio.AioRpcError):
+            if router.returncode is not None or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.2)
