@@ -4,11 +4,13 @@ import asyncio
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from stagemesh.errors import ConfigError, Unavailable
 from stagemesh.local.ports import free_port
 from stagemesh.local.processes import ChildProcess
+from stagemesh.local.supervisor import Supervised
 
 _READY_S = 30.0
 _POLL_S = 0.05
@@ -27,14 +29,18 @@ def etcd_binary() -> Path:
 
 
 class EtcdServer:
-    """One etcd member on loopback. Its data stays over `stop` and `start`, as does its port."""
+    """One etcd member on loopback, started again when it dies. Its data and port stay over every start.
 
-    def __init__(self, folder: Path) -> None:
+    `on_event` gets a line when it died.
+    """
+
+    def __init__(self, folder: Path, on_event: Callable[[str], None] = lambda line: None) -> None:
         self._folder = folder
         self._binary = etcd_binary()
         self._client_port = free_port()
         self._peer_port = free_port(avoid=frozenset([self._client_port]))
-        self._process: ChildProcess | None = None
+        self._on_event = on_event
+        self._place: Supervised | None = None
 
     @property
     def endpoint(self) -> str:
@@ -44,10 +50,24 @@ class EtcdServer:
     @property
     def process(self) -> ChildProcess | None:
         """The process, also after it has ended; `None` before the first start and after `stop`."""
-        return self._process
+        return self._place.process if self._place is not None else None
 
     async def start(self) -> None:
         """Start it and wait until it answers; raises `Unavailable` when it ends or does not come up."""
+        self._place = Supervised("etcd", self._start_process, self._on_event)
+        await self._place.start()
+        deadline = time.monotonic() + _READY_S
+        while not await _answers("127.0.0.1", self._client_port):
+            process = self._place.process
+            if process is not None and process.returncode is not None:
+                raise Unavailable(process.ended_how())
+            if time.monotonic() > deadline:
+                await self.stop()
+                raise Unavailable(f"etcd did not answer on {self.endpoint} within {_READY_S:.0f} s")
+            await asyncio.sleep(_POLL_S)
+        self._place.supervise()
+
+    async def _start_process(self, restarts: int) -> ChildProcess:
         client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
         argv = [str(self._binary), "--name=stagemesh", f"--data-dir={self._folder / 'etcd'}"]
         argv += [f"--listen-client-urls={client}", f"--advertise-client-urls={client}"]
@@ -55,21 +75,13 @@ class EtcdServer:
         argv += [f"--initial-cluster=stagemesh={peer}", "--log-level=warn", "--unsafe-no-fsync"]
         # Variables meant for another etcd would override these flags.
         env = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-        self._process = await ChildProcess.start("etcd", argv, self._folder / "etcd.log", env)
-        deadline = time.monotonic() + _READY_S
-        while not await _answers("127.0.0.1", self._client_port):
-            if self._process.returncode is not None:
-                raise Unavailable(self._process.ended_how())
-            if time.monotonic() > deadline:
-                await self.stop()
-                raise Unavailable(f"etcd did not answer on {self.endpoint} within {_READY_S:.0f} s")
-            await asyncio.sleep(_POLL_S)
+        return await ChildProcess.start("etcd", argv, self._folder / "etcd.log", env)
 
     async def stop(self) -> None:
         """End it; the data folder stays."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            await process.stop(_GRACE_S)
+        if self._place is not None:
+            place, self._place = self._place, None
+            await place.stop(_GRACE_S)
 
 
 async def _answers(host: str, port: int) -> bool:

@@ -40,7 +40,7 @@ class LocalMesh:
     `progress` gets a line whenever something happens. `host` is where the router listens; the rest stays on
     loopback unless `etcd` is given.
 
-    A process that dies is started again; a stage comes back as a new empty node. Raises `ConfigError` and
+    A process that dies is started again; etcd with its data, a stage as a new empty node. Raises `ConfigError` and
     `Unavailable` with one clear line when the mesh does not come up.
     """
 
@@ -163,7 +163,7 @@ class LocalMesh:
         assert self._folder is not None
         if self._given_etcd is None:
             self._progress("starting etcd")
-            self._etcd_server = EtcdServer(self._folder)
+            self._etcd_server = EtcdServer(self._folder, self._progress)
             await self._etcd_server.start()
         launcher, ports = self._launcher(self._folder), self._ports
         self._services = {

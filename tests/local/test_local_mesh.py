@@ -12,6 +12,12 @@ from stagemesh.local import LocalMesh
 from stagemesh.local.leftovers import Leftovers
 
 
+@pytest.fixture(autouse=True)
+def own_temp_folder(tmp_path, monkeypatch):
+    """What other meshes on this machine leave or make is not ours to judge."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 def _folders():
     return set(Path(tempfile.gettempdir()).glob("stagemesh-*"))
 
