@@ -9,7 +9,7 @@ from stagemesh.v1 import stage_pb2
 from .policies import Candidate
 
 DECAY_S = 10.0
-"""Time constant with which a step time that is not confirmed fades, so that a slow replica is tried again."""
+"""Time constant with which trust in an unconfirmed step time fades, so that a slow replica is tried again."""
 FRESH_S = 1.0
 """A queue depth older than this says nothing any more."""
 COOL_DOWN_S = 2.0
@@ -69,9 +69,9 @@ class Loads:
     def candidate(self, replica_id: str, now: float, *, ready: bool) -> Candidate:
         """What a policy may know of this replica at this moment."""
         seen = self._of(replica_id)
-        faded = seen.step_ms * math.exp(-max(now - seen.step_at, 0.0) / DECAY_S) if seen.step_ms else 0.0
+        confidence = math.exp(-max(now - seen.step_at, 0.0) / DECAY_S)
         queue_depth = seen.queue_depth if now - seen.queue_at < FRESH_S else 0
-        return Candidate(replica_id, ready, seen.active, queue_depth, faded)
+        return Candidate(replica_id, ready, seen.active, queue_depth, seen.step_ms, confidence)
 
     def counts(self, replica_id: str) -> tuple[int, int]:
         """Sessions routed so far, and active now."""

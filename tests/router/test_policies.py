@@ -74,6 +74,17 @@ def test_p2c_prefers_the_less_busy_of_equally_fast_ones(step_ms, active, more, s
     assert P2cEwma().choose([busy, idle], 0.0, random.Random(seed)) is idle
 
 
+@given(st.floats(1, 100), st.floats(0, 0.05), st.integers())
+def test_p2c_does_not_take_silence_for_speed(step_ms, confidence, seed):
+    """A replica that was not heard of for long is as good as its peer, not better: the less busy one wins."""
+    silent = Candidate("silent", active=3, step_ms=step_ms * 10, confidence=confidence)
+    heard = Candidate("heard", active=2, step_ms=step_ms)
+    assert P2cEwma().choose([silent, heard], 0.0, random.Random(seed)) is heard
+    silent = Candidate("silent", active=2, step_ms=step_ms * 10, confidence=confidence)
+    heard = Candidate("heard", active=3, step_ms=step_ms)
+    assert P2cEwma().choose([silent, heard], 0.0, random.Random(seed)) is silent
+
+
 @given(st.integers())
 def test_p2c_gives_a_fast_replica_more_but_not_all(seed):
     """Sessions that stay open: a replica three times as slow gets about a quarter."""

@@ -11,7 +11,8 @@ class Candidate:
     """A replica that might be chosen.
 
     `active` counts this router's sessions on it, `queue_depth` the steps that it said were waiting, `step_ms` its
-    peak-sensitive moving average of one pass (0 while unknown).
+    peak-sensitive moving average of one pass (0 while unknown), and `confidence` how far that still holds: 1 when
+    just reported, towards 0 as time passes without a word.
     """
 
     replica_id: str
@@ -19,6 +20,7 @@ class Candidate:
     active: int = 0
     queue_depth: int = 0
     step_ms: float = 0.0
+    confidence: float = 1.0
 
 
 class Policy(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .candidate import Candidate, only_ready
 
-NOISE = 3.0
+NOISE = 2.0
 """Replicas whose step times differ by less than this factor count as equally fast.
 
 On a shared machine a step time swings by as much from one second to the next, and a pass of many sessions takes
@@ -18,7 +18,8 @@ class P2cEwma:
     """Takes two replicas at random and keeps the one of lower cost: relative step time x (work + 1).
 
     Work is active sessions plus steps waiting. A replica of unknown speed counts as fast as the fastest, so a
-    new one gets its share at once and shows its speed. Ties are broken at random.
+    new one gets its share at once and shows its speed; one that was slow drifts back there as that gets old, and
+    never beyond, so that silence does not look like speed. Ties are broken at random.
     """
 
     def choose(self, candidates: Sequence[Candidate], now: float, rng: random.Random) -> Candidate:
@@ -33,4 +34,5 @@ class P2cEwma:
 
 def _cost(candidate: Candidate, fastest_ms: float) -> float:
     slowness = candidate.step_ms / fastest_ms if fastest_ms > 0 and candidate.step_ms > 0 else 1.0
+    slowness = 1.0 + (slowness - 1.0) * candidate.confidence
     return (slowness if slowness >= NOISE else 1.0) * (candidate.active + candidate.queue_depth + 1)
