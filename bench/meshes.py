@@ -21,9 +21,21 @@ async def mesh(nodes: int, threads: int = 1) -> AsyncIterator[LocalMesh]:
     """A mesh of `nodes` stage processes with that many compute threads each."""
     say(f"starting a mesh of {nodes} stage process{'' if nodes == 1 else 'es'} x {threads} thread(s)")
     async with LocalMesh(
-        stages=nodes, replicas=1, http_port=0, grpc_port=0, threads=threads, memory=_NODE_BYTES
+        stages=nodes,
+        replicas=1,
+        http_port=0,
+        grpc_port=0,
+        threads=threads,
+        memory=_NODE_BYTES,
+        progress=_tell_of_deaths,
     ) as running:
         yield running
+
+
+def _tell_of_deaths(line: str) -> None:
+    """Pass on why a process is started again: whatever was being measured then is void."""
+    if "starting it again" in line:
+        say(line)
 
 
 @contextlib.asynccontextmanager

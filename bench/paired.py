@@ -69,9 +69,9 @@ class Ratio:
         return ""
 
     def verdict(self, bound: float, *, at_most: bool = False) -> Verdict:
-        """Whether the ratio is on the right side of `bound`, unless the noise lies across it."""
+        """Whether the ratio is on the right side of `bound`; undecided when its middle half lies across it."""
         reached = self.value <= bound if at_most else self.value >= bound
-        if self.meaningless or self.low < bound < self.high:
+        if self.pairs < FEWEST_PAIRS or self.low < bound < self.high:
             return Verdict.NOISE
         return Verdict.REACHED if reached else Verdict.SHORT
 

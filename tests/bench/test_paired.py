@@ -50,11 +50,19 @@ def test_drift_that_only_one_feels_is_called_noise() -> None:
     ratio = paired_ratio([1, 2, 3, 4, 5], [1, 1, 1, 1, 1])
     assert ratio.spread > MEANINGLESS
     assert "noise" in ratio.meaningless
-    assert ratio.verdict(0.1) is Verdict.NOISE
+    assert ratio.verdict(2.5) is Verdict.NOISE
 
 
 def test_two_pairs_are_too_few() -> None:
-    assert "only 2 pairs" in paired_ratio([1, 1], [1, 1]).meaningless
+    ratio = paired_ratio([1, 1], [1, 1])
+    assert "only 2 pairs" in ratio.meaningless
+    assert ratio.verdict(0.1) is Verdict.NOISE
+
+
+def test_noise_far_from_the_bound_still_decides() -> None:
+    ratio = Ratio(4.0, 3.0, 6.0, 9)
+    assert ratio.meaningless
+    assert ratio.verdict(1.0, at_most=True) is Verdict.SHORT
 
 
 @given(st.floats(0.1, 10), st.floats(0, 0.1), st.floats(0.1, 10), st.booleans())
