@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import socket
+from pathlib import Path
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagemesh import errors
+from stagemesh import errors, etcd_channel
 from stagemesh.grpc_errors import DETAILS_KEY, from_rpc_error, to_status
 from stagemesh.grpc_server import GrpcServer, channel_options, create_channel
 from tests.library import echo_service
@@ -224,3 +226,10 @@ async def test_taken_port(capfd):
 async def test_host_that_is_not_ours(host, said):
     with pytest.raises(errors.ConfigError, match=said):
         await GrpcServer(host, 0).start([])
+
+
+def test_grpc_knows_every_option_that_it_is_given():
+    """It passes over a name that it does not know: the server would then hang up on a peer that pings."""
+    library = Path(cygrpc.__file__).read_bytes()
+    options = {name for name, _ in [*channel_options(), *etcd_channel._OPTIONS]}
+    assert [name for name in sorted(options) if name.encode() + b"\0" not in library] == []
