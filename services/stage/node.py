@@ -217,18 +217,12 @@ class Node:
         )
         return max(0, self._record.memory_bytes - used)
 
-    async def _unload(self, hosted: Hosted, drain_s: float | None = None) -> None:
+    async def _unload(self, hosted: Hosted) -> None:
         """Stop being chosen, let sessions finish, then free everything."""
-        if hosted.task is not None:
-            hosted.task.cancel()
-            await asyncio.gather(hosted.task, return_exceptions=True)
-        if hosted.replica is not None:
-            if hosted.record.state == ReplicaState.REPLICA_STATE_READY:
-                await self._publish(hosted, ReplicaState.REPLICA_STATE_DRAINING)
-            await self._wait_idle([hosted], self._config.drain_s if drain_s is None else drain_s)
-            if hosted.head is not None:
-                await hosted.head.close()
-            await hosted.replica.close()
+        if hosted.record.state == ReplicaState.REPLICA_STATE_READY:
+            await self._publish(hosted, ReplicaState.REPLICA_STATE_DRAINING)
+            await self._wait_idle([hosted], self._config.drain_s)
+        await self._shut(hosted)
         key = records.replica_key(
             hosted.assignment.model, hosted.assignment.stage, hosted.assignment.replica_id
         )

@@ -5,7 +5,6 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from stagemesh.errors import InvalidArgument, StagemeshError, Unavailable
@@ -27,14 +26,13 @@ _ids = itertools.count(1)
 
 
 async def relay(
-    requests: AsyncIterator[bytes], find: Callable[[str], Replica | None], context: grpc.aio.ServicerContext
+    requests: AsyncIterator[bytes], find: Callable[[str], Replica | None]
 ) -> AsyncIterator[Feedback]:
     """Serve one Relay call.
 
     Args:
         requests: serialised frames; the first one carries `hello`.
         find: the loaded replica of an id.
-        context: of the call.
 
     Raises:
         InvalidArgument: a frame that cannot be read.

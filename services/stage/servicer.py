@@ -47,7 +47,7 @@ class StageServicer:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Feedback]:
         """Replica -> replica: frames."""
-        async for feedback in relay(requests, self._replica, context):
+        async for feedback in relay(requests, self._replica):
             yield feedback
 
     async def get_node_status(
