@@ -31,8 +31,3 @@ def version() -> None:
     from stagemesh import __version__
 
     typer.echo(__version__)
-
-
-def main() -> None:
-    """Entry point of the `stagemesh` command."""
-    app(prog_name="stagemesh")

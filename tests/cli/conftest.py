@@ -18,7 +18,7 @@ def router():
 @pytest.fixture
 def stagemesh(monkeypatch):
     """Run a command line in this process; the result has exit_code, stdout and stderr."""
-    from stagemesh.cli import app
+    from stagemesh.cli.main import app
 
     for name in ("STAGEMESH_ADDRESS", "STAGEMESH_REGISTRY", "STAGEMESH_ETCD", "STAGEMESH_API_KEY"):
         monkeypatch.delenv(name, raising=False)

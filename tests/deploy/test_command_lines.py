@@ -68,7 +68,7 @@ def read_service(command: list[str], environment: dict[str, str], monkeypatch) -
 
 def read_cli(arguments: list[str]) -> None:
     """Parse the arguments as the `stagemesh` command does, without running anything; raises `Refused`."""
-    from stagemesh.cli import app
+    from stagemesh.cli.main import app
 
     group = typer.main.get_command(app)
     try:
@@ -236,7 +236,7 @@ def test_documents_show_every_service_and_the_way_to_deploy():
 
 
 def test_command_line_environment_is_known():
-    from stagemesh.cli import app
+    from stagemesh.cli.main import app
 
     group = typer.main.get_command(app)
     known = {
