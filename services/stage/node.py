@@ -191,6 +191,8 @@ class Node:
                 kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
                 replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
                 hosted.record.canary_ms = await probe(replica)
+                # The average begins warm: the canary's first pass would make the replica look slow for long.
+                replica.engine.step_ms = hosted.record.canary_ms
                 hosted.record.kv_bytes_total = kv_bytes
                 hosted.replica = replica
             if assignment.stage == 0:

@@ -60,7 +60,7 @@ def test_least_loaded_has_the_least(offered, seed):
     assert chosen.active + chosen.queue_depth == min(each.active + each.queue_depth for each in ready)
 
 
-@given(st.floats(0.1, 100), st.floats(2.5, 100), st.integers(0, 20), st.integers())
+@given(st.floats(0.1, 100), st.floats(4.5, 100), st.integers(0, 20), st.integers())
 def test_p2c_prefers_the_faster_of_equally_busy_ones(step_ms, factor, busy, seed):
     fast = Candidate("fast", active=busy, step_ms=step_ms)
     slow = Candidate("slow", active=busy, step_ms=step_ms * factor)
@@ -87,18 +87,18 @@ def test_p2c_does_not_take_silence_for_speed(step_ms, confidence, seed):
 
 @given(st.integers())
 def test_p2c_gives_a_fast_replica_more_but_not_all(seed):
-    """Sessions that stay open: a replica three times as slow gets about a quarter."""
+    """Sessions that stay open: a replica five times as slow gets about a sixth."""
     rng, policy, active = random.Random(seed), P2cEwma(), Counter()
     for _ in range(200):
         offered = [
             Candidate("fast", active=active["fast"], step_ms=10.0),
-            Candidate("slow", active=active["slow"], step_ms=30.0),
+            Candidate("slow", active=active["slow"], step_ms=50.0),
         ]
         active[policy.choose(offered, 0.0, rng).replica_id] += 1
-    assert 45 <= active["slow"] <= 55
+    assert 28 <= active["slow"] <= 39
 
 
-@pytest.mark.parametrize("noise", [1.0, 1.9])
+@pytest.mark.parametrize("noise", [1.0, 3.9])
 @given(st.integers())
 def test_p2c_spreads_a_burst_over_two_like_replicas(noise, seed):
     rng, policy, active = random.Random(seed), P2cEwma(), Counter()

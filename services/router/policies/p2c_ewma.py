@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from .candidate import Candidate, only_ready
 
-NOISE = 2.0
+NOISE = 4.0
 """Replicas whose step times differ by less than this factor count as equally fast.
 
-On a shared machine a step time swings by as much from one second to the next, and a pass of many sessions takes
-longer than a pass of few at the same speed; following either would send most
-sessions to whichever replica was measured last.
+A pass of many sessions takes longer than a pass of few at the same speed, and on a shared machine a step time
+swings from one second to the next; following either would send most sessions to whichever replica was measured
+last. Smaller real differences show soon enough in the sessions that pile up on the slower one.
 """
 
 
