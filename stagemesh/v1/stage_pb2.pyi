@@ -129,7 +129,7 @@ class ReplicaLoad(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., queue_depth: _Optional[int] = ..., sessions: _Optional[int] = ..., step_ms: _Optional[float] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ...) -> None: ...
 
 class StageTiming(_message.Message):
-    __slots__ = ("stage", "replica_id", "steps", "queue_us", "compute_us", "encode_us", "network_us")
+    __slots__ = ("stage", "replica_id", "steps", "queue_us", "compute_us", "encode_us", "network_us", "bubble_us")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class StageTiming(_message.Message):
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
     ENCODE_US_FIELD_NUMBER: _ClassVar[int]
     NETWORK_US_FIELD_NUMBER: _ClassVar[int]
+    BUBBLE_US_FIELD_NUMBER: _ClassVar[int]
     stage: int
     replica_id: str
     steps: int
@@ -144,10 +145,11 @@ class StageTiming(_message.Message):
     compute_us: int
     encode_us: int
     network_us: int
-    def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., steps: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ...) -> None: ...
+    bubble_us: int
+    def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., steps: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ..., bubble_us: _Optional[int] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
-    __slots__ = ("session", "model", "revision", "route", "lengths", "inputs", "outputs", "deadline_unix_ms")
+    __slots__ = ("session", "model", "revision", "route", "lengths", "inputs", "outputs", "deadline_unix_ms", "cancel", "traceparent")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +158,8 @@ class ForwardRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     session: int
     model: str
     revision: str
@@ -164,7 +168,19 @@ class ForwardRequest(_message.Message):
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     outputs: _containers.RepeatedScalarFieldContainer[str]
     deadline_unix_ms: int
-    def __init__(self, session: _Optional[int] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., lengths: _Optional[_Iterable[int]] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., deadline_unix_ms: _Optional[int] = ...) -> None: ...
+    cancel: bool
+    traceparent: str
+    def __init__(self, session: _Optional[int] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., lengths: _Optional[_Iterable[int]] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., deadline_unix_ms: _Optional[int] = ..., cancel: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class ForwardReply(_message.Message):
+    __slots__ = ("session", "response", "error")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    response: ForwardResponse
+    error: SessionError
+    def __init__(self, session: _Optional[int] = ..., response: _Optional[_Union[ForwardResponse, _Mapping]] = ..., error: _Optional[_Union[SessionError, _Mapping]] = ...) -> None: ...
 
 class ForwardResponse(_message.Message):
     __slots__ = ("outputs", "loads", "timings")
@@ -177,14 +193,28 @@ class ForwardResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[ReplicaLoad, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "from_replica", "to_replica")
+    __slots__ = ("protocol", "from_replica", "to_replica", "shared", "shared_accepted")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FROM_REPLICA_FIELD_NUMBER: _ClassVar[int]
     TO_REPLICA_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     from_replica: str
     to_replica: str
-    def __init__(self, protocol: _Optional[int] = ..., from_replica: _Optional[str] = ..., to_replica: _Optional[str] = ...) -> None: ...
+    shared: SharedMemoryOffer
+    shared_accepted: bool
+    def __init__(self, protocol: _Optional[int] = ..., from_replica: _Optional[str] = ..., to_replica: _Optional[str] = ..., shared: _Optional[_Union[SharedMemoryOffer, _Mapping]] = ..., shared_accepted: _Optional[bool] = ...) -> None: ...
+
+class SharedMemoryOffer(_message.Message):
+    __slots__ = ("segment", "length", "cookie")
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    segment: str
+    length: int
+    cookie: bytes
+    def __init__(self, segment: _Optional[str] = ..., length: _Optional[int] = ..., cookie: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("hello", "steps", "closes", "results", "hops", "sent_unix_us", "tensor")
@@ -223,20 +253,24 @@ class Step(_message.Message):
     def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., sample: _Optional[bool] = ..., open: _Optional[_Union[StepOpen, _Mapping]] = ...) -> None: ...
 
 class StepOpen(_message.Message):
-    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs")
+    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs", "prefix_digests", "reused_tokens")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     route: _containers.RepeatedCompositeFieldContainer[RouteHop]
     sampling: Sampling
     max_total_tokens: int
     deadline_unix_ms: int
     traceparent: str
     outputs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
+    prefix_digests: bytes
+    reused_tokens: int
+    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., prefix_digests: _Optional[bytes] = ..., reused_tokens: _Optional[int] = ...) -> None: ...
 
 class SessionClose(_message.Message):
     __slots__ = ("session", "epoch")
@@ -247,21 +281,23 @@ class SessionClose(_message.Message):
     def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("session", "epoch", "token", "rows", "output_index")
+    __slots__ = ("session", "epoch", "token", "rows", "output_index", "prefilled")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     token: Token
     rows: int
     output_index: int
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., rows: _Optional[int] = ..., output_index: _Optional[int] = ...) -> None: ...
+    prefilled: bool
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., rows: _Optional[int] = ..., output_index: _Optional[int] = ..., prefilled: _Optional[bool] = ...) -> None: ...
 
 class HopRecord(_message.Message):
-    __slots__ = ("stage", "replica_id", "queue_us", "compute_us", "encode_us", "network_us", "load")
+    __slots__ = ("stage", "replica_id", "queue_us", "compute_us", "encode_us", "network_us", "load", "bubble_us", "rows")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +305,8 @@ class HopRecord(_message.Message):
     ENCODE_US_FIELD_NUMBER: _ClassVar[int]
     NETWORK_US_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    BUBBLE_US_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     stage: int
     replica_id: str
     queue_us: int
@@ -276,7 +314,9 @@ class HopRecord(_message.Message):
     encode_us: int
     network_us: int
     load: ReplicaLoad
-    def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
+    bubble_us: int
+    rows: int
+    def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ..., bubble_us: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class Feedback(_message.Message):
     __slots__ = ("hello", "credits", "errors", "load")
@@ -291,20 +331,22 @@ class Feedback(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
 
 class SessionError(_message.Message):
-    __slots__ = ("session", "epoch", "code", "message", "stage", "field")
+    __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_MISSING_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     code: int
     message: str
     stage: int
     field: str
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ...) -> None: ...
+    prefix_missing: bool
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ..., prefix_missing: _Optional[bool] = ...) -> None: ...
 
 class GetNodeStatusRequest(_message.Message):
     __slots__ = ()
