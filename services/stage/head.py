@@ -250,6 +250,8 @@ class Head:
         if session is None or result.epoch != session.own.epoch:
             return  # it was cancelled meanwhile, or the result is of before a recovery
         session.timings.add(hops)
+        if result.prefilled:
+            return
         if not result.HasField("token"):
             if tensor is not None:
                 session.events.put_nowait((result, tensor))

@@ -40,10 +40,11 @@ class Work:
 
 @dataclass(slots=True)
 class Computed:
-    """Hidden states of all rows; on the last stage also chosen tokens, stateless outputs, and their failures."""
+    """Hidden states of all rows; on the last stage also results (chosen tokens, chunks that are done), stateless
+    outputs, and their failures."""
 
     hidden: torch.Tensor
-    tokens: list[tuple[ReplicaSession, StepResult]] = field(default_factory=list)
+    results: list[tuple[ReplicaSession, StepResult]] = field(default_factory=list)
     outputs: list[tuple[ReplicaSession, StepResult, torch.Tensor]] = field(default_factory=list)
     failed: list[tuple[ReplicaSession, StagemeshError]] = field(default_factory=list)
 
@@ -78,7 +79,12 @@ def compute(model: PartitionModel, work: Work) -> Computed:
         for (session, step, _), row in zip(sampled, logits, strict=True):
             token = choose(row, session.open.sampling, step.position + step.tokens)
             result = StepResult(session=step.session, epoch=step.epoch, token=token)
-            done.tokens.append((session, result))
+            done.results.append((session, result))
+    for session, step in work.steps:
+        if step.kind == StepKind.STEP_KIND_PREFILL and not step.sample:
+            # The head paces a long prompt by what comes back of its chunks.
+            result = StepResult(session=step.session, epoch=step.epoch, prefilled=True)
+            done.results.append((session, result))
     _compute_outputs(model, work, done)
     return done
 
@@ -109,7 +115,7 @@ def outgoing(
     out: list[tuple[RouteHop, Frame, TensorView | None]] = []
     if model.is_last:
         by_head: dict[str, tuple[RouteHop, Frame]] = {}
-        for session, result in done.tokens:
+        for session, result in done.results:
             by_head.setdefault(session.head.replica_id, (session.head, Frame()))[1].results.append(result)
         out.extend((head, frame, None) for head, frame in by_head.values())
         out.extend(

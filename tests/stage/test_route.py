@@ -2,129 +2,33 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
 import torch
 from stagemesh.services.stage.canary import probe
-from stagemesh.services.stage.head import Head
-from stagemesh.services.stage.hosted import Hosted
-from stagemesh.services.stage.link import RELAY_METHOD
 from stagemesh.services.stage.partition.model import load_partition
 from stagemesh.services.stage.relay import WINDOW
 from stagemesh.services.stage.replica import Replica
-from stagemesh.services.stage.servicer import SERVICE, StageServicer
+from stagemesh.services.stage.servicer import SERVICE
 
 from stagemesh.checkpoint import inspect
 from stagemesh.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
-from stagemesh.grpc_server import GrpcServer
 from stagemesh.tensor import TensorView, encode_frame
-from stagemesh.v1.registry_pb2 import Assignment, ReplicaRecord
 from stagemesh.v1.stage_pb2 import (
-    Feedback,
     ForwardRequest,
     ForwardResponse,
     Frame,
     Hello,
-    NodeStatus,
-    OpenSession,
-    RouteHop,
     Sampling,
-    SessionEvent,
     Step,
 )
 from stagemesh.v1.tensor_pb2 import Tensor
+from tests.stage.two_stages import route_of, settled
 
 pytestmark = pytest.mark.asyncio
-CUTS = [0, 4, 8]
-
-
-@dataclass
-class Route:
-    replicas: list[Replica]
-    servers: list[GrpcServer]
-    hops: list[RouteHop]
-    channel: grpc.aio.Channel
-
-    async def generate(self, prompt: list[int], new: int, **more: object) -> list[int]:
-        request = OpenSession(
-            session=more.pop("session", 1),
-            model="m",
-            route=self.hops,
-            token_ids=prompt,
-            prompt_tokens=len(prompt),
-            max_tokens=new,
-            **more,
-        )
-        call = self.channel.unary_stream(
-            f"/{SERVICE}/Generate", OpenSession.SerializeToString, SessionEvent.FromString
-        )(request, timeout=20)
-        try:
-            return [token.id async for event in call for token in event.tokens]
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-
-    async def relay(self, to: int, frames: list[bytes]) -> list[Feedback]:
-        """Send raw messages to one replica's Relay; its feedback until it has nothing more to say."""
-        call = self.channel_to(to).stream_stream(RELAY_METHOD, None, Feedback.FromString)(timeout=10)
-        for frame in frames:
-            await call.write(frame)
-        await call.done_writing()
-        try:
-            return [feedback async for feedback in call]
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-
-    def channel_to(self, stage: int) -> grpc.aio.Channel:
-        self._channels = getattr(self, "_channels", [])
-        self._channels.append(grpc.aio.insecure_channel(self.hops[stage].address))
-        return self._channels[-1]
-
-
-@asynccontextmanager
-async def route_of(folder: Path, kv_bytes: int = 10**8) -> AsyncIterator[Route]:
-    found = inspect(folder)
-    replicas, servers, hops, heads = [], [], [], []
-    for stage in range(2):
-        model = load_partition(folder, found, task="generate", first=CUTS[stage], end=CUTS[stage + 1])
-        replica = Replica(f"r{stage}", "m", stage, model, kv_bytes)
-        head = Head(replica, 2) if stage == 0 else None
-        hosted = Hosted(Assignment(replica_id=f"r{stage}", model="m"), ReplicaRecord(), replica, head)
-        server = GrpcServer("127.0.0.1", 0)
-        servicer = StageServicer({f"r{stage}": hosted}.get, NodeStatus)
-        server.server.add_generic_rpc_handlers((servicer.handler(),))
-        port = await server.start([SERVICE])
-        replicas.append(replica)
-        servers.append(server)
-        heads.append(head)
-        hops.append(RouteHop(stage=stage, replica_id=f"r{stage}", address=f"127.0.0.1:{port}"))
-    channel = grpc.aio.insecure_channel(hops[0].address)
-    route = Route(replicas, servers, hops, channel)
-    try:
-        yield route
-    finally:
-        await channel.close()
-        for used in getattr(route, "_channels", []):
-            await used.close()
-        for head in heads:
-            if head is not None:
-                await head.close()
-        for replica in replicas:
-            await replica.close()
-        for server in servers:
-            await server.stop(0)
-
-
-async def settled(route: Route) -> None:
-    """Wait until no replica holds anything of any session."""
-    async with asyncio.timeout(3):
-        while any(r.sessions or r.pool.used_bytes for r in route.replicas):
-            await asyncio.sleep(0.01)
 
 
 async def test_a_session_is_freed_on_every_stage_when_it_ends(llama: Path) -> None:
