@@ -41,7 +41,8 @@ class Work:
 @dataclass(slots=True)
 class Computed:
     """Hidden states of all rows; on the last stage also results (chosen tokens, chunks that are done), stateless
-    outputs, and their failures."""
+    outputs, and their failures.
+    """
 
     hidden: torch.Tensor
     results: list[tuple[ReplicaSession, StepResult]] = field(default_factory=list)
