@@ -111,7 +111,9 @@ class Generation:
     ) -> inference_pb2.GenerateResponse:
         self.completion_tokens += len(tokens)
         self.finish_reason = finish
-        response = inference_pb2.GenerateResponse(text=text, tokens=tokens, finish_reason=finish)
+        response = inference_pb2.GenerateResponse(
+            text=text, tokens=tokens, finish_reason=finish, timings=timings
+        )
         if self._first:
             self._first = False
             response.request_id = self._ctx.request_id
@@ -121,7 +123,6 @@ class Generation:
         if finish:
             response.usage.prompt_tokens = len(self.plan.token_ids)
             response.usage.completion_tokens = self.completion_tokens
-            response.timings.extend(timings)
         return response
 
     def _replay(self, kept: cache_pb2.CachedGeneration) -> list[inference_pb2.GenerateResponse]:

@@ -108,7 +108,7 @@ class Head:
         self._schedule.add(request.session, list(request.token_ids))
         self._wake.set()
         try:
-            finished = False
+            finished, first = False, True
             while not finished:
                 results = [await self._next_event(session)]
                 while not session.events.empty():
@@ -120,8 +120,10 @@ class Head:
                 finish = self._finish_of(session, event)
                 if finish:
                     event.finish_reason = finish
-                    event.timings.extend(session.timings.stages())
                     finished = True
+                if first or finished:
+                    event.timings.extend(session.timings.stages())
+                    first = False
                 yield event
         finally:
             self._forget(session)

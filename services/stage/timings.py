@@ -23,6 +23,7 @@ class Timings:
             timing.compute_us += hop.compute_us
             timing.encode_us += hop.encode_us
             timing.network_us += hop.network_us
+            timing.rows += hop.rows
             self.loads[hop.replica_id] = hop.load
 
     def stages(self) -> list[StageTiming]:

@@ -36,7 +36,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class StageTime:
-    """Where a session's time went on one stage: sums over its steps, in seconds."""
+    """Where a session's time went on one stage: sums over its steps, in seconds.
+
+    `bubble_s` is how long the stage had nothing to compute before the passes that the steps went in; that time
+    is not the session's own. `rows` are those of the passes, of all sessions.
+    """
 
     stage: int
     replica_id: str
@@ -45,6 +49,8 @@ class StageTime:
     compute_s: float
     encode_s: float
     network_s: float
+    bubble_s: float = 0.0
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Generation:
 
     `finish_reason` is "stop" or "length"; `cache` is "hit", "miss", "bypass" or "error"; `route` holds a replica
     per stage and is empty when the cache answered. `first_token_s` and `duration_s` are seconds as this client
-    saw them.
+    saw them. `first_timings` are `timings` as they were at the first token: the time that it took, prompt included.
     """
 
     text: str
@@ -77,6 +83,7 @@ class Generation:
     timings: tuple[StageTime, ...]
     first_token_s: float
     duration_s: float
+    first_timings: tuple[StageTime, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -116,6 +123,7 @@ class GenerationBuilder:
     route: tuple[RouteHop, ...] = ()
     usage: Usage = field(default_factory=Usage)
     timings: tuple[StageTime, ...] = ()
+    first_timings: tuple[StageTime, ...] = ()
     finish_reason: str = ""
     first_token: float | None = None
     chunks: list[Chunk] = field(default_factory=list)
@@ -131,6 +139,7 @@ class GenerationBuilder:
             self.usage = Usage(response.usage.prompt_tokens, response.usage.completion_tokens)
         if self.first_token is None and (response.text or response.tokens):
             self.first_token = now
+            self.first_timings = self.timings
         chunk = Chunk(
             text=response.text,
             token_ids=tuple(token.id for token in response.tokens),
@@ -154,6 +163,7 @@ class GenerationBuilder:
             timings=self.timings,
             first_token_s=(self.first_token if self.first_token is not None else now) - self.started,
             duration_s=now - self.started,
+            first_timings=self.first_timings,
         )
 
 
@@ -178,6 +188,8 @@ def timings_of(timings: Iterable[stage_pb2.StageTiming]) -> tuple[StageTime, ...
             compute_s=timing.compute_us / 1e6,
             encode_s=timing.encode_us / 1e6,
             network_s=timing.network_us / 1e6,
+            bubble_s=timing.bubble_us / 1e6,
+            rows=timing.rows,
         )
         for timing in timings
     )

@@ -129,7 +129,7 @@ class ReplicaLoad(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., queue_depth: _Optional[int] = ..., sessions: _Optional[int] = ..., step_ms: _Optional[float] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ...) -> None: ...
 
 class StageTiming(_message.Message):
-    __slots__ = ("stage", "replica_id", "steps", "queue_us", "compute_us", "encode_us", "network_us", "bubble_us")
+    __slots__ = ("stage", "replica_id", "steps", "queue_us", "compute_us", "encode_us", "network_us", "bubble_us", "rows")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,7 @@ class StageTiming(_message.Message):
     ENCODE_US_FIELD_NUMBER: _ClassVar[int]
     NETWORK_US_FIELD_NUMBER: _ClassVar[int]
     BUBBLE_US_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     stage: int
     replica_id: str
     steps: int
@@ -146,7 +147,8 @@ class StageTiming(_message.Message):
     encode_us: int
     network_us: int
     bubble_us: int
-    def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., steps: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ..., bubble_us: _Optional[int] = ...) -> None: ...
+    rows: int
+    def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., steps: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ..., bubble_us: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
     __slots__ = ("session", "model", "revision", "route", "lengths", "inputs", "outputs", "deadline_unix_ms", "cancel", "traceparent")

@@ -50,6 +50,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
             request_id="r-1",
             cache=inference_pb2.CACHE_STATUS_MISS,
             route=ROUTE,
+            timings=[stage_pb2.StageTiming(stage=0, replica_id="a0", steps=1, compute_us=900)],
         )
         if request.model == "endless":
             while context.is_active():
@@ -62,7 +63,11 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
         yield inference_pb2.GenerateResponse(
             finish_reason="length",
             usage=inference_pb2.Usage(prompt_tokens=4, completion_tokens=3),
-            timings=[stage_pb2.StageTiming(stage=0, replica_id="a0", steps=3, compute_us=1500)],
+            timings=[
+                stage_pb2.StageTiming(
+                    stage=0, replica_id="a0", steps=3, compute_us=1500, bubble_us=250, rows=12
+                )
+            ],
         )
 
     def Infer(self, request, context):

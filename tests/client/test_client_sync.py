@@ -22,6 +22,8 @@ def test_generate_gathers_the_stream(client):
     assert generation.cache == "miss"
     assert generation.request_id == "r-1"
     assert generation.timings[0].compute_s == pytest.approx(0.0015)
+    assert (generation.timings[0].bubble_s, generation.timings[0].rows) == (pytest.approx(0.00025), 12)
+    assert [(time.steps, time.compute_s) for time in generation.first_timings] == [(1, pytest.approx(0.0009))]
     assert 0 < generation.first_token_s <= generation.duration_s
     assert generation.tokens_per_second == pytest.approx(3 / generation.duration_s)
 
