@@ -8,6 +8,8 @@ into the message; decoding gives a view of the received bytes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -138,10 +140,10 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        if at >= len(data) or shift > 63:
+        if at >= end or shift > 63:
             raise DecodeError("truncated or overlong varint")
         byte = data[at]
         at += 1
@@ -159,87 +161,183 @@ _DATA_KEY = _key(_TENSOR_DATA)
 _TENSOR_KEY = _key(_FRAME_TENSOR)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a payload lies in the segment that both ends of a stream have mapped; bytes from its start."""
+
+    offset: int
+    length: int
+
+
 def encode_tensor(view: TensorView) -> list[bytes | memoryview]:
     """The wire bytes of a Tensor message, as pieces to join; the payload is the last, uncopied."""
-    head = tensor_pb2.Tensor(name=view.name, dtype=view.dtype, shape=view.shape).SerializeToString()
-    if not view.data.nbytes:
-        return [head]
-    return [head, _DATA_KEY, _varint(view.data.nbytes), view.data]
+    _, head = _tensor_head(view.name, view.dtype, view.shape, view.data.nbytes)
+    return [head, view.data] if view.data.nbytes else [head]
 
 
-def _split(data: memoryview, number: int) -> tuple[list[memoryview], memoryview | None]:
-    """Cut a message into the spans without field `number`, and that field's (last) content.
+# The shapes of decode passes repeat, so what precedes a payload is made once.
+@lru_cache(maxsize=1024)
+def _tensor_head(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> tuple[bytes, bytes]:
+    """What precedes a payload of `nbytes`: inside a frame (key and length of the field), and of the tensor."""
+    head = tensor_pb2.Tensor(name=name, dtype=dtype, shape=shape).SerializeToString()
+    if nbytes:
+        head += _DATA_KEY + _varint(nbytes)
+    return _TENSOR_KEY + _varint(len(head) + nbytes), head
+
+
+def encode_frame(frame: stage_pb2.Frame, tensor: TensorView | None, place: Place | None = None) -> bytes:
+    """Serialise `frame` (whose own `tensor` is unset) with `tensor` as its payload: one copy of the data.
+
+    With `place` the payload is already in shared memory, and only says where.
+    """
+    head = frame.SerializeToString()
+    if tensor is None:
+        return head
+    if place is not None:
+        shared = tensor_pb2.SharedMemory(offset=place.offset, length=place.length)
+        body = tensor_pb2.Tensor(
+            name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, shared=shared
+        ).SerializeToString()
+        return b"".join((head, _TENSOR_KEY, _varint(len(body)), body))
+    field, tensor_head = _tensor_head(tensor.name, tensor.dtype, tensor.shape, tensor.data.nbytes)
+    return b"".join((head, field, tensor_head, tensor.data))
+
+
+def _split(data: bytes, at: int, end: int, number: int) -> tuple[bytes, int, int]:
+    """Cut the message `data[at:end]` into what is not field `number`, and where that field's (last) content lies.
+
+    The place is (0, 0) when the field is absent; a message cannot begin with its content.
 
     Raises:
         DecodeError: when the top level is not protobuf wire format.
     """
-    rest: list[memoryview] = []
-    found: memoryview | None = None
-    at = kept_from = 0
-    while at < len(data):
+    kept_from = at
+    rest: list[bytes] = []
+    begin = stop = 0
+    while at < end:
         start = at
-        key, at = _read_varint(data, at)
+        key = data[at]
+        at += 1
+        if key > 0x7F:
+            key, at = _read_varint(data, start, end)
         wire_type = key & 7
-        if wire_type == 0:
-            _, at = _read_varint(data, at)
+        if wire_type == _LENGTH_DELIMITED:
+            if at >= end:
+                raise DecodeError("truncated field")
+            length = data[at]
+            at += 1
+            if length > 0x7F:
+                length, at = _read_varint(data, at - 1, end)
+            if key >> 3 == number:
+                begin, stop = at, at + length
+                if stop > end:
+                    raise DecodeError("truncated field")
+                rest.append(data[kept_from:start])
+                kept_from = stop
+            at += length
+        elif wire_type == 0:
+            while at < end and data[at] > 0x7F:
+                at += 1
+            at += 1
         elif wire_type == 1:
             at += 8
         elif wire_type == 5:
             at += 4
-        elif wire_type == _LENGTH_DELIMITED:
-            length, at = _read_varint(data, at)
-            if key >> 3 == number:
-                if at + length > len(data):
-                    raise DecodeError("truncated field")
-                found = data[at : at + length]
-                rest.append(data[kept_from:start])
-                kept_from = at + length
-            at += length
         else:
             raise DecodeError(f"wire type {wire_type} is not supported")
-        if at > len(data):
-            raise DecodeError("truncated field")
-    rest.append(data[kept_from:])
-    return rest, found
+    if at > end:
+        raise DecodeError("truncated field")
+    if not rest:
+        return data[kept_from:end], begin, stop
+    rest.append(data[kept_from:end])
+    return b"".join(rest), begin, stop
 
 
-def decode_tensor(data: bytes | memoryview, field: str = "tensor") -> TensorView:
-    """Parse a Tensor message; `data` of the result is a view into the given bytes.
+def decode_tensor(
+    data: bytes | memoryview, field: str = "tensor", segment: memoryview | None = None
+) -> TensorView:
+    """Parse a Tensor message; `data` of the result is a view into the given bytes, or into `segment`.
 
     Raises:
         DecodeError: not a Tensor message.
-        InvalidArgument: dtype, shape and payload length do not fit together.
+        InvalidArgument: dtype, shape and payload length do not fit together, or the payload is said to lie
+            outside `segment`.
     """
-    rest, payload = _split(memoryview(data), _TENSOR_DATA)
-    head = tensor_pb2.Tensor.FromString(b"".join(rest))
-    if head.encoding or head.HasField("shared"):
-        raise InvalidArgument(
-            f"{field}.encoding: {head.encoding[:20]!r} is not spoken", field=f"{field}.encoding"
-        )
-    view = TensorView(
-        head.dtype, tuple(head.shape), memoryview(b"") if payload is None else payload, head.name
-    )
-    check_layout(view.dtype, view.shape, view.data.nbytes, field)
-    return view
+    whole = data if isinstance(data, bytes) else bytes(data)
+    return _decode_tensor(whole, 0, len(whole), field, segment)
 
 
-def encode_frame(frame: stage_pb2.Frame, tensor: TensorView | None) -> bytes:
-    """Serialise `frame` (whose own `tensor` is unset) with `tensor` as its payload: one copy of the data."""
-    head = frame.SerializeToString()
-    if tensor is None:
-        return head
-    pieces = encode_tensor(tensor)
-    length = sum(len(piece) if isinstance(piece, bytes) else piece.nbytes for piece in pieces)
-    return b"".join((head, _TENSOR_KEY, _varint(length), *pieces))
-
-
-def decode_frame(data: bytes) -> tuple[stage_pb2.Frame, TensorView | None]:
-    """Parse a Frame message; its tensor comes apart, as a view into `data`.
+def decode_frame(data: bytes, segment: memoryview | None = None) -> tuple[stage_pb2.Frame, TensorView | None]:
+    """Parse a Frame message; its tensor comes apart, as a view into `data`, or into `segment`.
 
     Raises:
         DecodeError: not a Frame message.
-        InvalidArgument: the tensor's dtype, shape and payload length do not fit together.
+        InvalidArgument: the tensor's dtype, shape and payload length do not fit together, or the payload is
+            said to lie outside `segment`.
     """
-    rest, body = _split(memoryview(data), _FRAME_TENSOR)
-    frame = stage_pb2.Frame.FromString(b"".join(rest))
-    return frame, None if body is None else decode_tensor(body)
+    rest, begin, stop = _split(data, 0, len(data), _FRAME_TENSOR)
+    frame = stage_pb2.Frame.FromString(rest)
+    return frame, _decode_tensor(data, begin, stop, "tensor", segment) if begin else None
+
+
+def _decode_tensor(data: bytes, begin: int, end: int, field: str, segment: memoryview | None) -> TensorView:
+    rest, at, stop = _split(data, begin, end, _TENSOR_DATA)
+    view = memoryview(data)[at:stop]
+    head = _read_head(rest) if len(rest) <= _LARGEST_CACHED_HEAD else _read_head.__wrapped__(rest)
+    if head.encoding:
+        raise InvalidArgument(
+            f"{field}.encoding: {head.encoding[:20]!r} is not spoken", field=f"{field}.encoding"
+        )
+    if head.shared is not None:
+        if view.nbytes:
+            raise InvalidArgument(f"{field}.data: given beside tensor.shared", field=f"{field}.data")
+        view = _in_segment(head.shared, segment, field)
+    if view.nbytes != head.nbytes:
+        check_layout(head.dtype, head.shape, view.nbytes, field)
+    return TensorView(head.dtype, head.shape, view, head.name)
+
+
+class _Head(NamedTuple):
+    """What a Tensor message says beside its payload.
+
+    `nbytes` is the length that the payload must have; -1 leaves the verdict to `check_layout`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    encoding: str
+    shared: tuple[str, int, int] | None
+    nbytes: int
+
+
+_LARGEST_CACHED_HEAD = 128
+
+
+@lru_cache(maxsize=1024)
+def _read_head(data: bytes) -> _Head:
+    message = tensor_pb2.Tensor.FromString(data)
+    shape = tuple(message.shape)
+    place = message.shared
+    shared = (place.segment, place.offset, place.length) if message.HasField("shared") else None
+    nbytes = -1
+    if message.dtype in ITEM_BYTES and len(shape) <= MAX_RANK:
+        nbytes = math.prod(shape) * ITEM_BYTES[message.dtype]
+    if nbytes > MAX_ELEMENTS:
+        nbytes = -1
+    return _Head(message.name, message.dtype, shape, message.encoding, shared, nbytes)
+
+
+def _in_segment(shared: tuple[str, int, int], segment: memoryview | None, field: str) -> memoryview:
+    """The bytes that a header points to, checked before anything is touched."""
+    name, offset, length = shared
+    # A stream has one segment, agreed on in its hello; a frame that names one means another.
+    if segment is None or name:
+        raise InvalidArgument(f"{field}.shared: no such segment here", field=f"{field}.shared.segment")
+    if offset > segment.nbytes:
+        raise InvalidArgument(f"{field}.shared: {offset} is outside", field=f"{field}.shared.offset")
+    if length > segment.nbytes - offset:
+        raise InvalidArgument(
+            f"{field}.shared: {length} bytes from {offset} reach outside", field=f"{field}.shared.length"
+        )
+    return segment[offset : offset + length]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stagemesh.errors import InvalidArgument
 from stagemesh.tensor import (
     ITEM_BYTES,
+    Place,
     TensorView,
     decode_frame,
     decode_tensor,
@@ -20,7 +21,7 @@ from stagemesh.tensor import (
     to_numpy,
 )
 from stagemesh.v1.stage_pb2 import Frame, Step
-from stagemesh.v1.tensor_pb2 import Tensor
+from stagemesh.v1.tensor_pb2 import SharedMemory, Tensor
 
 
 @st.composite
@@ -118,3 +119,65 @@ def test_numpy_round_trip_and_refusal() -> None:
     np.testing.assert_array_equal(to_numpy(from_numpy("a", array)), array)
     with pytest.raises(InvalidArgument):
         from_numpy("c", np.zeros(1, dtype=np.complex64))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "field"),
+    [
+        (Tensor(dtype="F31", shape=[0]), "tensor.dtype"),
+        (Tensor(dtype="U8", shape=[1] * 17, data=b"1"), "tensor.shape"),
+        (Tensor(dtype="U8", shape=[1] * 300, data=b"1"), "tensor.shape"),
+        (Tensor(dtype="U8", shape=[2**41]), "tensor.shape"),
+        (Tensor(dtype="U8", shape=[1], data=b"1", encoding="zip"), "tensor.encoding"),
+    ],
+)
+def test_a_bad_tensor_in_a_frame_names_its_field_each_time(tensor: Tensor, field: str) -> None:
+    for _ in range(2):  # the second time its header is known
+        with pytest.raises(InvalidArgument) as caught:
+            decode_frame(Frame(tensor=tensor).SerializeToString())
+        assert caught.value.field == field
+
+
+@given(views(), st.integers(0, 64))
+def test_a_payload_in_shared_memory_is_a_view_of_the_segment(view: TensorView, offset: int) -> None:
+    segment = memoryview(bytes(offset) + bytes(view.data) + b"tail")
+    place = Place(offset, view.data.nbytes)
+    wire = encode_frame(Frame(sent_unix_us=3), view, place)
+    message = Frame.FromString(wire)
+    assert not message.tensor.data
+    assert (message.tensor.shared.offset, message.tensor.shared.length) == (offset, view.data.nbytes)
+    assert message.SerializeToString() == wire
+    frame, found = decode_frame(wire, segment)
+    assert (frame.sent_unix_us, found) == (3, view)
+    assert found is not None
+    assert found.data.obj is segment.obj
+
+
+@pytest.mark.parametrize(
+    ("shared", "field"),
+    [
+        (SharedMemory(offset=0, length=8), "tensor.data"),
+        (SharedMemory(offset=17, length=4), "tensor.shared.offset"),
+        (SharedMemory(offset=2**64 - 4, length=4), "tensor.shared.offset"),
+        (SharedMemory(offset=13, length=4), "tensor.shared.length"),
+        (SharedMemory(offset=4, length=2**64 - 4), "tensor.shared.length"),
+        (SharedMemory(segment="other", offset=0, length=4), "tensor.shared.segment"),
+    ],
+)
+def test_a_place_outside_the_segment_is_refused_by_name(shared: SharedMemory, field: str) -> None:
+    wire = Frame(tensor=Tensor(dtype="F32", shape=[1], shared=shared)).SerializeToString()
+    with pytest.raises(InvalidArgument) as caught:
+        decode_frame(wire, memoryview(bytes(16)))
+    assert caught.value.field == field
+    assert "other" not in caught.value.message
+
+
+def test_shared_memory_without_a_segment_or_beside_bytes_is_refused() -> None:
+    shared = SharedMemory(offset=0, length=4)
+    with pytest.raises(InvalidArgument) as caught:
+        decode_frame(Frame(tensor=Tensor(dtype="F32", shape=[1], shared=shared)).SerializeToString())
+    assert caught.value.field == "tensor.shared.segment"
+    both = Tensor(dtype="F32", shape=[1], shared=shared, data=b"1234")
+    with pytest.raises(InvalidArgument) as caught:
+        decode_frame(Frame(tensor=both).SerializeToString(), memoryview(bytes(16)))
+    assert caught.value.field == "tensor.data"
