@@ -2,7 +2,7 @@
 
 import typer
 
-from stagemesh.cli import admin, demo, doctor, generate, infer, passthrough, serve, status
+from stagemesh.cli import admin, bench, demo, doctor, generate, infer, passthrough, serve, status
 
 app = typer.Typer(
     name="stagemesh",
@@ -18,6 +18,7 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("infer")(infer.infer)
 app.command("status")(status.status)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("deploy")(admin.deploy)
 app.command("scale")(admin.scale)
 app.command("undeploy")(admin.undeploy)

@@ -16,9 +16,7 @@ from stagemesh.local import etcd_server
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples/demo_model/model"
-COMMANDS = (
-    "serve demo generate infer status verify scale deploy undeploy router stage cache registry doctor version"
-)
+COMMANDS = "serve demo generate infer status bench verify scale deploy undeploy router stage cache registry doctor version"
 
 
 @pytest.fixture
@@ -42,7 +40,8 @@ def test_help_lists_every_command(stagemesh):
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "demo", "generate", "infer", "status", "scale", "deploy", "undeploy", "doctor"]
+    "command",
+    ["serve", "demo", "generate", "infer", "status", "bench", "scale", "deploy", "undeploy", "doctor"],
 )
 def test_every_command_has_help(stagemesh, command):
     result = stagemesh(command, "--help")

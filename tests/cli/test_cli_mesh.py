@@ -101,3 +101,24 @@ def _ask(env, address, http, pids):
     refused = _run(env, "generate", "def f(", "--max-tokens", 0, "--address", address)
     assert refused.returncode == 1
     assert "max_tokens" in refused.stderr
+
+
+def test_bench_of_a_folder_starts_a_mesh_accounts_for_the_time_and_leaves_nothing(temp):
+    sizes = ["--streams", "1,4", "--tokens", 12, "--prompt-tokens", 8, "--rounds", 1]
+    result = _run(temp, "bench", MODEL, "--threads", 1, *sizes, "--json", timeout=120)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["stages"] == 2
+    for load in found["loads"]:
+        assert load["tokens_per_s"]["median"] > 0
+        assert len(load["stages"]) == 2
+        parts = [
+            stage[f"{part}_ms"]
+            for stage in load["stages"]
+            for part in ("queue", "compute", "encode", "network")
+        ]
+        assert all(part >= 0 for part in parts)
+        assert all(stage["compute_ms"] > 0 for stage in load["stages"])
+        assert sum(parts) + load["rest_ms"] == pytest.approx(load["between_tokens_ms"]["mean"], abs=0.01)
+    assert found["loads"][0]["predicted"]["error"] == pytest.approx(0, abs=0.5)
+    assert "stopped" in result.stderr

@@ -24,6 +24,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self):
         self.requests = []
+        self.spec = registry_pb2.ModelSpec(name="demo", task="generate")
         self.metadata = []
         self.deadlines = []
         self.cancelled = threading.Event()
@@ -92,9 +93,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     def ListModels(self, request, context):
-        return inference_pb2.ListModelsResponse(
-            models=[inference_pb2.ModelInfo(spec=registry_pb2.ModelSpec(name="demo"), ready=True)]
-        )
+        return inference_pb2.ListModelsResponse(models=[inference_pb2.ModelInfo(spec=self.spec, ready=True)])
 
     def GetMeshStatus(self, request, context):
         record = registry_pb2.ReplicaRecord(
