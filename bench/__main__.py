@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from bench import table
 from bench.options import Options
 from bench.picture import svg
 from bench.result import Result
@@ -31,6 +32,7 @@ middle half of them. A ratio marked [noise] must not be quoted; run it again on 
   python -m bench transport            a table on standard output, a picture in bench/results/
   python -m bench generate --json      the same as JSON; progress goes to standard error
   python -m bench all --quick          does every benchmark still run? (its numbers mean nothing)
+  python -m bench table                makes README's table anew from bench/results/ (`all` ends with it)
 """
 
 
@@ -39,11 +41,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     names = "\n".join(f"  {name:<10} {question}" for name, question in QUESTIONS.items())
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description=f"Benchmarks, one question each:\n\n{names}\n  all        every one of them, in this order",
+        description=f"Benchmarks, one question each:\n\n{names}\n  all        every one of them, in this order\n"
+        "  table      none: README's table from the results that there are",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", choices=[*QUESTIONS, "all"], help="which one, see above")
+    parser.add_argument(
+        "name", metavar="NAME", choices=[*QUESTIONS, "all", "table"], help="which one, see above"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, in seconds")
     parser.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds instead of its own number")
@@ -57,6 +62,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run what was asked for; 0 unless something failed to run (falling short of a floor is a finding)."""
     args = parse(argv)
+    if args.name == "table":
+        _make_table(args.results or RESULTS)
+        return 0
     options = Options(quick=args.quick, rounds=args.rounds)
     names = list(QUESTIONS) if args.name == "all" else [args.name]
     results: list[Result] = []
@@ -71,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         found = [result.as_json() for result in results]
         print(json.dumps(found if args.name == "all" else found[0], indent=1))
+    if args.name == "all" and not args.quick and args.results is None:
+        _make_table(RESULTS)
     return 0
 
 
@@ -79,6 +89,12 @@ async def _bounded(name: str, options: Options) -> Result:
     async with asyncio.timeout(_LIMIT_S):
         result: Result = await importlib.import_module(f"bench.{name}").run(options)
         return result
+
+
+def _make_table(folder: Path) -> None:
+    """README's table of what lies in `folder`."""
+    changed = table.rewrite(folder, list(QUESTIONS))
+    print(f"README.md: {'rewritten' if changed else 'as it should be'}", file=sys.stderr)
 
 
 def _draw(result: Result, folder: Path | None, quick: bool) -> None:
