@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.children import announce_port
 from stagemesh.grpc_server import GrpcServer, serve_until_signal
+from stagemesh.malloc import keep_large_blocks
 from stagemesh.tensor import decode_frame
 from stagemesh.v1.stage_pb2 import Feedback, Frame
 
@@ -65,6 +66,7 @@ async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
 
 async def main(port_file: str) -> None:
     """Serve until the benchmark ends this process."""
+    keep_large_blocks()
     server = GrpcServer("127.0.0.1", 0)
     handlers = {
         "Bytes": _taker(read_bytes),

@@ -18,6 +18,7 @@ from bench.paired import Ratio, interleaved, paired_ratio
 from bench.peer import SERVICE
 from bench.result import Bound, Result, Series
 from stagemesh.grpc_server import create_channel
+from stagemesh.malloc import keep_large_blocks
 from stagemesh.tensor import TensorView, encode_frame
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Step, StepKind
 from stagemesh.v1.tensor_pb2 import Tensor
@@ -83,6 +84,7 @@ async def send(channel: grpc.aio.Channel, method: str, make: Callable[[], bytes]
 
 async def run(options: Options) -> Result:
     """Measure every size with every contender, interleaved."""
+    keep_large_blocks()  # as in the peer and in a stage, so every contender profits alike
     result = Result("transport", "tensor frames between two processes, one way with credits, GB/s")
     rates: dict[tuple[str, str], list[float]] = {}
     amount = QUICK_AMOUNT if options.quick else AMOUNT
