@@ -15,6 +15,7 @@ from stagemesh.errors import ConfigError
 from stagemesh.etcd import Etcd
 from stagemesh.grpc_server import GrpcServer, run, serve_until_signal
 from stagemesh.loop_lag import LoopLag
+from stagemesh.malloc import keep_large_blocks
 from stagemesh.metrics import serve_metrics
 from stagemesh.records import check_name
 from stagemesh.tracing import setup_tracing, shutdown_tracing
@@ -28,6 +29,7 @@ from .servicer import SERVICE, StageServicer
 
 async def main() -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
+    keep_large_blocks()
     config = load_config(StageConfig, prog="stagemesh stage")
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
