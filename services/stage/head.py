@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from opentelemetry import context as otel_context
 
-from stagemesh.errors import DeadlineExceeded, InvalidArgument, StagemeshError, from_code
+from stagemesh.errors import DeadlineExceeded, InternalError, InvalidArgument, StagemeshError, from_code
 from stagemesh.tensor import TensorView, decode_tensor
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
@@ -28,17 +28,20 @@ from stagemesh.v1.stage_pb2 import (
 from stagemesh.v1.tensor_pb2 import Tensor
 
 from . import metrics
-from .partition.attention import Segment
+from .pace import Pace
 from .partition.model import Batch
+from .partition.attention import Segment
 from .passes import Work, segments_of
 from .replica import Replica
-from .schedule import Schedule
+from .schedule import Flight, PlannedStep, Schedule
 from .session import ReplicaSession
 from .timings import Timings
 
 log = logging.getLogger(__name__)
 
 MAX_SESSION_TOKENS = 2**20
+# Passes at the compute thread: one that runs, and one that it finds when it is done.
+_QUEUED = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -61,18 +64,24 @@ class Head:
         self._replica = replica
         self._sessions: dict[int, _HeadSession] = {}
         self._schedule = Schedule(stages, chunk_tokens)
+        self._pace = Pace()
         self._wake = asyncio.Event()
+        # Passes that are under way here, and how many of them are not computed yet.
+        self._passes: set[asyncio.Task[None]] = set()
+        self._computing = 0
         replica.on_result = self._on_result
         replica.on_error = self._on_error
         self._pump = asyncio.create_task(self._run(), name=f"head-{replica.replica_id}")
 
     def __repr__(self) -> str:
-        return f"<Head {self._replica.replica_id} sessions={len(self._sessions)} {self._schedule!r}>"
+        return f"<Head {self._replica.replica_id} sessions={len(self._sessions)} {self._schedule!r} {self._pace!r}>"
 
     async def close(self) -> None:
         """Stop making passes."""
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        tasks = [self._pump, *self._passes]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- generation ----
 
@@ -93,10 +102,10 @@ class Head:
             deadline_unix_ms=request.deadline_unix_ms,
             traceparent=dict(inject()).get("traceparent", ""),
         )
-        first = Step(
+        opening = Step(
             session=request.session, epoch=request.epoch, kind=StepKind.STEP_KIND_PREFILL, open=open_
         )
-        own = self._replica.open_session(first, 0, otel_context.get_current())
+        own = self._replica.open_session(opening, 0, otel_context.get_current())
         session = _HeadSession(
             own,
             request.max_tokens,
@@ -105,7 +114,8 @@ class Head:
             generated=len(request.token_ids) - request.prompt_tokens,
         )
         self._sessions[request.session] = session
-        self._schedule.add(request.session, list(request.token_ids))
+        lane = own.next_hop.replica_id if own.next_hop is not None else ""
+        self._schedule.add(request.session, list(request.token_ids), lane)
         self._wake.set()
         try:
             finished, first = False, True
@@ -252,7 +262,9 @@ class Head:
         if session is None or result.epoch != session.own.epoch:
             return  # it was cancelled meanwhile, or the result is of before a recovery
         session.timings.add(hops)
+        self._wake.set()
         if result.prefilled:
+            self._measure(self._schedule.answered(result.session), hops)
             return
         if not result.HasField("token"):
             if tensor is not None:
@@ -264,45 +276,75 @@ class Head:
         if result.token.id in session.stop_ids or session.generated >= session.max_tokens:
             self._schedule.remove(result.session)
         else:
-            self._schedule.token(result.session, result.token.id)
-            self._wake.set()
+            self._measure(self._schedule.token(result.session, result.token.id), hops)
+
+    def _measure(self, flight: Flight | None, hops: list[HopRecord]) -> None:
+        """A whole part of a pass is through: what it took tells how large the next chunks may be."""
+        if flight is not None and hops:
+            slowest = max(hop.compute_us for hop in hops) / 1000
+            self._pace.passed(slowest, flight.decodes, flight.prompt_tokens)
 
     def _on_error(self, error: SessionError) -> None:
         session = self._sessions.get(error.session)
         if session is not None and error.epoch == session.own.epoch and not session.events.full():
             self._schedule.remove(error.session)
+            self._wake.set()
             session.events.put_nowait(from_code(error.code, error.message, error.field))
 
     def _forget(self, session: _HeadSession) -> None:
         if self._sessions.get(session.own.session) is session:
             del self._sessions[session.own.session]
             self._schedule.remove(session.own.session)
+            self._wake.set()
 
     # ---- the pump ----
 
     async def _run(self) -> None:
-        """Make passes while sessions are ready."""
+        """Make passes while sessions are ready: one computes, one waits behind it, the rest is decided later."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while planned := self._schedule.next_pass():
-                steps: list[tuple[ReplicaSession, Step]] = []
-                ids: list[int] = []
-                for plan in planned:
-                    own = self._sessions[plan.session].own
-                    kind = StepKind.STEP_KIND_PREFILL if plan.prefill else StepKind.STEP_KIND_DECODE
-                    step = Step(
-                        session=plan.session,
-                        epoch=own.epoch,
-                        kind=kind,
-                        position=plan.position,
-                        tokens=len(plan.token_ids),
-                        sample=plan.sample,
-                    )
-                    if plan.position == 0:
-                        step.open.CopyFrom(own.open)
-                    steps.append((own, step))
-                    ids.extend(plan.token_ids)
-                segments: list[Segment] = segments_of(steps)
-                batch = Batch(segments, token_ids=torch.tensor(ids, device=self._replica.model.device))
-                await self._replica.run(Work(steps, batch, []))
+            while self._computing < _QUEUED:
+                planned = self._schedule.next_pass(self._pace.chunk, plain=self._pace.stale)
+                if not planned:
+                    break
+                self._computing += 1
+                task = asyncio.create_task(self._pass(self._work(planned)))
+                self._passes.add(task)
+                task.add_done_callback(self._passes.discard)
+
+    def _work(self, planned: list[PlannedStep]) -> Work:
+        steps: list[tuple[ReplicaSession, Step]] = []
+        ids: list[int] = []
+        for plan in planned:
+            own = self._sessions[plan.session].own
+            kind = StepKind.STEP_KIND_PREFILL if plan.prefill else StepKind.STEP_KIND_DECODE
+            step = Step(
+                session=plan.session,
+                epoch=own.epoch,
+                kind=kind,
+                position=plan.position,
+                tokens=len(plan.token_ids),
+                sample=plan.sample,
+            )
+            if plan.first:
+                step.open.CopyFrom(own.open)
+            steps.append((own, step))
+            ids.extend(plan.token_ids)
+        segments: list[Segment] = segments_of(steps)
+        return Work(
+            steps, Batch(segments, token_ids=torch.tensor(ids, device=self._replica.model.device)), []
+        )
+
+    async def _pass(self, work: Work) -> None:
+        """Run a pass; a next replica that takes no more holds up its own sessions only."""
+        try:
+            await self._replica.run(work, self._computed)
+        except Exception:
+            log.exception("a pass was lost")
+            for session in work.sessions:
+                self._replica.fail_session(session, InternalError("the pass was lost"), self._replica.stage)
+
+    def _computed(self) -> None:
+        self._computing -= 1
+        self._wake.set()

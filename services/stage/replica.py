@@ -162,8 +162,8 @@ class Replica:
 
     # ---- passes ----
 
-    async def run(self, work: Work) -> None:
-        """Compute a pass and send what it gave to where each session goes next."""
+    async def run(self, work: Work, computed: Callable[[], None] | None = None) -> None:
+        """Compute a pass and send what it gave to where each session goes next; `computed` is called in between."""
         try:
             done, timing = await self.engine.run(lambda: compute(self.model, work))
         except Exception as error:
@@ -176,6 +176,9 @@ class Replica:
             for session in work.sessions:
                 self.fail_session(session, known, self.stage)
             return
+        finally:
+            if computed is not None:
+                computed()
         hop = self._hop(timing, work)
         encoding = time.perf_counter()
         frames = outgoing(self.model, work, done)
