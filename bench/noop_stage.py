@@ -5,12 +5,19 @@ Started as `python -m bench.noop_stage --port-file FILE`.
 
 import argparse
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc
 
 from bench.children import announce_port
 from stagemesh.grpc_server import GrpcServer, serve_until_signal
-from stagemesh.v1.stage_pb2 import ForwardRequest, ForwardResponse, GetNodeStatusRequest, NodeStatus
+from stagemesh.v1.stage_pb2 import (
+    ForwardReply,
+    ForwardRequest,
+    ForwardResponse,
+    GetNodeStatusRequest,
+    NodeStatus,
+)
 from stagemesh.v1.tensor_pb2 import Tensor
 
 WIDTH = 16
@@ -24,6 +31,14 @@ async def _forward(request: ForwardRequest, context: grpc.aio.ServicerContext) -
             Tensor(name="sentence_embedding", dtype="F32", shape=(rows, WIDTH), data=bytes(4 * rows * WIDTH))
         ]
     )
+
+
+async def _forward_stream(
+    requests: AsyncIterator[ForwardRequest], context: grpc.aio.ServicerContext
+) -> AsyncIterator[ForwardReply]:
+    async for request in requests:
+        if not request.cancel:
+            yield ForwardReply(session=request.session, response=await _forward(request, context))
 
 
 async def _status(request: GetNodeStatusRequest, context: grpc.aio.ServicerContext) -> NodeStatus:
@@ -40,6 +55,9 @@ async def main(port_file: str) -> None:
     unary = grpc.unary_unary_rpc_method_handler
     stage = {
         "Forward": unary(_forward, ForwardRequest.FromString, ForwardResponse.SerializeToString),
+        "ForwardStream": grpc.stream_stream_rpc_method_handler(
+            _forward_stream, ForwardRequest.FromString, ForwardReply.SerializeToString
+        ),
         "GetNodeStatus": unary(_status, GetNodeStatusRequest.FromString, NodeStatus.SerializeToString),
     }
     server.server.add_generic_rpc_handlers(

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 DETAILS_KEY = "grpc-status-details-bin"
-# Trailers are capped at 8 KiB by common proxies and by gRPC itself.
-_MAX_MESSAGE = 1500
-_MAX_FIELD = 200
+# Characters that travel: trailers are capped at 8 KiB by common proxies and by gRPC itself.
+MAX_MESSAGE = 1500
+MAX_FIELD = 200
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -33,11 +33,11 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, str, Metadata]:
     if not isinstance(error, StagemeshError):
         return grpc.StatusCode.INTERNAL, "internal error", ()
     code = _CODES[error.grpc_code]
-    message = error.message[:_MAX_MESSAGE]
+    message = error.message[:MAX_MESSAGE]
     status = status_pb2.Status(code=error.grpc_code, message=message)
     if error.field:
         bad = error_details_pb2.BadRequest()
-        bad.field_violations.add(field=error.field[:_MAX_FIELD], description=message[:_MAX_FIELD])
+        bad.field_violations.add(field=error.field[:MAX_FIELD], description=message[:MAX_FIELD])
         status.details.add().Pack(bad)
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()

@@ -4,8 +4,8 @@ A call with one request gets a span on each end. A stream of requests (a relay, 
 since it may live for days; its context is passed on, and whoever works on one of its messages starts the span.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from stagemesh import tracing
+from stagemesh.errors import StagemeshError
 from stagemesh.grpc_tracing_channel import QUIET, rpc_attributes
 from stagemesh.grpc_wrap import wrap_handler
 
@@ -61,6 +62,35 @@ async def _serving(context: grpc.aio.ServicerContext, method: str, streaming: bo
             code = _status_code(context.code())
         except grpc.aio.AbortError:
             code = _status_code(context.code())
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            raise
+        except BaseException:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            span.set_attribute("rpc.grpc.status_code", code.value[0])
+            if code in _SERVER_FAULTS:
+                span.set_status(Status(StatusCode.ERROR, code.name))
+
+
+@contextmanager
+def serving_message(method: str, traceparent: str) -> Iterator[None]:
+    """The server's span around the work on one message of a stream, as a call of `method` would have it."""
+    with tracing.tracer().start_as_current_span(
+        method.strip("/"),
+        context=tracing.extract((("traceparent", traceparent),)),
+        kind=SpanKind.SERVER,
+        attributes=rpc_attributes(method),
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except StagemeshError as error:
+            code = _status_code(error.grpc_code)
             raise
         except Exception:
             code = grpc.StatusCode.INTERNAL

@@ -4,6 +4,9 @@ It wraps what makes the calls instead of using gRPC's client interceptors: those
 that starts it late, in a task of its own, and lacks `time_remaining`. Here the caller holds gRPC's own call.
 """
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -11,6 +14,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from stagemesh import tracing
+from stagemesh.errors import StagemeshError
 
 # Probes and tools: spans of them would be noise.
 QUIET = ("/grpc.health.", "/grpc.reflection.")
@@ -87,6 +91,35 @@ class _Spanned:
             call = self._make(*args, metadata=_with_trace(metadata), **kwargs)
         call.add_done_callback(lambda done: _end(span, done))
         return call
+
+
+@contextmanager
+def calling_message(method: str, parent: Span) -> Iterator[str]:
+    """The client's span around one message of a stream and its answer, as a call of `method` would have it.
+
+    Gives the `traceparent` that the message carries.
+    """
+    span = tracing.tracer().start_span(
+        method.strip("/"),
+        context=trace.set_span_in_context(parent),
+        kind=SpanKind.CLIENT,
+        attributes=rpc_attributes(method),
+    )
+    code = 0
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            traceparent = dict(tracing.inject()).get("traceparent", "")
+        yield traceparent
+    except StagemeshError as error:
+        code = error.grpc_code
+        span.set_status(Status(StatusCode.ERROR, error.kind.upper()))
+        raise
+    except asyncio.CancelledError:
+        code = grpc.StatusCode.CANCELLED.value[0]
+        raise
+    finally:
+        span.set_attribute("rpc.grpc.status_code", code)
+        span.end()
 
 
 def _end(span: Span, call: Any) -> None:

@@ -3,7 +3,12 @@
 import grpc.aio
 
 from stagemesh.grpc_server import create_channel
-from stagemesh.v1 import cache_pb2_grpc, stage_pb2_grpc
+from stagemesh.v1 import cache_pb2_grpc, stage_pb2, stage_pb2_grpc
+
+from .forward_stream import ForwardStream
+
+_FORWARD_STREAM = "/stagemesh.v1.StageService/ForwardStream"
+SWEEP_GRACE_S = 5.0
 
 
 class Channels:
@@ -12,13 +17,30 @@ class Channels:
     def __init__(self, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
         self._open: dict[str, grpc.aio.Channel] = {}
+        self._stages: dict[str, stage_pb2_grpc.StageServiceStub] = {}
+        self._forwards: dict[str, ForwardStream] = {}
 
     def __repr__(self) -> str:
         return f"Channels({sorted(self._open)})"
 
     def stage(self, address: str) -> stage_pb2_grpc.StageServiceStub:
         """Stub of the stage node at host:port."""
-        return stage_pb2_grpc.StageServiceStub(self._channel(address))
+        stub = self._stages.get(address)
+        if stub is None:
+            stub = self._stages[address] = stage_pb2_grpc.StageServiceStub(self._channel(address))
+        return stub
+
+    def forward(self, address: str) -> ForwardStream:
+        """The stream of micro-batches to the stage node at host:port."""
+        stream = self._forwards.get(address)
+        if stream is None:
+            make = self._channel(address).stream_stream(
+                _FORWARD_STREAM,
+                stage_pb2.ForwardRequest.SerializeToString,
+                stage_pb2.ForwardReply.FromString,
+            )
+            stream = self._forwards[address] = ForwardStream(address, make)
+        return stream
 
     def cache(self, address: str) -> cache_pb2_grpc.CacheServiceStub:
         """Stub of the cache at host:port."""
@@ -27,12 +49,21 @@ class Channels:
     async def sweep(self, keep: set[str]) -> None:
         """Close channels to addresses outside `keep`; calls still running on them get a moment to end."""
         for address in [address for address in self._open if address not in keep]:
-            await self._open.pop(address).close(grace=5.0)
+            await self._close(address, SWEEP_GRACE_S)
 
     async def close(self) -> None:
         """Close every channel at once."""
         while self._open:
-            await self._open.popitem()[1].close()
+            await self._close(next(iter(self._open)), None)
+
+    async def _close(self, address: str, grace_s: float | None) -> None:
+        channel = self._open.pop(address)
+        self._stages.pop(address, None)
+        stream = self._forwards.pop(address, None)
+        if stream is not None:
+            # First, or an idle stream would hold the channel open for the whole grace.
+            await stream.close(grace_s or 0.0)
+        await channel.close(grace=grace_s)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._open.get(address)

@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 import grpc.aio
-from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from stagemesh import errors
+from stagemesh import errors, tracing
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.v1 import registry_pb2, stage_pb2
 
 from .channels import Channels
 from .context import RequestContext
+from .forward_stream import ForwardStream, NotSpokenError
 from .loads import Loads
 from .routing import Routing, blame
 from .telemetry import Telemetry
@@ -23,6 +23,8 @@ from .telemetry import Telemetry
 log = logging.getLogger(__name__)
 Route = list[stage_pb2.RouteHop]
 FAILED_REPLICA = "stagemesh-failed-replica"
+STREAM_BYTES = 2**18
+"""Larger micro-batches make a call of their own: they would hold up the small ones on the shared stream."""
 
 # What a stage may answer that says something about the route, not about the request.
 _ROUTE_FAULTS = (
@@ -91,15 +93,19 @@ class Dispatch:
         ctx: RequestContext,
         span: Span,
         request: Callable[[Route], stage_pb2.ForwardRequest],
+        nbytes: int,
     ) -> tuple[Route, stage_pb2.ForwardResponse]:
-        """One stateless micro-batch; tried on other routes when the first breaks."""
+        """One stateless micro-batch; tried on other routes when the first breaks.
+
+        `nbytes` is the size of the larger of request and answer.
+        """
         avoid: set[str] = set()
         attempt = 0
         while True:
             attempt += 1
             route = self._choose(spec, ctx, span, avoid)
             try:
-                return route, await self._forward(request(route), route, spec, ctx, span)
+                return route, await self._forward(request(route), route, spec, ctx, span, nbytes)
             except RouteBroke as broke:
                 avoid |= broke.avoid
                 if not self._may_retry(spec, ctx, route, broke, avoid, attempt):
@@ -159,7 +165,7 @@ class Dispatch:
         span: Span,
     ) -> AsyncGenerator[stage_pb2.SessionEvent, None]:
         with self._in_flight(spec, route):
-            with trace.use_span(span):
+            with self._telemetry.under(span):
                 call = self._channels.stage(route[0].address).Generate(opening, timeout=remaining(ctx))
             try:
                 async for event in call:
@@ -183,16 +189,41 @@ class Dispatch:
         spec: registry_pb2.ModelSpec,
         ctx: RequestContext,
         span: Span,
+        nbytes: int,
     ) -> stage_pb2.ForwardResponse:
+        address = route[0].address
         with self._in_flight(spec, route):
+            stream = self._channels.forward(address)
             try:
-                with trace.use_span(span):
-                    call = self._channels.stage(route[0].address).Forward(request, timeout=remaining(ctx))
-                answer = await call
+                answer = None
+                if nbytes <= STREAM_BYTES and stream.spoken:
+                    answer = await self._streamed(stream, request, ctx, span)
+                if answer is None:
+                    with self._telemetry.under(span):
+                        call = self._channels.stage(address).Forward(request, timeout=remaining(ctx))
+                    answer = await call
             except grpc.aio.AioRpcError as error:
                 raise self._translated(route, spec, error) from None
+            except _ROUTE_FAULTS as error:
+                raise self._broke(route, spec, error, "") from None
             self._loads.report(answer.loads, time.monotonic())
             return answer
+
+    async def _streamed(
+        self, stream: ForwardStream, request: stage_pb2.ForwardRequest, ctx: RequestContext, span: Span
+    ) -> stage_pb2.ForwardResponse | None:
+        """The answer to a message on the shared stream; None when the head does not know of such streams."""
+        try:
+            if not tracing.enabled():
+                return await stream.forward(request, remaining(ctx))
+            # Imported by routers that trace anyway.
+            from stagemesh.grpc_tracing_channel import calling_message
+
+            with calling_message("/stagemesh.v1.StageService/Forward", span) as traceparent:
+                request.traceparent = traceparent
+                return await stream.forward(request, remaining(ctx))
+        except NotSpokenError:
+            return None
 
     def _translated(
         self, route: Route, spec: registry_pb2.ModelSpec, error: grpc.aio.AioRpcError

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from functools import partial
 
 import numpy as np
 from opentelemetry.trace import Span
@@ -13,10 +14,12 @@ from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
 from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
 from .scatter import gather, pack, plan
-from .validate_tensors import PER_TOKEN, Batch
+from .validate_tensors import PER_TOKEN, Batch, output_bytes
 
 IN_FLIGHT = 8
 """Micro-batches of one request under way at once."""
+THREAD_AT_BYTES = 2**18
+"""Larger answers are put together off the event loop; handing over to a thread costs as much as copying this."""
 
 
 async def infer_batch(
@@ -32,6 +35,8 @@ async def infer_batch(
     When one micro-batch fails, the others are cancelled and its error is raised.
     """
     parts = plan(batch.lengths)
+    if len(parts) == 1:
+        return await _whole(batch, parts[0], spec, ctx, span, dispatch, rng.getrandbits(63) | 1)
     room = asyncio.Semaphore(IN_FLIGHT)
 
     async def one(rows: range) -> tuple[Route, list[np.ndarray]]:
@@ -52,6 +57,25 @@ async def infer_batch(
         joined = await asyncio.to_thread(gather, pieces, groups, batch.width, per_token=name in PER_TOKEN)
         outputs.append(from_numpy(name, joined))
     return outputs, answers[0][0]
+
+
+async def _whole(
+    batch: Batch,
+    rows: range,
+    spec: registry_pb2.ModelSpec,
+    ctx: RequestContext,
+    span: Span,
+    dispatch: Dispatch,
+    session: int,
+) -> tuple[list[tensor_pb2.Tensor], Route]:
+    """A request that is one micro-batch: no tasks, and no threads where there is little to copy."""
+    route, arrays = await _forward(batch, rows, spec, ctx, span, dispatch, session)
+    outputs = []
+    for name, array in zip(batch.outputs, arrays, strict=True):
+        join = partial(gather, [array], [batch.lengths], batch.width, per_token=name in PER_TOKEN)
+        joined = join() if array.nbytes <= THREAD_AT_BYTES else await asyncio.to_thread(join)
+        outputs.append(from_numpy(name, joined))
+    return outputs, route
 
 
 async def _forward(
@@ -77,7 +101,9 @@ async def _forward(
             deadline_unix_ms=deadline_unix_ms(ctx),
         )
 
-    route, answer = await dispatch.forward(spec, ctx, span, request)
+    tokens = sum(batch.lengths[row] for row in rows)
+    nbytes = max(8 * tokens * len(inputs), output_bytes(batch.outputs, len(rows), tokens, spec))
+    route, answer = await dispatch.forward(spec, ctx, span, request, nbytes)
     if len(answer.outputs) != len(batch.outputs):
         raise InternalError(
             f"a stage gave {len(answer.outputs)} outputs, {len(batch.outputs)} were asked for"

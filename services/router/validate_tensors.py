@@ -152,14 +152,20 @@ def _outputs(wanted: Sequence[str], spec: registry_pb2.ModelSpec) -> list[str]:
     return list(wanted) or [known[0]]
 
 
+def output_bytes(outputs: Sequence[str], rows: int, tokens: int, spec: registry_pb2.ModelSpec) -> int:
+    """What the outputs of so many samples take, with so many tokens in all."""
+    total = 0
+    for name in outputs:
+        columns = spec.vocab_size if name == "logits" else spec.hidden_size
+        total += 4 * columns * (tokens if name in PER_TOKEN else rows)
+    return total
+
+
 def _check_output_size(
     outputs: Sequence[str], shape: tuple[int, ...], spec: registry_pb2.ModelSpec, limit: int
 ) -> None:
     rows, width = shape
-    total = 0
-    for name in outputs:
-        columns = spec.vocab_size if name == "logits" else spec.hidden_size
-        total += 4 * columns * (rows * width if name in PER_TOKEN else rows)
+    total = output_bytes(outputs, rows, rows * width, spec)
     if total > limit:
         raise OutOfRange(
             f"inputs: the answer would take {total} bytes, more than the {limit} of one message; send fewer rows",

@@ -66,7 +66,8 @@ async def main() -> None:
             version=stagemesh.__version__,
         )
         node = Node(config, record, etcd, lease, lag)
-        server.server.add_generic_rpc_handlers((StageServicer(node.find, node.status).handler(),))
+        servicer = StageServicer(node.find, node.status, config.max_message_bytes)
+        server.server.add_generic_rpc_handlers((servicer.handler(),))
         record.address = config.address(await server.start([SERVICE]))
         follower = asyncio.create_task(node.run(), name="node")
         await server.set_serving(True)

@@ -1,10 +1,12 @@
 """StageService: what routers and other replicas call on a node."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 import grpc
 
 from stagemesh.errors import Unavailable
+from stagemesh.grpc_server import MAX_MESSAGE_BYTES
 from stagemesh.v1.stage_pb2 import (
     Feedback,
     ForwardRequest,
@@ -16,6 +18,7 @@ from stagemesh.v1.stage_pb2 import (
     SessionEvent,
 )
 
+from .forward_stream import forward_stream
 from .head import Head
 from .hosted import Hosted
 from .relay import relay
@@ -27,9 +30,15 @@ SERVICE = "stagemesh.v1.StageService"
 class StageServicer:
     """Finds the replica that a call is for, and hands the call over."""
 
-    def __init__(self, hosted: Callable[[str], Hosted | None], status: Callable[[], NodeStatus]) -> None:
+    def __init__(
+        self,
+        hosted: Callable[[str], Hosted | None],
+        status: Callable[[], NodeStatus],
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self._hosted = hosted
         self._status = status
+        self._max_message_bytes = max_message_bytes
 
     async def generate(
         self, request: OpenSession, context: grpc.aio.ServicerContext
@@ -42,6 +51,19 @@ class StageServicer:
     async def forward(self, request: ForwardRequest, context: grpc.aio.ServicerContext) -> ForwardResponse:
         """Router -> head: one stateless micro-batch."""
         return await self._head(list(request.route), request.model, request.revision).forward(request)
+
+    async def forward_stream(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        """Router -> head: many stateless micro-batches."""
+
+        async def forward(request: ForwardRequest) -> ForwardResponse:
+            return await self.forward(request, context)
+
+        replies = forward_stream(requests, forward, max_reply_bytes=self._max_message_bytes)
+        async with aclosing(replies):
+            async for reply in replies:
+                yield reply
 
     async def relay(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
@@ -69,7 +91,7 @@ class StageServicer:
         return hosted.head
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The service's handlers. Relay takes raw bytes: the hand codec reads them."""
+        """The service's handlers. Streams of requests come as raw bytes: the hand codec reads frames."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -79,6 +101,7 @@ class StageServicer:
                 "Forward": grpc.unary_unary_rpc_method_handler(
                     self.forward, ForwardRequest.FromString, ForwardResponse.SerializeToString
                 ),
+                "ForwardStream": grpc.stream_stream_rpc_method_handler(self.forward_stream, None, None),
                 "Relay": grpc.stream_stream_rpc_method_handler(self.relay, None, Feedback.SerializeToString),
                 "GetNodeStatus": grpc.unary_unary_rpc_method_handler(
                     self.get_node_status, GetNodeStatusRequest.FromString, NodeStatus.SerializeToString

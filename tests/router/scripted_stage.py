@@ -7,6 +7,7 @@ import asyncio
 
 import grpc
 import numpy as np
+from stagemesh.services.stage.forward_stream import forward_stream
 
 from stagemesh.errors import ResourceExhausted, Unavailable
 from stagemesh.grpc_server import GrpcServer
@@ -25,6 +26,8 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
         self.opened = []
         self.forwarded = []
         self.cancelled = 0
+        self.unary = 0
+        self.opened_streams = 0
         self.metadata = []
         self.release = asyncio.Event()
         self.door = GrpcServer("127.0.0.1", 0)
@@ -64,7 +67,30 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
             self.cancelled += 1
             raise
 
+    async def ForwardStream(self, requests, context):
+        if self.mode == "no streams":
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        self.opened_streams += 1
+        broken = asyncio.Event()
+
+        async def forward(request):
+            if self.mode == "break the stream":
+                self.forwarded.append(request)
+                await self.release.wait()
+                broken.set()
+            return await self._forward(request, context)
+
+        raw = (request.SerializeToString() async for request in requests)
+        async for reply in forward_stream(raw, forward):
+            if broken.is_set():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            yield stage_pb2.ForwardReply.FromString(reply)
+
     async def Forward(self, request, context):
+        self.unary += 1
+        return await self._forward(request, context)
+
+    async def _forward(self, request, context):
         self.forwarded.append(request)
         await self._misbehave(0, context)
         ids = to_numpy(request.inputs[0])
@@ -98,5 +124,11 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
             raise ResourceExhausted("no KV memory", retry_after_s=0.5)
         if self.mode == "bug" and index == 0:
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        if self.mode == "hold" and index == 0:
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
         if self.mode == "hang" and index == 2:
             await self.release.wait()

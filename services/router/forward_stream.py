@@ -1,0 +1,198 @@
+"""The router's end of `ForwardStream`: one long-lived stream to a head that all small micro-batches share.
+
+A call of its own costs a micro-batch more than twice what a message on an open stream does. The first request opens
+the stream; when it breaks everything that waits on it fails with `Unavailable`, so that the router may try other
+routes, and the next request opens a new one. A head that does not know the method is called the old way.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import grpc.aio
+
+from stagemesh.errors import DeadlineExceeded, ResourceExhausted, Unavailable, from_code
+from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 256
+"""Micro-batches on one stream at once; more wait for room."""
+ASK_AGAIN_S = 60.0
+"""How long a head that did not know the method is called the old way; it may have been upgraded since."""
+
+
+class NotSpokenError(Exception):
+    """The head does not know `ForwardStream`."""
+
+
+class ForwardStream:
+    """The stream to one head, opened on first use. `close` ends it; its tasks live no longer than it."""
+
+    def __init__(self, address: str, open_call: Callable[[], Any], *, in_flight: int = IN_FLIGHT) -> None:
+        self.address = address
+        self._open_call = open_call
+        self._connection: _Connection | None = None
+        self._room = asyncio.Semaphore(in_flight)
+        self._ask_again_at = float("-inf")
+
+    def __repr__(self) -> str:
+        waiting = len(self._connection.waiting) if self._connection is not None else 0
+        state = "idle" if self._connection is None else "unary" if not self.spoken else "open"
+        return f"<ForwardStream {self.address} {state} waiting={waiting}>"
+
+    @property
+    def spoken(self) -> bool:
+        """Whether the head may know the method."""
+        return time.monotonic() >= self._ask_again_at
+
+    async def forward(self, request: ForwardRequest, timeout_s: float) -> ForwardResponse:
+        """Send one micro-batch and wait for its answer; leaving early stops it on the stage.
+
+        Raises:
+            NotSpokenError: nothing was computed; make a call of its own.
+            DeadlineExceeded: `timeout_s` passed.
+            Unavailable: the stream broke.
+            StagemeshError: what the head answered.
+        """
+        if not self._room.locked():
+            async with self._room:
+                return await self._exchange(request, timeout_s)
+        until = time.monotonic() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._room.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded("Deadline Exceeded") from None
+        try:
+            return await self._exchange(request, until - time.monotonic())
+        finally:
+            self._room.release()
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """End the stream; what waits on it gets `grace_s` seconds to be answered and fails then."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if connection.waiting and grace_s > 0:
+            await asyncio.wait(list(connection.waiting.values()), timeout=grace_s)
+        await connection.close()
+
+    async def _exchange(self, request: ForwardRequest, timeout_s: float) -> ForwardResponse:
+        while (connection := self._connection) is not None and connection.over:
+            await connection.close()
+            if self._connection is connection:
+                self._connection = None
+        if connection is None:
+            connection = self._connection = _Connection(self._open_call())
+        try:
+            reply = await connection.exchange(request, timeout_s)
+        except NotSpokenError:
+            if self.spoken:
+                log.info("forward_stream.not_spoken by=%s", self.address)
+                self._ask_again_at = time.monotonic() + ASK_AGAIN_S
+            raise
+        if not reply.HasField("error"):
+            return reply.response
+        said = reply.error
+        error = from_code(said.code, said.message, said.field)
+        if isinstance(error, ResourceExhausted):
+            error.retry_after_s = 1.0
+        raise error
+
+
+class _Connection:
+    """One RPC of a `ForwardStream`, from its first message until it breaks."""
+
+    def __init__(self, call: Any) -> None:
+        self.over = False
+        self.waiting: dict[int, asyncio.Future[ForwardReply]] = {}
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._outbox: deque[ForwardRequest] = deque()
+        self._filled = asyncio.Event()
+        # Not in the context, and so not in the trace, of the request that happens to come first.
+        self._task = self._loop.create_task(self._run(), name="forward-stream", context=Context())
+
+    async def exchange(self, request: ForwardRequest, timeout_s: float) -> ForwardReply:
+        """Send `request` and wait for the reply to its session."""
+        session = request.session
+        answer: asyncio.Future[ForwardReply] = self._loop.create_future()
+        self.waiting[session] = answer
+        self._outbox.append(request)
+        self._filled.set()
+        timer = self._loop.call_later(timeout_s, _expire, answer)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+            if self.waiting.get(session) is answer:
+                del self.waiting[session]
+                self._abandon(request)
+
+    def _abandon(self, request: ForwardRequest) -> None:
+        """Nobody waits for `request` any more."""
+        for index, unsent in enumerate(self._outbox):
+            if unsent is request:
+                del self._outbox[index]
+                return
+        if not self.over:
+            self._outbox.append(ForwardRequest(session=request.session, cancel=True))
+            self._filled.set()
+
+    async def close(self) -> None:
+        """End the RPC; what still waits fails with `Unavailable`."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        why, spoken, answered = "the head closed the stream", True, False
+        writer = self._loop.create_task(self._write(), name="forward-stream-writer")
+        try:
+            async for reply in self._call:
+                answered = True
+                answer = self.waiting.pop(reply.session, None)
+                if answer is not None and not answer.done():
+                    answer.set_result(reply)
+        except grpc.aio.AioRpcError as error:
+            # A write under way when the call ends makes gRPC forget why it ended and say INTERNAL.
+            code = error.code()
+            spoken = code is not grpc.StatusCode.UNIMPLEMENTED and (
+                answered or code is not grpc.StatusCode.INTERNAL
+            )
+            why = f"the connection to the head broke: {from_rpc_error(error).message}"
+        except asyncio.CancelledError:
+            # By `close`, or because the channel was closed below the call.
+            why = "the stream to the head was closed"
+        except Exception as error:
+            log.exception("forward_stream.failed")
+            why = f"the stream to the head was closed after {type(error).__name__}"
+        finally:
+            self.over = True
+            writer.cancel()
+            self._call.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            waiting, self.waiting = self.waiting, {}
+            for answer in waiting.values():
+                if not answer.done():
+                    answer.set_exception(Unavailable(why) if spoken else NotSpokenError())
+
+    async def _write(self) -> None:
+        while True:
+            while self._outbox:
+                try:
+                    await self._call.write(self._outbox.popleft())
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    return  # the reader learns why
+            self._filled.clear()
+            await self._filled.wait()
+
+
+def _expire(answer: asyncio.Future[ForwardReply]) -> None:
+    if not answer.done():
+        answer.set_exception(DeadlineExceeded("Deadline Exceeded"))
