@@ -22,6 +22,7 @@ QUESTIONS = {
     "generate": "Tokens per second at 1, 8 and 16 streams, beside transformers' generate with two threads.",
     "router": "What does the router add to a request, and how many does it carry per second?",
     "prefill": "How long do running streams stall while a 2,000-token prompt arrives?",
+    "telemetry": "What do metrics and spans cost, in tokens per second of 8 streams?",
 }
 
 EPILOG = """

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import numpy as np
 
@@ -17,8 +17,10 @@ _NODE_BYTES = 3 * 2**30
 
 
 @contextlib.asynccontextmanager
-async def mesh(nodes: int, threads: int = 1) -> AsyncIterator[LocalMesh]:
-    """A mesh of `nodes` stage processes with that many compute threads each."""
+async def mesh(
+    nodes: int, threads: int = 1, env: Mapping[str, str] | None = None
+) -> AsyncIterator[LocalMesh]:
+    """A mesh of `nodes` stage processes with that many compute threads each; `env` is added to all processes'."""
     say(f"starting a mesh of {nodes} stage process{'' if nodes == 1 else 'es'} x {threads} thread(s)")
     async with LocalMesh(
         stages=nodes,
@@ -27,6 +29,7 @@ async def mesh(nodes: int, threads: int = 1) -> AsyncIterator[LocalMesh]:
         grpc_port=0,
         threads=threads,
         memory=_NODE_BYTES,
+        env=env,
         progress=_tell_of_deaths,
     ) as running:
         yield running

@@ -10,7 +10,7 @@ from .partition.kv import SessionKV
 
 # What the time of a pass is made of, in the order in which it happens.
 PARTS = ("network", "queue", "compute", "encode")
-# Of a long session only the first passes are kept one by one.
+# Of a long session only the first passes are kept one by one, as events of its span.
 MAX_TRACED_PASSES = 32
 
 

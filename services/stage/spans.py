@@ -1,7 +1,8 @@
-"""A session's spans on one stage: `stage`, and per pass `queue`, `compute`, `encode` and `network` below it.
+"""A session's spans on one stage: `stage`, with an event `pass` for each pass and the parts of its time.
 
-They are made when the session is over, with the times that the passes measured, so that nothing is traced on
-the hot path. Of a long session the first passes have spans of their own; all of them are in the sums.
+The first few passes also have spans of their own below it, `queue`, `compute`, `encode` and `network`: those four cost
+six times what an event does. All of it is made when the session is over, with the times that the passes measured, so
+that nothing is traced on the hot path. Of a long session the first passes have events; all of them are in the sums.
 """
 
 from opentelemetry import trace
@@ -9,6 +10,9 @@ from opentelemetry import trace
 from stagemesh.tracing import tracer
 
 from .session import PARTS, ReplicaSession
+
+# The prompt's pass and a few tokens' after it show how a session flows through its stages.
+SPANNED_PASSES = 4
 
 
 def record_session(
@@ -24,7 +28,20 @@ def record_session(
     )
     if span.is_recording():
         parent = trace.set_span_in_context(span)
-        for index, (hop, queued) in enumerate(session.traced):
+        for hop, queued in session.traced:
+            span.add_event(
+                "pass",
+                {
+                    "stagemesh.queue_us": hop.queue_us,
+                    "stagemesh.compute_us": hop.compute_us,
+                    "stagemesh.encode_us": hop.encode_us,
+                    "stagemesh.network_us": hop.network_us,
+                    "stagemesh.bubble_us": hop.bubble_us,
+                    "stagemesh.rows": hop.rows,
+                },
+                timestamp=_ns(queued),
+            )
+        for index, (hop, queued) in enumerate(session.traced[:SPANNED_PASSES]):
             at = queued - hop.network_us / 1e6
             for part in PARTS:
                 child = source.start_span(part, context=parent, start_time=_ns(at))

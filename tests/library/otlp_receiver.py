@@ -24,6 +24,7 @@ class Span:
     service: str
     instance: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    events: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)  # name, time, attributes
 
 
 def _value(value: AnyValue) -> Any:
@@ -89,6 +90,14 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
                             service=resource.get("service.name", ""),
                             instance=resource.get("service.instance.id", ""),
                             attributes={item.key: _value(item.value) for item in span.attributes},
+                            events=[
+                                (
+                                    event.name,
+                                    event.time_unix_nano,
+                                    {item.key: _value(item.value) for item in event.attributes},
+                                )
+                                for event in span.events
+                            ],
                         )
                     )
         return trace_service_pb2.ExportTraceServiceResponse()

@@ -43,13 +43,13 @@ def traceparent(trace_id: str) -> str:
     return f"00-{trace_id}-{PARENT}-01"
 
 
-async def generate(mesh: LocalMesh, trace_id: str, first_token: int) -> None:
+async def generate(mesh: LocalMesh, trace_id: str, first_token: int, max_tokens: int = 4) -> None:
     """Through gRPC, as a caller with a trace of its own."""
     async with grpc.aio.insecure_channel(mesh.grpc_address) as channel:
         request = inference_pb2.GenerateRequest(model="llama")
         request.tokens.ids.extend([first_token, 6, 7])
         request.temperature = 0
-        request.max_tokens = 4
+        request.max_tokens = max_tokens
         request.ignore_eos = True
         metadata = (("traceparent", traceparent(trace_id)),)
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -111,6 +111,29 @@ async def test_one_trace_through_router_cache_and_both_stages(
             assert child.start_ns <= child.end_ns <= span.end_ns
         assert request.start_ns <= span.start_ns
     assert not any(span.error for span in spans)
+
+
+async def test_every_pass_is_an_event_and_the_first_ones_are_spans_too(
+    traced: LocalMesh, receiver: OtlpReceiver
+) -> None:
+    trace_id = "5bf92f3577b34da6a3ce929d0e0e4737"
+    await generate(traced, trace_id, first_token=50, max_tokens=20)
+    spans = await spans_of(receiver, trace_id, *STAGES)
+    for stage in (0, 1):
+        (span,) = [span for span in spans if span.name == f"stage {stage}"]
+        assert [name for name, _, _ in span.events] == ["pass"] * 20
+        for _, at, attributes in span.events:
+            assert span.start_ns <= at <= span.end_ns
+            assert set(attributes) == {
+                *(f"stagemesh.{part}_us" for part in PARTS),
+                "stagemesh.bubble_us",
+                "stagemesh.rows",
+            }
+            assert attributes["stagemesh.compute_us"] > 0
+        for part in PARTS:
+            sums = sum(attributes[f"stagemesh.{part}_us"] for _, _, attributes in span.events)
+            assert sums == span.attributes[f"stagemesh.{part}_us"]
+        assert sum(child.parent_id == span.span_id for child in spans) == 4 * len(PARTS)
 
 
 async def test_requests_have_traces_of_their_own(traced: LocalMesh, receiver: OtlpReceiver) -> None:
