@@ -1,17 +1,26 @@
-"""The compute thread of a partition: passes run one after another, off the event loop.
+"""Where a partition computes: passes run one after another, the long ones on a thread beside the event loop.
 
 torch releases the GIL inside its kernels, so one thread per partition computes while the loop moves frames.
-The queue in front is bounded by its users: a link sends at most its credits, and the head one pass at a time.
+Passes that are known to be short run on the loop's thread, since they take less time than waking another
+(`short` decides). What waits is bounded by its users: a sender by its credits, the head by its links' room.
 """
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from stagemesh.errors import Unavailable
+
+from .short import ShortPasses
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 # Weight of the newest pass in the moving average.
 _EWMA = 0.2
@@ -19,55 +28,156 @@ _EWMA = 0.2
 
 @dataclass(slots=True)
 class Timing:
-    """When a pass was queued, started and ended, Unix seconds."""
+    """When a pass was queued, started and ended, and when the one before it ended (0: there was none). Unix seconds."""
 
     queued: float
     started: float
     ended: float
+    before: float
 
     @property
     def queue_us(self) -> int:
-        """Microseconds spent waiting for the compute thread."""
+        """Microseconds spent waiting for its turn."""
         return max(0, int((self.started - self.queued) * 1e6))
 
     @property
     def compute_us(self) -> int:
-        """Microseconds spent on the compute thread."""
+        """Microseconds spent computing."""
         return max(0, int((self.ended - self.started) * 1e6))
+
+    def idle_us(self, since: float) -> int:
+        """Microseconds without a pass before this one, counted from `since` (Unix seconds) at the earliest."""
+        return max(0, int((self.started - max(self.before, since)) * 1e6)) if self.before else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """What became of a pass: `result`, or `error` when it raised or never ran."""
+
+    timing: Timing
+    result: T | None = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Callable[[], Any]
+    then: Callable[[Outcome[Any]], None]
+    size: tuple[int, int] | None
+    queued: float
 
 
 class Engine:
-    """Runs callables on one thread, in the order they came."""
+    """Runs callables in the order in which they came, never two at once."""
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"compute-{name}")
+        # Passes submitted whose `then` has not been called yet.
         self.waiting = 0
+        # Moving average of a pass, in milliseconds.
         self.step_ms = 0.0
+        # Passes that ran on the loop's thread.
+        self.on_loop = 0
+        self._name = name
+        self._short = ShortPasses()
+        # Whether a pass ran on the loop's thread since the loop last turned.
+        self.ran_this_turn = False
+        self._ended = 0.0
+        self._closed = False
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
-        return f"<Engine waiting={self.waiting} step_ms={self.step_ms:.2f}>"
+        return f"<Engine waiting={self.waiting} step_ms={self.step_ms:.2f} on_loop={self.on_loop} {self._short!r}>"
+
+    def submit(
+        self,
+        work: Callable[[], T],
+        then: Callable[[Outcome[T]], None],
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Run `work` after everything submitted before it, and call `then` on the loop, always and in order.
+
+        A pass whose `size` (see `short.size_of`) is known to be short runs now, when nothing waits and the loop
+        has turned since the last one; without `size` it runs on the thread.
+        """
+        job = _Job(work, then, size, time.time())
+        if self._closed:
+            self._drop(job)
+        elif size is not None and not self.waiting and not self.ran_this_turn and self._short.allow(size):
+            self.ran_this_turn = True
+            asyncio.get_running_loop().call_soon(self._turned)
+            self.waiting += 1
+            self.on_loop += 1
+            self._end(job, self._compute(job))
+        else:
+            self.waiting += 1
+            if self._thread is None:
+                loop = asyncio.get_running_loop()
+                self._thread = threading.Thread(
+                    target=self._work, args=(loop,), name=f"compute-{self._name}", daemon=True
+                )
+                self._thread.start()
+            self._jobs.put(job)
 
     async def run(self, work: Callable[[], T]) -> tuple[T, Timing]:
         """Run `work` on the compute thread; return its result and its times.
 
         Cancelling the caller does not stop a pass that has begun: what it wrote stays consistent.
         """
-        queued = time.time()
-        self.waiting += 1
-
-        def timed() -> tuple[T, Timing]:
-            started = time.time()
-            result = work()
-            return result, Timing(queued, started, time.time())
-
-        try:
-            result, timing = await asyncio.get_running_loop().run_in_executor(self._executor, timed)
-        finally:
-            self.waiting -= 1
-        ms = timing.compute_us / 1000
-        self.step_ms = ms if self.step_ms == 0 else self.step_ms + _EWMA * (ms - self.step_ms)
-        return result, timing
+        future: asyncio.Future[Outcome[T]] = asyncio.get_running_loop().create_future()
+        self.submit(work, lambda outcome: None if future.done() else future.set_result(outcome))
+        outcome = await future
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result, outcome.timing  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Let the thread end after what is queued; does not wait."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """Let the thread end after the pass it is in; does not wait. What is queued fails."""
+        self._closed = True
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                break
+            if job is not None:
+                self.waiting -= 1
+                self._drop(job)
+        self._jobs.put(None)
+
+    def _turned(self) -> None:
+        self.ran_this_turn = False
+
+    def _drop(self, job: _Job) -> None:
+        now = time.time()
+        job.then(
+            Outcome(Timing(job.queued, now, now, 0.0), error=Unavailable("the replica is shutting down"))
+        )
+
+    def _compute(self, job: _Job) -> Outcome[Any]:
+        """Run one; on whichever thread, but never on two at once."""
+        started = time.time()
+        result, failure = None, None
+        try:
+            result = job.work()
+        except Exception as error:
+            failure = error
+        before, self._ended = self._ended, time.time()
+        return Outcome(Timing(job.queued, started, self._ended, before), result, failure)
+
+    def _end(self, job: _Job, outcome: Outcome[Any]) -> None:
+        """On the loop, in order."""
+        self.waiting -= 1
+        ms = outcome.timing.compute_us / 1000
+        self.step_ms = ms if self.step_ms == 0 else self.step_ms + _EWMA * (ms - self.step_ms)
+        if job.size is not None:
+            self._short.observe(job.size, ms)
+        job.then(outcome)
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The compute thread."""
+        while (job := self._jobs.get()) is not None:
+            outcome = self._compute(job)
+            try:
+                loop.call_soon_threadsafe(self._end, job, outcome)
+            except RuntimeError:
+                return  # the loop is gone, and everybody who waited

@@ -1,12 +1,16 @@
 """The sending end of a relay: one long-lived stream to one replica, for all sessions.
 
-Frames wait in a bounded outbox and go out within the credits that the receiver grants. When the stream breaks
-the link is over: its owner is told once, and a new session makes a new link.
+Frames wait in an outbox and go out in order, within the credits that the receiver grants. The outbox is bounded by
+whoever posts: a frame that came in keeps its sender's credit until what became of it has gone out (`sent`), and
+the head reserves room before it computes. When the stream breaks the link is over: its owner is told once, and a
+new session makes a new link.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import grpc
 
@@ -19,10 +23,21 @@ from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, RouteHop
 log = logging.getLogger(__name__)
 
 PROTOCOL = 1
-# Frames in the outbox before a sender waits.
-OUTBOX = 64
+# Frames in the outbox, or reserved for passes that will fill it, before the head waits.
+OUTBOX = 4
 RELAY_METHOD = "/stagemesh.v1.StageService/Relay"
 CONNECT_TIMEOUT_S = 5.0
+
+
+def _nobody_waits() -> None:
+    """For frames that nothing depends on."""
+
+
+@dataclass(slots=True)
+class _Post:
+    frame: Frame
+    tensor: TensorView | None
+    sent: Callable[[], None]
 
 
 class Link:
@@ -40,32 +55,55 @@ class Link:
         sender: str,
         hop: RouteHop,
         on_feedback: Callable[["Link", Feedback], None],
-        on_broken: Callable[["Link", StagemeshError], Awaitable[None]],
+        on_broken: Callable[["Link", StagemeshError], None],
     ) -> None:
         self.hop = hop
         self.broken = False
         self._sender = sender
         self._on_feedback = on_feedback
         self._on_broken = on_broken
-        self._outbox: asyncio.Queue[tuple[Frame, TensorView | None]] = asyncio.Queue(OUTBOX)
+        # Frames of passes that are being computed and will be posted.
+        self.reserved = 0
+        self._outbox: deque[_Post] = deque()
         self._credits = 0
-        self._credit_given = asyncio.Event()
+        # There may be something to write, or room.
+        self._ready = asyncio.Event()
+        self._room = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"link-{sender}-{hop.replica_id}")
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "up"
-        return f"<Link {self._sender}->{self.hop.replica_id} {state} credits={self._credits} queued={self._outbox.qsize()}>"
+        return f"<Link {self._sender}->{self.hop.replica_id} {state} credits={self._credits} queued={self.queued}>"
 
-    async def send(self, frame: Frame, tensor: TensorView | None = None) -> None:
-        """Queue a frame; waits while the outbox is full.
+    @property
+    def queued(self) -> int:
+        """Frames in the outbox."""
+        return len(self._outbox)
+
+    @property
+    def full(self) -> bool:
+        """Whether the head should wait for room before it computes more for this link."""
+        return not self.broken and self.reserved + len(self._outbox) >= OUTBOX
+
+    async def room(self) -> None:
+        """Wait until the link is no longer full."""
+        while self.full:
+            self._room.clear()
+            await self._room.wait()
+
+    def post(
+        self, frame: Frame, tensor: TensorView | None = None, sent: Callable[[], None] = _nobody_waits
+    ) -> None:
+        """Put a frame in the outbox; `sent` is called once, when gRPC has taken it or the link broke.
 
         Raises:
             Unavailable: the link is broken.
         """
-        if not self.broken:
-            await self._outbox.put((frame, tensor))
         if self.broken:
             raise Unavailable(f"the link to stage {self.hop.stage} is broken")
+        self._outbox.append(_Post(frame, tensor, sent))
+        if self._credits > 0:
+            self._ready.set()
 
     async def close(self) -> None:
         """End the stream without telling the owner."""
@@ -84,8 +122,8 @@ class Link:
             try:
                 async for feedback in call:
                     self._credits += feedback.credits
-                    if self._credits > 0:
-                        self._credit_given.set()
+                    if self._credits > 0 and self._outbox:
+                        self._ready.set()
                     self._on_feedback(self, feedback)
             finally:
                 writer.cancel()
@@ -100,22 +138,26 @@ class Link:
         finally:
             await channel.close()
         self.broken = True
-        while not self._outbox.empty():  # frees senders that wait for room
-            self._outbox.get_nowait()
+        self._room.set()
+        while self._outbox:
+            self._outbox.popleft().sent()
         log.warning("relay.failed to=%s stage=%d: %s", self.hop.replica_id, self.hop.stage, error.message)
-        await self._on_broken(self, error)
+        self._on_broken(self, error)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
         while True:
-            frame, tensor = await self._outbox.get()
-            while self._credits <= 0:
-                self._credit_given.clear()
-                await self._credit_given.wait()
+            while not self._outbox or self._credits <= 0:
+                self._ready.clear()
+                await self._ready.wait()
             self._credits -= 1
+            post = self._outbox.popleft()
             try:
-                await call.write(encode_frame(frame, tensor))
+                await call.write(encode_frame(post.frame, post.tensor))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the reader learns why
+            finally:
+                post.sent()
+                self._room.set()
 
 
 async def _connected(channel: grpc.aio.Channel, stage: int) -> None:

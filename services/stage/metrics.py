@@ -1,15 +1,24 @@
 """The stage's Prometheus metrics."""
 
-from stagemesh.metrics import counter, gauge, histogram
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from threading import Lock
+
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from stagemesh.metrics import LATENCY_BUCKETS_S, REGISTRY, counter, gauge
+from stagemesh.v1.stage_pb2 import HopRecord
 
 SESSIONS = gauge("stagemesh_stage_sessions", "Sessions held by replicas of a stage", ("model", "stage"))
 SESSION_ERRORS = counter(
     "stagemesh_stage_session_errors_total", "Sessions that failed on a stage", ("model", "stage")
 )
-STEP_SECONDS = histogram(
-    "stagemesh_stage_pass_seconds",
-    "Time of a pass on a stage, by part: queue, compute, encode, network",
-    ("model", "stage", "part"),
+FRAMES_HERE = gauge(
+    "stagemesh_stage_frames",
+    "Frames on a stage now: held (came in, not done with) and outbox (wait to go out)",
+    ("model", "stage", "place"),
 )
 TOKENS = counter("stagemesh_stage_tokens_total", "Tokens that went through a stage's head", ("model",))
 BAD_FRAMES = counter("stagemesh_stage_bad_frames_total", "Frames refused because they could not be read")
@@ -20,3 +29,71 @@ FRAMES = counter(
     "fallback (in the stream, since the shared memory was full)",
     ("lane",),
 )
+
+_PASS_SECONDS = (
+    "stagemesh_stage_pass_seconds",
+    "Time of a pass on a stage, by part: queue, compute, encode, network, and bubble (nothing to compute before it)",
+    ("model", "stage", "part"),
+)
+PARTS = ("queue", "compute", "encode", "network", "bubble")
+_BOUNDS_US = tuple(round(bound * 1e6) for bound in LATENCY_BUCKETS_S)
+_LABELS = [*(str(bound) for bound in LATENCY_BUCKETS_S), "+Inf"]
+
+
+class PassTimes:
+    """Counts of one replica's passes by part and time; a pass costs a microsecond, a scrape pays for the rest."""
+
+    def __init__(self, model: str, stage: int) -> None:
+        self.model = model
+        self.stage = str(stage)
+        self._counts = {part: [0] * len(_LABELS) for part in PARTS}
+        self._sums = dict.fromkeys(PARTS, 0)
+
+    def observe(self, hop: HopRecord) -> None:
+        """Count a pass."""
+        for part, us in (
+            ("queue", hop.queue_us),
+            ("compute", hop.compute_us),
+            ("encode", hop.encode_us),
+            ("network", hop.network_us),
+            ("bubble", hop.bubble_us),
+        ):
+            self._counts[part][bisect_left(_BOUNDS_US, us)] += 1
+            self._sums[part] += us
+
+    def parts(self) -> Iterator[tuple[str, list[int], int]]:
+        """Of each part: its name, passes per bucket, and microseconds in all."""
+        for part in PARTS:
+            yield part, list(self._counts[part]), self._sums[part]
+
+
+class _PassSeconds(Collector):
+    """The histogram of every replica that this process has or had."""
+
+    def __init__(self) -> None:
+        self._times: dict[tuple[str, str], PassTimes] = {}
+        self._lock = Lock()
+
+    def of(self, model: str, stage: int) -> PassTimes:
+        with self._lock:
+            return self._times.setdefault((model, str(stage)), PassTimes(model, stage))
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        name, text, labels = _PASS_SECONDS
+        family = HistogramMetricFamily(name, text, labels=labels)
+        with self._lock:
+            known = list(self._times.values())
+        for times in known:
+            for part, counts, total_us in times.parts():
+                buckets = list(zip(_LABELS, itertools.accumulate(counts), strict=True))
+                family.add_metric([times.model, times.stage, part], buckets, total_us / 1e6)
+        yield family
+
+
+_PASSES = _PassSeconds()
+REGISTRY.register(_PASSES)
+
+
+def pass_times(model: str, stage: int) -> PassTimes:
+    """Where passes of this stage of the model are counted."""
+    return _PASSES.of(model, stage)

@@ -1,6 +1,5 @@
 """One pass: what goes in, what the compute thread makes of it, and the frames that come out."""
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
@@ -25,17 +24,22 @@ class Work:
         batch: the rows.
         hops: what the steps went through before.
         network_us: how long they were on the way here.
+        sessions: those of the steps, each once.
     """
 
     steps: list[tuple[ReplicaSession, Step]]
     batch: Batch
     hops: list[HopRecord]
     network_us: int = 0
+    sessions: list[ReplicaSession] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sessions = list({id(session): session for session, _ in self.steps}.values())
 
     @property
-    def sessions(self) -> list[ReplicaSession]:
-        """The sessions of the steps, each once."""
-        return list({id(session): session for session, _ in self.steps}.values())
+    def stateless(self) -> bool:
+        """Whether any of it is."""
+        return any(session.kv is None for session in self.sessions)
 
 
 @dataclass(slots=True)
@@ -68,7 +72,8 @@ def compute(model: PartitionModel, work: Work) -> Computed:
     """
     done = Computed(model.forward(work.batch))
     if not model.is_last:
-        done.hidden = done.hidden.cpu()
+        if not done.hidden.is_cpu:
+            done.hidden = done.hidden.cpu()
         return done
     sampled = [
         (session, step, segment.start + segment.rows - 1)
@@ -112,30 +117,34 @@ def _compute_outputs(model: PartitionModel, work: Work, done: Computed) -> None:
 def outgoing(
     model: PartitionModel, work: Work, done: Computed
 ) -> list[tuple[RouteHop, Frame, TensorView | None]]:
-    """The frames of a pass and where each goes: to the next hops, or from the last stage to the heads."""
+    """The frames of a pass and where each goes: to the next hops, or from the last stage to the heads.
+
+    Sessions that ended while it ran are left out.
+    """
     out: list[tuple[RouteHop, Frame, TensorView | None]] = []
     if model.is_last:
         by_head: dict[str, tuple[RouteHop, Frame]] = {}
         for session, result in done.results:
-            by_head.setdefault(session.head.replica_id, (session.head, Frame()))[1].results.append(result)
+            if not session.ended:
+                by_head.setdefault(session.head.replica_id, (session.head, Frame()))[1].results.append(result)
         out.extend((head, frame, None) for head, frame in by_head.values())
         out.extend(
             (session.head, Frame(results=[result]), to_view(output))
             for session, result, output in done.outputs
+            if not session.ended
         )
         return out
-    groups: dict[str, list[int]] = defaultdict(list)
-    hops: dict[str, RouteHop] = {}
+    groups: dict[str, tuple[RouteHop, list[int]]] = {}
     for index, (session, _) in enumerate(work.steps):
         hop = session.next_hop
         assert hop is not None, "only the last partition has no next hop"
-        groups[hop.replica_id].append(index)
-        hops[hop.replica_id] = hop
-    for replica_id, indices in groups.items():
+        if not session.ended:
+            groups.setdefault(hop.replica_id, (hop, []))[1].append(index)
+    for hop, indices in groups.values():
+        whole = len(indices) == len(work.steps)
         segments = [work.batch.segments[i] for i in indices]
-        whole = len(groups) == 1
         rows = (
             done.hidden if whole else torch.cat([done.hidden[s.start : s.start + s.rows] for s in segments])
         )
-        out.append((hops[replica_id], Frame(steps=[work.steps[i][1] for i in indices]), to_view(rows)))
+        out.append((hop, Frame(steps=[work.steps[i][1] for i in indices]), to_view(rows)))
     return out

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # Frames a sender may have under way: enough to hide the way back, few enough to bound memory.
 WINDOW = 16
+# Credits go back that many at once: a message for each would cost as much as the frame did.
+CREDIT_BATCH = WINDOW // 4
 # Feedback messages that wait to be sent; errors are never dropped, so a full queue blocks the reader.
 FEEDBACK_QUEUE = 1024
 
@@ -81,25 +83,59 @@ async def _hello(requests: AsyncIterator[bytes]) -> Hello:
     return first.hello
 
 
+class _Credits:
+    """Frames of one stream: how many are held here, and the credits that go back when they are done with."""
+
+    def __init__(self, replica: Replica, upstream: int) -> None:
+        self._replica = replica
+        self._upstream = upstream
+        self._held = 0
+        self._owed = 0
+
+    def take(self) -> None:
+        """A frame came in.
+
+        Raises:
+            InvalidArgument: the sender had no credit for it.
+        """
+        if self._held >= WINDOW:
+            raise InvalidArgument(f"frame: sent without a credit, {WINDOW} are held already", field="frame")
+        self._held += 1
+        self._replica.held += 1
+
+    def give(self) -> None:
+        """A frame is done with: what it led to has left this process, or failed."""
+        self._held -= 1
+        self._replica.held -= 1
+        self._owed += 1
+        answer = self._replica.upstreams.get(self._upstream)
+        if self._owed >= CREDIT_BATCH and answer is not None:
+            answer(Feedback(credits=self._owed, load=self._replica.load()))
+            self._owed = 0
+
+
 async def _read(
     requests: AsyncIterator[bytes],
     replica: Replica,
     upstream: int,
     feedback: asyncio.Queue[Feedback | None],
 ) -> None:
-    """Handle frames one after another; a credit goes back when a frame is done with."""
+    """Take frames in, in order; each keeps its credit until it is done with."""
+    credits = _Credits(replica, upstream)
     try:
         async for data in requests:
+            credits.take()
             try:
                 frame, tensor = decode_frame(data)
-                await replica.on_frame(frame, tensor, upstream)
+                replica.on_frame(frame, tensor, upstream, credits.give)
             except DecodeError as error:
                 metrics.BAD_FRAMES.inc()
+                credits.give()
                 raise InvalidArgument("frame: it cannot be read", field="frame") from error
             except StagemeshError:
                 metrics.BAD_FRAMES.inc()
+                credits.give()
                 raise
-            await feedback.put(Feedback(credits=1, load=replica.load()))
     finally:
         try:
             feedback.put_nowait(None)

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from opentelemetry.context import Context
@@ -25,12 +26,14 @@ from stagemesh.v1.stage_pb2 import (
 )
 
 from . import metrics
-from .engine import Engine, Timing
+from .account import Account
+from .engine import Engine, Outcome
 from .link import Link
 from .partition.kv import KVPool
 from .partition.model import Batch, PartitionModel
-from .passes import Work, compute, outgoing, segments_of
+from .passes import Computed, Work, compute, outgoing, segments_of
 from .session import ReplicaSession
+from .short import size_of
 from .spans import record_session
 from .tensors import from_view
 
@@ -38,6 +41,10 @@ log = logging.getLogger(__name__)
 
 # A session without a deadline that is not heard of for this long is dropped.
 IDLE_TIMEOUT_S = 600.0
+
+
+def _nothing() -> None:
+    """For those who wait for nothing."""
 
 
 class Replica:
@@ -60,8 +67,16 @@ class Replica:
         self.on_error: Callable[[SessionError], None] | None = None
         # Streams that frames come in on: id -> how to answer.
         self.upstreams: dict[int, Callable[[Feedback], None]] = {}
+        # Frames that came in and are not done with.
+        self.held = 0
         self._links: dict[tuple[str, str], Link] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._account = Account(replica_id, model_name, stage)
+        labels = (model_name, str(stage))
+        self._sessions_gauge = metrics.SESSIONS.labels(*labels)
+        metrics.FRAMES_HERE.labels(*labels, "held").set_function(lambda: self.held)
+        metrics.FRAMES_HERE.labels(*labels, "outbox").set_function(
+            lambda: sum(link.queued for link in list(self._links.values()))
+        )
 
     def __repr__(self) -> str:
         return (
@@ -97,34 +112,38 @@ class Replica:
         )
         if step.kind != StepKind.STEP_KIND_STATELESS:
             session.kv = self.pool.reserve(step.open.max_total_tokens)
+        if not self.sessions:
+            self._account.occupied_since = session.opened
         self.sessions[step.session] = session
-        metrics.SESSIONS.labels(self.model_name, str(self.stage)).set(len(self.sessions))
+        self._sessions_gauge.set(len(self.sessions))
         return session
 
     def end_session(self, session: ReplicaSession, error: str = "") -> None:
-        """Free what a session holds; a second call does nothing."""
+        """Free what a session holds, once no pass is using it; a second call does nothing."""
         if self.sessions.get(session.session) is not session:
             return
         del self.sessions[session.session]
+        session.ended = True
+        if not session.in_flight:
+            self._release(session)
+        self._sessions_gauge.set(len(self.sessions))
+        record_session(session, self.replica_id, self.model_name, time.time(), error)
+
+    def _release(self, session: ReplicaSession) -> None:
         if session.kv is not None:
             self.pool.release(session.kv)
             session.kv = None
-        metrics.SESSIONS.labels(self.model_name, str(self.stage)).set(len(self.sessions))
-        record_session(session, self.replica_id, self.model_name, time.time(), error)
 
     async def close_session(self, session: ReplicaSession) -> None:
         """End a session here and tell the stages after this one."""
+        self._close(session)
+
+    def _close(self, session: ReplicaSession) -> None:
         hop = session.next_hop
         self.end_session(session)
-        if hop is None:
-            return
-        link = self._links.get((hop.address, hop.replica_id))
-        if link is not None and not link.broken:
-            close = SessionClose(session=session.session, epoch=session.epoch)
-            try:
-                await link.send(Frame(closes=[close]))
-            except Unavailable:
-                pass  # the stage is gone, and the session with it
+        link = self._links.get((hop.address, hop.replica_id)) if hop is not None else None
+        if link is not None and not link.broken:  # else the stage is gone, and the session with it
+            link.post(Frame(closes=[SessionClose(session=session.session, epoch=session.epoch)]))
 
     def fail_session(self, session: ReplicaSession, error: StagemeshError, stage: int) -> None:
         """End a session with an error that its head must hear of."""
@@ -162,32 +181,85 @@ class Replica:
 
     # ---- passes ----
 
-    async def run(self, work: Work, computed: Callable[[], None] | None = None) -> None:
-        """Compute a pass and send what it gave to where each session goes next; `computed` is called in between."""
+    async def run(self, work: Work, computed: Callable[[], None] = _nothing) -> None:
+        """Compute a pass that begins here; returns when what it gave is in the outboxes of the next stages.
+
+        A stateless pass waits before it computes while a link that it goes to has more than it can send: there may
+        be any number of them, and their results are large. Generation is bounded by its sessions.
+
+        Args:
+            work: of sessions that are open here.
+            computed: called once, as soon as the next pass may follow.
+        """
+        if self.engine.ran_this_turn:
+            await asyncio.sleep(0)  # one pass on the loop's thread, and then others have their turn
+        links = [self.link_to(hop) for hop in _next_hops(work)] if work.stateless else []
+        while waits := next((link for link in links if link.full), None):
+            await waits.room()
+        for link in links:
+            link.reserved += 1
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def posted() -> None:
+            for link in links:
+                link.reserved -= 1
+            computed()
+            if not over.done():
+                over.set_result(None)
+
+        self._start(work, posted=posted)
+        await over
+
+    def _start(
+        self, work: Work, posted: Callable[[], None] = _nothing, sent: Callable[[], None] = _nothing
+    ) -> None:
+        """Queue a pass.
+
+        Args:
+            work: of sessions that are not released before it is over.
+            posted: called once when what it gave is in outboxes, or it failed.
+            sent: called once when all of that has left this process.
+        """
+        for session in work.sessions:
+            session.in_flight += 1
+        self.engine.submit(
+            partial(compute, self.model, work),
+            lambda outcome: self._computed(work, outcome, posted, sent),
+            size_of(work.batch.segments),
+        )
+
+    def _computed(
+        self, work: Work, outcome: Outcome[Computed], posted: Callable[[], None], sent: Callable[[], None]
+    ) -> None:
+        """A pass is over: send what it gave to where each session goes next, then account for it."""
+        for session in work.sessions:
+            session.in_flight -= 1
+            if session.ended and not session.in_flight:
+                self._release(session)
+        sending = _Countdown(sent)
         try:
-            done, timing = await self.engine.run(lambda: compute(self.model, work))
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.result is not None
+            self._send(work, outcome.result, outcome, sending)
         except Exception as error:
-            log.exception("a pass failed")
-            known = (
-                error
-                if isinstance(error, StagemeshError)
-                else InternalError("the model failed on this input")
-            )
+            known = error
+            if not isinstance(error, StagemeshError):
+                log.error("a pass failed", exc_info=error)
+                known = InternalError("the model failed on this input")
+            assert isinstance(known, StagemeshError)
             for session in work.sessions:
-                self.fail_session(session, known, self.stage)
-            return
-        finally:
-            if computed is not None:
-                computed()
-        hop = self._hop(timing, work)
+                if not session.ended:
+                    self.fail_session(session, known, self.stage)
+        posted()
+        sending.done()
+
+    def _send(self, work: Work, done: Computed, outcome: Outcome[Computed], sending: "_Countdown") -> None:
+        timing = outcome.timing
+        hop = self._account.hop(timing, work, self.load() if self._account.load_is_due(work) else None)
         encoding = time.perf_counter()
         frames = outgoing(self.model, work, done)
         hop.encode_us = int((time.perf_counter() - encoding) * 1e6)
-        for session in work.sessions:
-            session.record(hop, timing.queued)
-        self._observe(hop)
-        for session, failure in done.failed:
-            self.fail_session(session, failure, self.stage)
         hops = [*work.hops, hop]
         for target, frame, tensor in frames:
             if target.replica_id == self.replica_id:
@@ -196,9 +268,13 @@ class Replica:
             frame.hops.extend(hops)
             frame.sent_unix_us = int(time.time() * 1e6)
             try:
-                await self.link_to(target).send(frame, tensor)
+                self.link_to(target).post(frame, tensor, sending.more())
             except Unavailable as error:
+                sending.done()
                 self._fail_toward(target, error)
+        self._account.passed(hop, timing, work)
+        for session, failure in done.failed:
+            self.fail_session(session, failure, self.stage)
         if self.stage:  # a stateless session is over on the last stage once its outputs are on their way
             for session, _, _ in done.outputs:
                 self.end_session(session)
@@ -209,60 +285,70 @@ class Replica:
             if self.on_result is not None:
                 self.on_result(result, tensor, hops)
 
-    def _hop(self, timing: Timing, work: Work) -> HopRecord:
-        return HopRecord(
-            stage=self.stage,
-            replica_id=self.replica_id,
-            queue_us=timing.queue_us,
-            compute_us=timing.compute_us,
-            network_us=work.network_us,
-            load=self.load(),
-        )
-
-    def _observe(self, hop: HopRecord) -> None:
-        for part, us in (
-            ("queue", hop.queue_us),
-            ("compute", hop.compute_us),
-            ("encode", hop.encode_us),
-            ("network", hop.network_us),
-        ):
-            metrics.STEP_SECONDS.labels(self.model_name, str(self.stage), part).observe(us / 1e6)
-
     # ---- frames that come in ----
 
-    async def on_frame(self, frame: Frame, tensor: TensorView | None, upstream: int) -> None:
-        """Handle a frame of the stream `upstream`: closes, results for the head, and steps to compute."""
-        network_us = max(0, int(time.time() * 1e6) - frame.sent_unix_us) if frame.sent_unix_us else 0
-        for close in frame.closes:
-            session = self.sessions.get(close.session)
-            if session is not None and session.epoch <= close.epoch:
-                await self.close_session(session)
-        self._deliver(frame, tensor, list(frame.hops))
-        if frame.steps:
-            await self._on_steps(frame, tensor, upstream, min(network_us, 2**31))
-
-    async def _on_steps(
-        self, frame: Frame, tensor: TensorView | None, upstream: int, network_us: int
+    def on_frame(
+        self, frame: Frame, tensor: TensorView | None, upstream: int, over: Callable[[], None]
     ) -> None:
+        """Handle a frame of the stream `upstream`: closes, results for the head, and steps to compute.
+
+        Args:
+            frame: without its tensor.
+            tensor: rows of its steps, or outputs of its results.
+            upstream: id of the stream.
+            over: called once, at once or later, when nothing of the frame is held here any more.
+
+        Raises:
+            StagemeshError: the frame makes no sense, and `over` is not called.
+        """
+        network_us = max(0, int(time.time() * 1e6) - frame.sent_unix_us) if frame.sent_unix_us else 0
+        if frame.closes:
+            self._take_closes(list(frame.closes))
+        if frame.results:
+            self._deliver(frame, tensor, list(frame.hops))
+        work = self._take_steps(frame, tensor, upstream, min(network_us, 2**31)) if frame.steps else None
+        if work is None:
+            over()
+        else:
+            self._start(work, sent=over)
+
+    def _take_closes(self, closes: list[SessionClose]) -> None:
+        """End sessions, after the passes that are queued: what these give goes out before the close does."""
+
+        def close(_: object = None) -> None:
+            for one in closes:
+                session = self.sessions.get(one.session)
+                if session is not None and session.epoch <= one.epoch:
+                    self._close(session)
+
+        if self.engine.waiting:
+            self.engine.submit(_nothing, close)
+        else:
+            close()
+
+    def _take_steps(
+        self, frame: Frame, tensor: TensorView | None, upstream: int, network_us: int
+    ) -> Work | None:
+        """The work of a frame's steps; None when none of their sessions can run here."""
         if tensor is None or tensor.shape != (sum(s.tokens for s in frame.steps), self.model.hidden_size):
             raise InternalError("a frame's tensor does not fit its steps")
-        hidden = from_view(tensor, self.model.device).to(self.model.dtype)
+        hidden = from_view(tensor, self.model.device)
+        if hidden.dtype != self.model.dtype:
+            hidden = hidden.to(self.model.dtype)
         steps: list[tuple[ReplicaSession, Step]] = []
-        rows: list[torch.Tensor] = []
+        spans: list[tuple[int, int]] = []
         at = 0
         for step in frame.steps:
-            here = hidden[at : at + step.tokens]
-            at += step.tokens
             session = self._session_of(step, upstream)
-            if session is None:
-                continue
-            steps.append((session, step))
-            rows.append(here)
+            if session is not None:
+                steps.append((session, step))
+                spans.append((at, at + step.tokens))
+            at += step.tokens
         if not steps:
-            return
-        kept = hidden if len(steps) == len(frame.steps) else torch.cat(rows)
-        batch = Batch(segments_of(steps), hidden=kept)
-        await self.run(Work(steps, batch, list(frame.hops), network_us))
+            return None
+        if len(steps) < len(frame.steps):
+            hidden = torch.cat([hidden[start:end] for start, end in spans])
+        return Work(steps, Batch(segments_of(steps), hidden=hidden), list(frame.hops), network_us)
 
     def _session_of(self, step: Step, upstream: int) -> ReplicaSession | None:
         """The session of a step that came in; None, and an error upstream, when it cannot run here."""
@@ -274,10 +360,12 @@ class Replica:
                 raise Unavailable(f"stage {self.stage} does not know the session")
             if step.epoch < session.epoch:
                 return None  # a late frame of before a recovery
-            if session.kv is not None and step.position != session.kv.length:
-                raise InternalError(f"step at position {step.position}, expected {session.kv.length}")
-            if session.kv is not None and step.position + step.tokens > session.kv.capacity:
-                raise InternalError("step beyond the reserved positions")
+            if session.kv is not None:
+                if step.position != session.position:
+                    raise InternalError(f"step at position {step.position}, expected {session.position}")
+                if step.position + step.tokens > session.kv.capacity:
+                    raise InternalError("step beyond the reserved positions")
+                session.position += step.tokens
         except StagemeshError as error:
             if session is not None:
                 self.fail_session(session, error, self.stage)
@@ -312,7 +400,7 @@ class Replica:
                 self.report(session.upstream, error)
                 self.end_session(session, error.message)
 
-    async def _on_broken(self, link: Link, error: StagemeshError) -> None:
+    def _on_broken(self, link: Link, error: StagemeshError) -> None:
         self._fail_toward(link.hop, error)
 
     def _fail_toward(self, hop: RouteHop, error: StagemeshError) -> None:
@@ -326,15 +414,36 @@ class Replica:
         """The stream is over: nothing more comes for its sessions."""
         self.upstreams.pop(upstream, None)
         for session in [s for s in self.sessions.values() if s.upstream == upstream]:
-            task = asyncio.create_task(self.close_session(session))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._close(session)
 
     async def close(self) -> None:
         """End every session and link, and the compute thread."""
         for session in list(self.sessions.values()):
             self.fail_session(session, Unavailable("the replica is shutting down"), self.stage)
-        await asyncio.gather(
-            *(link.close() for link in self._links.values()), *self._tasks, return_exceptions=True
-        )
         self.engine.close()
+        await asyncio.gather(*(link.close() for link in self._links.values()), return_exceptions=True)
+
+
+class _Countdown:
+    """Calls `then` once when it was `done` as often as it was told of `more`, and once beyond."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+        self._left = 1
+
+    def more(self) -> Callable[[], None]:
+        """One more to wait for: what it returns says that it is done."""
+        self._left += 1
+        return self.done
+
+    def done(self) -> None:
+        """One is done."""
+        self._left -= 1
+        if not self._left:
+            self._then()
+
+
+def _next_hops(work: Work) -> Iterable[RouteHop]:
+    """Where the pass's sessions go next, each once."""
+    hops = {hop.replica_id: hop for session in work.sessions if (hop := session.next_hop) is not None}
+    return hops.values()

@@ -26,9 +26,13 @@ class ReplicaSession:
         upstream: id of the stream it came in on; 0 at the head.
         trace: context that its spans belong to.
         opened: Unix seconds.
+        position: where its next step must begin.
+        in_flight: passes that it takes part in now; what it reserved is kept until they end.
+        ended: nothing more is sent for it.
         passes: how many it took part in.
         traced: hop record and time of queueing (Unix seconds) of the first ones, for their spans.
         totals: microseconds of all of them, by part.
+        bubble_us: microseconds that the replica had nothing to compute before them.
     """
 
     session: int
@@ -39,13 +43,17 @@ class ReplicaSession:
     trace: Context
     opened: float
     kv: SessionKV | None = None
+    position: int = 0
+    in_flight: int = 0
+    ended: bool = False
     passes: int = 0
+    bubble_us: int = 0
     traced: list[tuple[HopRecord, float]] = field(default_factory=list)
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
 
     def record(self, hop: HopRecord, queued: float) -> None:
-        """Count a pass; `hop` has its times, `queued` is when it got here, Unix seconds."""
-        self.passes += 1
+        """Keep a pass for the spans; `hop` has its times, `queued` is when it got here, Unix seconds."""
+        self.bubble_us += hop.bubble_us
         if len(self.traced) < MAX_TRACED_PASSES:
             self.traced.append((hop, queued))
         for part in PARTS:

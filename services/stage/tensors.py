@@ -25,8 +25,10 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 def to_view(tensor: torch.Tensor, name: str = "") -> TensorView:
     """View a tensor's bytes; copies only from a device or when it is not contiguous."""
-    host = tensor.detach().cpu().contiguous()
-    data = memoryview(host.reshape(-1).view(torch.uint8).numpy()) if host.numel() else memoryview(b"")
+    host = tensor if tensor.is_cpu else tensor.cpu()
+    if not host.is_contiguous():
+        host = host.contiguous()
+    data = memoryview(host.view(-1).view(torch.uint8).numpy()) if host.numel() else memoryview(b"")
     return TensorView(_NAMES[host.dtype], tuple(host.shape), data, name)
 
 
@@ -40,5 +42,5 @@ def from_view(view: TensorView, device: torch.device, field: str = "tensor") -> 
         raise InvalidArgument(f"{field}.dtype: {view.dtype} is not supported", field=f"{field}.dtype")
     if not view.data.nbytes:
         return torch.empty(view.shape, dtype=_DTYPES[view.dtype], device=device)
-    flat = torch.frombuffer(view.data, dtype=_DTYPES[view.dtype])
-    return flat.reshape(view.shape).to(device)
+    flat = torch.frombuffer(view.data, dtype=_DTYPES[view.dtype]).view(view.shape)
+    return flat if device.type == "cpu" else flat.to(device)

@@ -23,8 +23,10 @@ class Timings:
             timing.compute_us += hop.compute_us
             timing.encode_us += hop.encode_us
             timing.network_us += hop.network_us
+            timing.bubble_us += hop.bubble_us
             timing.rows += hop.rows
-            self.loads[hop.replica_id] = hop.load
+            if hop.HasField("load"):  # told rarely
+                self.loads[hop.replica_id] = hop.load
 
     def stages(self) -> list[StageTiming]:
         """The sums, stage 0 first."""

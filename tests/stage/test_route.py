@@ -9,7 +9,7 @@ import pytest
 import torch
 from stagemesh.services.stage.canary import probe
 from stagemesh.services.stage.partition.model import load_partition
-from stagemesh.services.stage.relay import WINDOW
+from stagemesh.services.stage.relay import CREDIT_BATCH, WINDOW
 from stagemesh.services.stage.replica import Replica
 from stagemesh.services.stage.servicer import SERVICE
 
@@ -124,12 +124,18 @@ async def test_steps_of_an_unknown_session_are_reported_and_others_go_on(llama: 
         view = TensorView("F32", (2, 128), memoryview(hidden.numpy()).cast("B"))
         frames = [
             Frame(hello=Hello(to_replica="r1")).SerializeToString(),
-            encode_frame(Frame(steps=[Step(session=77, tokens=2, position=4)]), view),
+            *(
+                encode_frame(Frame(steps=[Step(session=session, tokens=2, position=4)]), view)
+                for session in range(70, 70 + CREDIT_BATCH)
+            ),
         ]
         feedback = await route.relay(1, frames)
         assert feedback[0].credits == WINDOW
-        assert [error.session for one in feedback for error in one.errors] == [77]
-        assert sum(one.credits for one in feedback) == WINDOW + 1
+        assert [error.session for one in feedback for error in one.errors] == list(
+            range(70, 70 + CREDIT_BATCH)
+        )
+        assert sum(one.credits for one in feedback) == WINDOW + CREDIT_BATCH
+        assert route.replicas[1].held == 0
 
 
 async def test_a_tensor_that_does_not_fit_its_steps_ends_the_stream(llama: Path) -> None:
