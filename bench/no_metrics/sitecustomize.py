@@ -13,7 +13,7 @@ def _nothing(self: Any, *args: Any, **more: Any) -> Any:
 metrics.MetricWrapperBase.labels = _nothing  # type: ignore[method-assign]
 for kind, methods in (
     (metrics.Counter, ("inc",)),
-    (metrics.Gauge, ("inc", "dec", "set")),
+    (metrics.Gauge, ("inc", "dec", "set", "set_function")),
     (metrics.Histogram, ("observe",)),
 ):
     for method in methods:
