@@ -12,42 +12,44 @@ import grpc
 import numpy as np
 
 from bench.children import announce_port
+from services.stage.shared_memory import ReceivingLane
 from stagemesh.grpc_server import GrpcServer, serve_until_signal
 from stagemesh.malloc import keep_large_blocks
-from stagemesh.tensor import decode_frame
-from stagemesh.v1.stage_pb2 import Feedback, Frame
+from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello
 
 SERVICE = "bench.Peer"
 # Frames that may be under way, as between two stages.
 WINDOW = 16
 
 
-def read_bytes(data: bytes) -> int:
+def read_bytes(data: bytes, lane: ReceivingLane) -> int:
     """Bytes of a plain payload."""
     return np.frombuffer(data, np.uint8).nbytes
 
 
-def read_frame(data: bytes) -> int:
+def read_frame(data: bytes, lane: ReceivingLane) -> int:
     """Bytes of the tensor of a frame, read by the hand codec."""
-    _, tensor = decode_frame(data)
+    _, tensor = lane.decode(data)
     assert tensor is not None
     return np.frombuffer(tensor.data, np.uint8).nbytes
 
 
-def read_protobuf(data: bytes) -> int:
+def read_protobuf(data: bytes, lane: ReceivingLane) -> int:
     """Bytes of the tensor of a frame, read by the generated class."""
     return np.frombuffer(Frame.FromString(data).tensor.data, np.uint8).nbytes
 
 
-def _taker(read: Callable[[bytes], int]) -> Any:
-    """A stream that gives a credit back for every message it has read."""
+def _taker(read: Callable[[bytes, ReceivingLane], int]) -> Any:
+    """A stream that begins with a hello and gives a credit back for every message it has read."""
 
     async def take(
         requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Feedback]:
-        yield Feedback(credits=WINDOW)
+        hello = Frame.FromString(await anext(requests)).hello
+        lane = ReceivingLane.accept(hello.shared)
+        yield Feedback(hello=Hello(shared_accepted=lane.accepted), credits=WINDOW)
         async for data in requests:
-            read(data)
+            read(data, lane)
             yield Feedback(credits=1)
 
     return grpc.stream_stream_rpc_method_handler(take, None, Feedback.SerializeToString)

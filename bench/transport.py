@@ -1,116 +1,96 @@
-"""How fast do tensor frames cross between two processes, one way, with credits?
+"""How fast do tensors cross between two processes, one way, with credits?
 
-Contenders on the same kind of stream: the hand codec (`frame`), plain bytes that need no codec (`bytes`), and the
-generated protobuf class (`protobuf`, `SerializeToString` and `FromString`). Each starts from a tensor's memory and
-ends with a tensor's memory.
+Contenders on the same kind of gRPC stream: the hand codec (`frame`), plain bytes that need no codec and are not even
+copied out of a tensor (`bytes`), the same but copied out of it, and the generated protobuf class (`protobuf`,
+`SerializeToString` and `FromString`). For the largest size also the shared-memory lane as replicas on one host use
+it (`shm`), against a raw socket and gloo. All but `bytes` start from a tensor's memory, and all end with one.
 """
 
-import asyncio
-import time
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-import grpc.aio
 import numpy as np
 
+from bench import gloo_peer, socket_peer
 from bench.children import server
 from bench.options import Options, say
 from bench.paired import Ratio, interleaved, paired_ratio
-from bench.peer import SERVICE
 from bench.result import Bound, Result, Series
+from bench.transport_stream import Stream, contenders
 from stagemesh.grpc_server import create_channel
 from stagemesh.malloc import keep_large_blocks
-from stagemesh.tensor import TensorView, encode_frame
-from stagemesh.v1.stage_pb2 import Feedback, Frame, Step, StepKind
-from stagemesh.v1.tensor_pb2 import Tensor
 
 SIZES = {"64 KiB": 2**16, "1 MiB": 2**20, "16 MiB": 2**24}
+LARGE = "16 MiB"
 # Bytes sent in one measurement.
 AMOUNT = 2**29
 QUICK_AMOUNT = 2**25
-FEWEST, MOST = 4, 2048
-RUN_TIMEOUT_S = 120.0
+FEWEST, MOST = 4, 8192
 ROUNDS = 7
-SHARED_MEMORY = "the shared-memory lane is not built yet"
 
-
-def _header(rows: int) -> Frame:
-    step = Step(session=1, kind=StepKind.STEP_KIND_DECODE, position=7, tokens=rows, sample=True)
-    return Frame(steps=[step], sent_unix_us=1)
-
-
-def payloads(array: np.ndarray) -> dict[str, tuple[str, Callable[[], bytes]]]:
-    """Contender -> method of the peer, and what makes one message from an F32 array `[rows, hidden]`."""
-    rows, hidden = array.shape
-    plain = array.tobytes()
-
-    def frame() -> bytes:
-        view = TensorView("F32", (rows, hidden), array.data.cast("B"))
-        return encode_frame(_header(rows), view)
-
-    def protobuf() -> bytes:
-        message = _header(rows)
-        message.tensor.CopyFrom(Tensor(dtype="F32", shape=(rows, hidden), data=array.tobytes()))
-        return message.SerializeToString()
-
-    return {"frame": ("Frame", frame), "bytes": ("Bytes", lambda: plain), "protobuf": ("Protobuf", protobuf)}
-
-
-async def send(channel: grpc.aio.Channel, method: str, make: Callable[[], bytes], count: int) -> float:
-    """Seconds from the first message to the credit for the last one."""
-    call = channel.stream_stream(f"/{SERVICE}/{method}", None, Feedback.FromString)(timeout=RUN_TIMEOUT_S)
-    responses = aiter(call)
-    credit = (await anext(responses)).credits
-    left = asyncio.Event()
-
-    async def returned() -> None:
-        nonlocal credit
-        for _ in range(count):
-            credit += (await anext(responses)).credits
-            left.set()
-
-    reader = asyncio.create_task(returned())
-    started = time.perf_counter()
-    for _ in range(count):
-        while credit <= 0:
-            left.clear()
-            await left.wait()
-        credit -= 1
-        await call.write(make())
-    await reader
-    taken = time.perf_counter() - started
-    await call.done_writing()
-    return taken
+# Sends so many tensors; seconds.
+Send = Callable[[int], Awaitable[float]]
 
 
 async def run(options: Options) -> Result:
     """Measure every size with every contender, interleaved."""
-    keep_large_blocks()  # as in the peer and in a stage, so every contender profits alike
-    result = Result("transport", "tensor frames between two processes, one way with credits, GB/s")
+    keep_large_blocks()  # as in the peers and in a stage, so every contender profits alike
+    result = Result("transport", "tensors between two processes, one way with credits, GB/s")
     rates: dict[tuple[str, str], list[float]] = {}
     amount = QUICK_AMOUNT if options.quick else AMOUNT
-    async with server("bench.peer") as port, create_channel(f"127.0.0.1:{port}") as channel:
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(server("bench.peer"))
+        channel = await stack.enter_async_context(create_channel(f"127.0.0.1:{port}"))
+        raw_port = await stack.enter_async_context(server("bench.socket_peer"))
+        raw = stack.enter_context(socket_peer.connected(raw_port))
+        store = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "store")
+        await stack.enter_async_context(server("bench.gloo_peer", "--store", store))
+        gloo = stack.enter_context(gloo_peer.joined(store))
         for label, size in SIZES.items():
             say(label)
-            contenders = payloads(np.random.default_rng(3).random((size // 4096, 1024), dtype=np.float32))
+            array = np.random.default_rng(3).random((size // 4096, 1024), dtype=np.float32)
             count = min(MOST, max(FEWEST, amount // size))
-            for method, make in contenders.values():
-                await send(channel, method, make, FEWEST)
-            for _, name in interleaved(list(contenders), options.times(ROUNDS)):
-                method, make = contenders[name]
-                seconds = await send(channel, method, make, count)
-                rates.setdefault((label, name), []).append(count * size / seconds / 1e9)
+            async with contextlib.AsyncExitStack() as streams:
+                ways: dict[str, Send] = {}
+                for name, contender in contenders(array).items():
+                    stream = await streams.enter_async_context(Stream(channel, contender))
+                    ways[name] = stream.send
+                ways["tcp socket"] = _blocking(raw.send, array)
+                ways["gloo"] = _blocking(gloo.send, array)
+                for way in ways.values():
+                    await way(FEWEST)
+                for _, name in interleaved(list(ways), options.times(ROUNDS)):
+                    seconds = await ways[name](count)
+                    rates.setdefault((label, name), []).append(count * size / seconds / 1e9)
     for (label, name), values in rates.items():
         result.series.append(Series(label, name, "GB/s", values))
     frame_vs_bytes = {label: paired_ratio(rates[label, "frame"], rates[label, "bytes"]) for label in SIZES}
     worst = min(frame_vs_bytes, key=lambda label: frame_vs_bytes[label].value)
     result.ratio("frame_vs_grpc_bytes", frame_vs_bytes[worst], Bound(0.95))
-    large = "16 MiB"
     result.ratio(
-        "frame_vs_protobuf", paired_ratio(rates[large, "frame"], rates[large, "protobuf"]), Bound(2.0)
+        "frame_vs_protobuf", paired_ratio(rates[LARGE, "frame"], rates[LARGE, "protobuf"]), Bound(2.0)
     )
-    result.notes.append(f"frame_vs_grpc_bytes is the worst of the sizes ({worst}); " + _each(frame_vs_bytes))
-    result.not_measured = {"shm_vs_tcp_socket": SHARED_MEMORY, "shm_vs_gloo": SHARED_MEMORY}
+    for key, name, bound in (
+        ("shm_vs_tcp_socket", "tcp socket", Bound(1.5)),
+        ("shm_vs_gloo", "gloo", Bound(1.2)),
+        ("shm_vs_frame", "frame", None),
+    ):
+        result.ratio(key, paired_ratio(rates[LARGE, "shm"], rates[LARGE, name]), bound)
+    copied = {
+        label: paired_ratio(rates[label, "frame"], rates[label, "bytes of the tensor"]) for label in SIZES
+    }
+    result.notes.append(f"frame_vs_grpc_bytes is the worst of the sizes ({worst}); {_each(frame_vs_bytes)}")
+    result.notes.append(f"against bytes that are copied out of the tensor: {_each(copied)}")
     return result
+
+
+def _blocking(run: Callable[[np.ndarray, int], float], array: np.ndarray) -> Send:
+    async def sent(count: int) -> float:
+        return run(array, count)
+
+    return sent
 
 
 def _each(ratios: dict[str, Ratio]) -> str:

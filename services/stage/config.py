@@ -36,3 +36,9 @@ class StageConfig(ServiceConfig):
     fast: bool = Field(
         True, description="use packed weights and the like where they measure faster; off is plain torch"
     )
+    shared_memory_mb: int = Field(
+        32,
+        ge=0,
+        le=2**14,
+        description="MiB of shared memory that a link to a replica on the same host may use; 0 is none",
+    )

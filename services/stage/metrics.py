@@ -23,7 +23,7 @@ FRAMES_HERE = gauge(
 TOKENS = counter("stagemesh_stage_tokens_total", "Tokens that went through a stage's head", ("model",))
 BAD_FRAMES = counter("stagemesh_stage_bad_frames_total", "Frames refused because they could not be read")
 REPLICAS = gauge("stagemesh_stage_replicas_ready", "Replicas of this node that are ready")
-FRAMES = counter(
+TENSOR_FRAMES = counter(
     "stagemesh_stage_tensor_frames_total",
     "Tensors sent to other replicas by lane: shared (memory of this host), bytes (in the stream), "
     "fallback (in the stream, since the shared memory was full)",

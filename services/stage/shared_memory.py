@@ -4,30 +4,33 @@
 2. The receiver maps it and says so; the name is removed. One that cannot gets bytes in the stream.
 3. Each frame's payload is copied once, to the lowest free place (`shared_memory_places.py`); the receiver computes
    on a view of it. A payload that is small, or finds no room, travels in the stream as before.
-4. A credit says that the receiver is done with its oldest frame, and with it the place is free again. So a receiver
-   must copy what it keeps beyond the credit (`kept`).
+4. When the last user of that view has let go of it, whoever that is, the receiver marks the payload as done in the
+   segment, and its place is free again. Credits are a matter of their own: they come back later, and not in order.
 """
 
 import logging
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
-from stagemesh.tensor import Place, TensorView, encode_frame
-from stagemesh.v1.stage_pb2 import Feedback, Frame, SharedMemoryOffer
+import numpy as np
+
+from stagemesh.tensor import Place, TensorView, decode_frame, encode_frame
+from stagemesh.v1.stage_pb2 import Frame, SharedMemoryOffer
 
 from . import metrics
 from .shared_memory_places import Places
-from .shared_memory_segment import FOLDER, HEADER_BYTES, Segment, map_segment
+from .shared_memory_segment import FOLDER, HEADER_BYTES, SLOTS, MappedSegment, Segment, map_segment
 
 log = logging.getLogger(__name__)
 
-# Smaller payloads are faster in the stream (bench/NOTES.md).
+# Smaller payloads are as fast in the stream (bench/NOTES.md).
 LEAST_BYTES = 2**15
 
 
 class SendingLane:
-    """The sender's end: encodes every frame of one link, in order.
+    """The sender's end: encodes the frames of one link, in order.
 
     Args:
         nbytes: size of the segment; 0 is no lane, then every payload goes in the stream.
@@ -42,10 +45,10 @@ class SendingLane:
                 self._segment = Segment(nbytes + HEADER_BYTES, folder)
             except OSError as error:
                 log.info("shared_memory.none: %s", os.strerror(error.errno or 0))
-        self._places = Places(HEADER_BYTES, nbytes + HEADER_BYTES)
-        self._shared = metrics.FRAMES.labels("shared")
-        self._bytes = metrics.FRAMES.labels("bytes")
-        self._fallback = metrics.FRAMES.labels("fallback")
+        self._places = Places(HEADER_BYTES, nbytes + HEADER_BYTES, SLOTS)
+        self._shared = metrics.TENSOR_FRAMES.labels("shared")
+        self._bytes = metrics.TENSOR_FRAMES.labels("bytes")
+        self._fallback = metrics.TENSOR_FRAMES.labels("fallback")
 
     def __repr__(self) -> str:
         return f"<SendingLane {'agreed' if self._agreed else 'off'} {self._places!r}>"
@@ -59,41 +62,50 @@ class SendingLane:
             segment=self._segment.name, length=self._segment.nbytes, cookie=self._segment.cookie
         )
 
-    def on_feedback(self, feedback: Feedback) -> None:
-        """Take the receiver's answer to the hello, and the places of frames it is done with."""
-        if not feedback.HasField("hello"):
-            self._places.done(feedback.credits)
-        elif self._segment is not None:
-            if feedback.hello.shared_accepted:
-                self._segment.unlink()
-                self._agreed = True
-            else:
-                self.close()
+    def answered(self, accepted: bool) -> None:
+        """The receiver's hello came: it has mapped the segment, or wants bytes."""
+        if self._segment is not None and accepted:
+            self._segment.unlink()
+            self._agreed = True
+        else:
+            self.close()
+
+    def waits(self, tensor: TensorView | None) -> bool:
+        """Whether a frame should wait a moment for a place, although it may go as bytes.
+
+        The receiver has two other payloads to compute on until then.
+        """
+        if not self._agreed or tensor is None:
+            return False
+        length = tensor.data.nbytes
+        if not LEAST_BYTES <= length <= self._places.capacity or len(self._places.taken) < 2:
+            return False
+        return self._find(length) is None
 
     def encode(self, frame: Frame, tensor: TensorView | None) -> bytes:
         """The message for a frame that is sent now."""
         if tensor is None:
-            self._places.sent()
             return encode_frame(frame, None)
         length = tensor.data.nbytes
         if not self._agreed or length < LEAST_BYTES:
             self._bytes.inc()
-        elif (offset := self._place_for(length)) is not None:
-            assert self._segment is not None
-            self._segment.write(offset, tensor.data)
-            self._places.sent(offset, length)
-            self._shared.inc()
-            return encode_frame(frame, tensor, Place(offset, length))
-        else:
+            return encode_frame(frame, tensor)
+        offset = self._find(length)
+        assert self._segment is not None
+        if offset is None or not self._segment.reserve(offset + length):
             self._fallback.inc()
-        self._places.sent()
-        return encode_frame(frame, tensor)
+            return encode_frame(frame, tensor)
+        self._segment.write(offset, tensor.data)
+        self._places.take(offset, length)
+        self._shared.inc()
+        return encode_frame(frame, tensor, Place(offset, length))
 
-    def _place_for(self, length: int) -> int | None:
-        offset = self._places.find(length)
-        if offset is None or self._segment is None or not self._segment.reserve(offset + length):
-            return None
-        return offset
+    def _find(self, length: int) -> int | None:
+        assert self._segment is not None
+        for number in self._places.taken:
+            if self._segment.is_done(number):
+                self._places.free(number)
+        return self._places.find(length)
 
     def close(self) -> None:
         """Let go of the segment; what is sent from now on goes as bytes."""
@@ -103,11 +115,52 @@ class SendingLane:
             self._segment = None
 
 
-def accept(offer: SharedMemoryOffer, folder: Path = FOLDER) -> memoryview | None:
-    """The receiver's end: the offered segment, to be read only; None when payloads must come as bytes."""
-    return map_segment(offer.segment, offer.length, offer.cookie, folder)
+class ReceivingLane:
+    """The receiver's end: decodes the frames of one stream, in order. Without a segment, all come as bytes."""
 
+    def __init__(self, segment: MappedSegment | None) -> None:
+        self._segment = segment
+        self._number = 0
+        # What is in use; a weak reference only calls back while it exists itself.
+        self._used: dict[int, weakref.ref[np.ndarray]] = {}
 
-def kept(tensor: TensorView) -> TensorView:
-    """A copy that outlives the frame's credit."""
-    return replace(tensor, data=memoryview(bytes(tensor.data)))
+    def __repr__(self) -> str:
+        state = "off" if self._segment is None else "on"
+        return f"<ReceivingLane {state} received={self._number} used={len(self._used)}>"
+
+    @classmethod
+    def accept(cls, offer: SharedMemoryOffer, folder: Path = FOLDER) -> "ReceivingLane":
+        """Map what is offered, if that is possible."""
+        return cls(map_segment(offer.segment, offer.length, offer.cookie, folder))
+
+    @property
+    def accepted(self) -> bool:
+        """Whether payloads may come through shared memory."""
+        return self._segment is not None
+
+    def decode(self, data: bytes) -> tuple[Frame, TensorView | None]:
+        """Read a message; its tensor may be a view of shared memory, which is kept as long as the view is.
+
+        Raises:
+            DecodeError: not a Frame message.
+            InvalidArgument: the tensor does not fit together or lies elsewhere; the error names the field.
+        """
+        if self._segment is None:
+            return decode_frame(data)
+        frame, tensor = decode_frame(data, self._segment.memory)
+        if tensor is not None and tensor.data.nbytes and tensor.data.obj is self._segment.memory.obj:
+            tensor = self._watched(tensor, self._segment)
+        return frame, tensor
+
+    def _watched(self, tensor: TensorView, segment: MappedSegment) -> TensorView:
+        number, used = self._number, self._used
+        self._number += 1
+        # Views of a view keep this array, whatever library makes them.
+        payload = np.frombuffer(tensor.data, np.uint8)
+
+        def unused(_: object) -> None:
+            segment.done(number)
+            used.pop(number, None)
+
+        used[number] = weakref.ref(payload, unused)
+        return replace(tensor, data=memoryview(payload))

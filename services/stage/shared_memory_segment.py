@@ -27,8 +27,11 @@ _PREFIX = "stagemesh-"
 _NAME = re.compile(_PREFIX + r"[0-9a-f]{32}")
 _MODE = 0o600
 COOKIE_BYTES = 32
-# The first page holds the cookie, payloads come behind it.
+# The first page holds the cookie, and a slot for each payload under way: its number + 1 once the receiver is done
+# with it. Payloads come behind.
 HEADER_BYTES = 4096
+SLOTS = 256
+_SLOTS_AT = 2048
 MAX_SEGMENT_BYTES = 2**36
 # Memory is asked for in steps of this many bytes, when a payload first reaches there.
 _STEP_BYTES = 2**20
@@ -62,6 +65,7 @@ class Segment:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._map = mmap.mmap(self._fd, nbytes)
             self._map[:COOKIE_BYTES] = self.cookie
+            self._slots: np.ndarray | None = _slots(self._map)
         except BaseException:
             self.unlink()
             os.close(self._fd)
@@ -94,6 +98,10 @@ class Segment:
         assert offset + data.nbytes <= self._reserved
         self._bytes[offset : offset + data.nbytes] = np.frombuffer(data, np.uint8)
 
+    def is_done(self, number: int) -> bool:
+        """Whether the receiver is done with that payload."""
+        return self._slots is not None and int(self._slots[number % SLOTS]) == number + 1
+
     def unlink(self) -> None:
         """Remove the name; both ends keep the memory. A second call does nothing."""
         with contextlib.suppress(FileNotFoundError):
@@ -106,14 +114,30 @@ class Segment:
             os.close(self._fd)
             self._fd = -1
             self._reserved = 0
-            self._bytes = None
+            self._bytes = self._slots = None
             self._map.close()
 
 
-def map_segment(name: str, length: int, cookie: bytes, folder: Path = FOLDER) -> memoryview | None:
-    """Map somebody's segment for reading; None, and why in the log, when it is not here or not what it should be.
+def _slots(memory: mmap.mmap) -> np.ndarray:
+    return np.frombuffer(memory, np.uint64, SLOTS, _SLOTS_AT)
 
-    The view's last user unmaps it.
+
+class MappedSegment:
+    """Somebody's segment: `memory` to be read only, and the slots to say what one is done with."""
+
+    def __init__(self, memory: memoryview, header: mmap.mmap) -> None:
+        self.memory = memory
+        self._slots = _slots(header)
+
+    def done(self, number: int) -> None:
+        """Say that the payload with that number is no longer used; from any thread."""
+        self._slots[number % SLOTS] = number + 1
+
+
+def map_segment(name: str, length: int, cookie: bytes, folder: Path = FOLDER) -> MappedSegment | None:
+    """Map somebody's segment; None, and why in the log, when it is not here or not what it should be.
+
+    The last user of a view of it unmaps it.
     """
     if (
         not _NAME.fullmatch(name)
@@ -124,7 +148,7 @@ def map_segment(name: str, length: int, cookie: bytes, folder: Path = FOLDER) ->
         return None
     try:
         # O_NONBLOCK: a pipe of that name must not hold us.
-        fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         log.info("shared_memory.refused: %s", os.strerror(error.errno or 0))
         return None
@@ -138,16 +162,17 @@ def map_segment(name: str, length: int, cookie: bytes, folder: Path = FOLDER) ->
         ):
             log.warning("shared_memory.refused: owner, mode or size is not what it should be")
             return None
-        view = memoryview(mmap.mmap(fd, length, prot=mmap.PROT_READ))
+        memory = memoryview(mmap.mmap(fd, length, prot=mmap.PROT_READ))
+        header = mmap.mmap(fd, HEADER_BYTES)
     except (OSError, ValueError):
         log.warning("shared_memory.refused: it cannot be mapped")
         return None
     finally:
         os.close(fd)
-    if not hmac.compare_digest(view[:COOKIE_BYTES], cookie):
+    if not hmac.compare_digest(memory[:COOKIE_BYTES], cookie):
         log.warning("shared_memory.refused: the cookie differs")
         return None
-    return view
+    return MappedSegment(memory, header)
 
 
 def sweep(folder: Path = FOLDER) -> int:

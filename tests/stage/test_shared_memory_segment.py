@@ -11,6 +11,7 @@ import pytest
 from services.stage.shared_memory_segment import (
     COOKIE_BYTES,
     HEADER_BYTES,
+    SLOTS,
     Segment,
     map_segment,
     sweep,
@@ -25,8 +26,9 @@ def offered(segment: Segment) -> tuple[str, int, bytes]:
 
 def test_what_is_written_is_read_after_the_name_is_gone(tmp_path: Path) -> None:
     segment = Segment(SIZE, tmp_path)
-    view = map_segment(*offered(segment), tmp_path)
-    assert view is not None
+    mapped = map_segment(*offered(segment), tmp_path)
+    assert mapped is not None
+    view = mapped.memory
     assert view.readonly
     segment.unlink()
     assert list(tmp_path.iterdir()) == []
@@ -36,6 +38,21 @@ def test_what_is_written_is_read_after_the_name_is_gone(tmp_path: Path) -> None:
     segment.close()
     segment.close()
     assert bytes(view[HEADER_BYTES : HEADER_BYTES + 5]) == b"hello"  # the reader keeps its mapping
+
+
+def test_the_receiver_says_what_it_is_done_with(tmp_path: Path) -> None:
+    segment = Segment(SIZE, tmp_path)
+    mapped = map_segment(*offered(segment), tmp_path)
+    assert mapped is not None
+    assert not any(segment.is_done(number) for number in range(2 * SLOTS))
+    mapped.done(3)
+    mapped.done(0)
+    assert [number for number in range(2 * SLOTS) if segment.is_done(number)] == [0, 3]
+    mapped.done(SLOTS + 3)
+    assert [number for number in range(2 * SLOTS) if segment.is_done(number)] == [0, SLOTS + 3]
+    segment.close()
+    assert not segment.is_done(0)
+    mapped.done(1)  # its maker is gone
 
 
 def test_the_file_is_the_owners_alone(tmp_path: Path) -> None:
