@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 venv: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml setup.py constraints.txt $(wildcard services/stage/partition/*.[ch])
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: a few minutes the first time, most of it torch"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev]'

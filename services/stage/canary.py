@@ -9,8 +9,8 @@ import torch
 
 from stagemesh.errors import FailedPrecondition
 
-from .partition.attention import Segment
 from .partition.model import Batch, PartitionModel
+from .partition.ragged import Segment
 from .replica import Replica
 
 PREFILL_TOKENS = 4

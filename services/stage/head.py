@@ -30,7 +30,7 @@ from stagemesh.v1.tensor_pb2 import Tensor
 from . import metrics
 from .pace import Pace
 from .partition.model import Batch
-from .partition.attention import Segment
+from .partition.ragged import Segment
 from .passes import Work, segments_of
 from .replica import Replica
 from .schedule import Flight, PlannedStep, Schedule

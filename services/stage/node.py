@@ -207,7 +207,7 @@ class Node:
 
     def _kv_bytes(self, model: PartitionModel, spec: ModelSpec, left: int) -> int:
         """Budget for KV: what a full house of longest sessions needs, within the share that may be taken."""
-        wanted = self._config.max_sessions * spec.context_length * model.kv_token_bytes if model.causal else 0
+        wanted = self._config.max_sessions * spec.context_length * model.kv_layout.token_bytes if model.causal else 0
         return min(wanted, int(left * self._config.kv_fraction))
 
     def _free_bytes(self) -> int:

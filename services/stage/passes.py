@@ -8,8 +8,8 @@ from stagemesh.errors import StagemeshError
 from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Frame, HopRecord, RouteHop, Step, StepKind, StepResult
 
-from .partition.attention import Segment
 from .partition.model import Batch, PartitionModel
+from .partition.ragged import Segment
 from .sampler import choose
 from .session import ReplicaSession
 from .tensors import to_view

@@ -60,7 +60,7 @@ class Replica:
         self.model_name = model_name
         self.stage = stage
         self.model = model
-        self.pool = KVPool(kv_bytes, model.kv_token_bytes, model.layers)
+        self.pool = KVPool(kv_bytes, model.kv_layout)
         self.engine = Engine(replica_id)
         self.sessions: dict[int, ReplicaSession] = {}
         self.on_result: Callable[[StepResult, TensorView | None, list[HopRecord]], None] | None = None

@@ -18,10 +18,10 @@ from stagemesh import checkpoint as checkpoints
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import InvalidArgument, StagemeshError
 
-from .partition.attention import Segment
 from .partition.kv import KVPool, SessionKV
 from .partition.model import Batch, PartitionModel, load_partition
 from .partition.pooling import read_pooling
+from .partition.ragged import Segment
 
 # Prompts of different lengths, served together.
 PROMPT_LENGTHS = (5, 1, 23, 12)
@@ -116,7 +116,7 @@ def _compare_generation(
     )
     whole.eval()
     _say(f"comparing {len(prompts)} prompts x {NEW_TOKENS} greedy tokens")
-    pools = [KVPool(2**62, part.kv_token_bytes, part.layers) for part in parts]
+    pools = [KVPool(2**10 * part.kv_layout.token_bytes, part.kv_layout) for part in parts]
     kvs = [[pool.reserve(len(prompt) + NEW_TOKENS) for prompt in prompts] for pool in pools]
     sequences = [list(prompt) for prompt in prompts]
     positions = [0] * len(prompts)

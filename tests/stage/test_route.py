@@ -8,6 +8,7 @@ import grpc
 import pytest
 import torch
 from stagemesh.services.stage.canary import probe
+from stagemesh.services.stage.partition.blocks import BLOCK
 from stagemesh.services.stage.partition.model import load_partition
 from stagemesh.services.stage.relay import CREDIT_BATCH, WINDOW
 from stagemesh.services.stage.replica import Replica
@@ -52,11 +53,12 @@ async def test_a_session_is_freed_on_every_stage_when_its_caller_leaves(llama: P
 
 async def test_a_later_stage_without_kv_memory_refuses_and_the_head_says_so(llama: Path) -> None:
     async with route_of(llama) as route:
-        route.replicas[1].pool.budget_bytes = 10
+        pool = route.replicas[1].pool
+        everything = pool.reserve(pool.blocks.total * BLOCK)
         with pytest.raises(ResourceExhausted, match="KV memory"):
             await route.generate([5, 6, 7], 6)
+        pool.release(everything)
         await settled(route)
-        route.replicas[1].pool.budget_bytes = 10**8
         assert len(await route.generate([5, 6, 7], 6)) == 6
 
 

@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.stage.partition.attention import Segment
+from stagemesh.services.stage.partition.ragged import Segment
 from stagemesh.services.stage.short import (
     FORGIVEN,
     LONG_MS,

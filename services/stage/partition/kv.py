@@ -1,75 +1,152 @@
-"""The keys and values of sessions, within a budget that is reserved before anything runs."""
+"""The keys and values of sessions: blocks of one arena per layer, within a budget reserved before anything runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from stagemesh.errors import ResourceExhausted
 
+from .blocks import BLOCK, Blocks
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """What a partition keeps of each position."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one position: keys and values on every layer."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class PrefixMissing(ResourceExhausted):
+    """A block that the session was to begin with is no longer here."""
+
 
 class SessionKV:
-    """Keys and values of one session on one partition.
+    """What one session holds on one partition.
 
-    One pair of tensors per layer, `[kv_heads, capacity, head_dim]`, allocated at the first write; `length` is
-    the number of positions written so far by every layer of the last pass.
+    Attributes:
+        pool: whose blocks they are.
+        blocks: their numbers, in the order of positions.
+        capacity: positions that may be written.
+        length: positions that have been written, shared ones included.
+        own: the model library's own cache instead, on the path for architectures that need it.
     """
 
-    def __init__(self, layers: int, capacity: int) -> None:
+    def __init__(
+        self, pool: "KVPool", blocks: list[int], capacity: int, length: int, prefix: Sequence[bytes]
+    ) -> None:
+        self.pool = pool
+        self.blocks = blocks
         self.capacity = capacity
-        self.length = 0
-        # The model library's own cache instead, on the path for architectures that need it.
+        self.length = length
         self.own: object | None = None
-        self._keys: list[torch.Tensor | None] = [None] * layers
-        self._values: list[torch.Tensor | None] = [None] * layers
+        self.table = torch.tensor(blocks, dtype=torch.int32)
+        first = blocks[0] if blocks else 0
+        # First position when the blocks lie side by side, else None.
+        self._start = first * BLOCK if blocks == list(range(first, first + len(blocks))) else None
+        self._prefix = prefix
+        self._named = length // BLOCK
 
-    def extend(
-        self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write `[kv_heads, n, head_dim]` at `position`; return all keys and values up to there."""
-        end = position + keys.shape[1]
-        own_keys, own_values = self._keys[layer], self._values[layer]
-        if own_keys is None or own_values is None:
-            own_keys = keys.new_empty((keys.shape[0], self.capacity, keys.shape[2]))
-            own_values = values.new_empty((values.shape[0], self.capacity, values.shape[2]))
-            self._keys[layer], self._values[layer] = own_keys, own_values
-        own_keys[:, position:end] = keys
-        own_values[:, position:end] = values
-        self.length = end
-        return own_keys[:, :end], own_values[:, :end]
+    def __repr__(self) -> str:
+        return f"<SessionKV {self.length}/{self.capacity}>"
+
+    def slots(self, position: int, count: int) -> list[int]:
+        """Where in the arena the positions `position` .. `position + count` lie."""
+        if self._start is not None:
+            return list(range(self._start + position, self._start + position + count))
+        return [self.blocks[p // BLOCK] * BLOCK + p % BLOCK for p in range(position, position + count)]
+
+    def read(self, arena: torch.Tensor, end: int) -> torch.Tensor:
+        """The first `end` positions `[end, kv_heads, head_dim]` of an arena; copied only from scattered blocks."""
+        if self._start is not None:
+            return arena[self._start : self._start + end]
+        count = -(-end // BLOCK)
+        blocks = arena.view(-1, BLOCK, *arena.shape[1:])
+        return blocks[self.table[:count].to(arena.device)].flatten(0, 1)[:end]
+
+    def name_blocks(self) -> None:
+        """Make the prompt's blocks that are full by now findable for other sessions."""
+        full = min(self.length // BLOCK, len(self._prefix))
+        for index in range(self._named, full):
+            self.pool.blocks.name(self.blocks[index], self._prefix[index])
+        self._named = max(self._named, full)
 
 
 class KVPool:
     """A budget of bytes. A session reserves its whole sequence before it runs.
 
+    Memory is asked for when a layer is first written; on a CPU the system gives pages as they are touched, so the
+    pool takes what its fullest moment needed.
+
     Args:
         budget_bytes: for all sessions together.
-        token_bytes: what one position of one session takes on this partition.
-        layers: layers of the partition.
+        layout: of one position.
     """
 
-    def __init__(self, budget_bytes: int, token_bytes: int, layers: int) -> None:
+    def __init__(self, budget_bytes: int, layout: KVLayout) -> None:
         self.budget_bytes = budget_bytes
-        self.token_bytes = token_bytes
-        self.layers = layers
-        self.used_bytes = 0
+        self.layout = layout
+        self.block_bytes = BLOCK * layout.token_bytes
+        self.blocks = Blocks(budget_bytes // self.block_bytes)
+        self._arenas: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layout.layers
 
     def __repr__(self) -> str:
-        return f"<KVPool {self.used_bytes}/{self.budget_bytes} bytes>"
+        return f"<KVPool {self.used_bytes}/{self.budget_bytes} bytes {self.blocks!r}>"
 
-    def reserve(self, capacity: int) -> SessionKV:
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of blocks that sessions hold."""
+        return self.blocks.used * self.block_bytes
+
+    def arena(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, `[positions, kv_heads, head_dim]` each."""
+        found = self._arenas[layer]
+        if found is None:
+            shape = (self.blocks.total * BLOCK, self.layout.kv_heads, self.layout.head_dim)
+            found = self._arenas[layer] = (self._empty(shape), self._empty(shape))
+        return found
+
+    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.layout.dtype, device=self.layout.device)
+
+    def reserve(self, capacity: int, prefix: Sequence[bytes] = (), reused: int = 0) -> SessionKV:
         """Reserve `capacity` positions.
 
+        Args:
+            capacity: positions.
+            prefix: digests of the prompt's full blocks, so that others can find them once they are written.
+            reused: positions at the start, whole blocks, that are taken over from earlier sessions.
+
         Raises:
+            PrefixMissing: a block to take over is not here any more.
             ResourceExhausted: the budget has no room now.
         """
-        needed = capacity * self.token_bytes
-        if self.used_bytes + needed > self.budget_bytes:
+        shared = prefix[: reused // BLOCK]
+        if len(shared) * BLOCK != reused or self.blocks.known(shared) < len(shared):
+            raise PrefixMissing("KV memory: the beginning of the session is not kept here any more")
+        blocks = self.blocks.take(-(-capacity // BLOCK), shared)
+        if blocks is None:
+            needed = -(-capacity // BLOCK) * self.block_bytes
             raise ResourceExhausted(
-                f"KV memory: {needed} bytes needed, {self.budget_bytes - self.used_bytes} of "
+                f"KV memory: {needed} bytes needed, {self.blocks.available * self.block_bytes} of "
                 f"{self.budget_bytes} free",
                 retry_after_s=1.0,
             )
-        self.used_bytes += needed
-        return SessionKV(self.layers, capacity)
+        return SessionKV(self, blocks, capacity, reused, prefix)
 
     def release(self, kv: SessionKV) -> None:
-        """Give back what `reserve` took. The tensors go when the last reference does."""
-        self.used_bytes -= kv.capacity * self.token_bytes
+        """Give back what `reserve` took.
+
+        A pass of the session that is still queued writes to its old blocks before any pass of a new holder does:
+        passes run in the order in which they were queued.
+        """
+        self.blocks.release(kv.blocks)

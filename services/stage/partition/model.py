@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedConfig
 
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import CheckpointError, InvalidArgument
 
-from .attention import NAME, Segment, running
-from .kv import SessionKV
+from .attention import NAME, running
+from .fused import FAMILIES, FusedLayer, fuse_layers
+from .kernels import Kernels, load_kernels
+from .kv import KVLayout, SessionKV
 from .packed import pack_linears
 from .pooling import Pooling, read_pooling
+from .ragged import Ragged, Segment
 from .skeleton import Skeleton, build, read_config
 from .weights import Locate, load_weights
 
@@ -58,6 +61,7 @@ class PartitionModel:
         pooling: Pooling | None,
         ragged: bool,
         packed: int,
+        kernels: Kernels | None,
     ) -> None:
         self._skeleton = skeleton
         self.first_layer = first
@@ -70,15 +74,16 @@ class PartitionModel:
         self.ragged = ragged
         # Linear layers whose weights are packed.
         self.packed = packed
+        layers_here = skeleton.base.get_submodule(skeleton.plan.layers)
+        # Whether decoder layers were replaced by fused ones.
+        self.fused = isinstance(layers_here[0], FusedLayer)  # type: ignore[index]
+        self._kernels = kernels
         self._pooling = pooling
         config = skeleton.model.config
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.type_vocab_size: int = getattr(config, "type_vocab_size", 1)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        # Keys and values of one position on every layer of this partition.
-        self.kv_token_bytes: int = 2 * (end - first) * heads * head_dim * dtype.itemsize
+        self.kv_layout = kv_layout(config, end - first, dtype, device)
 
     @property
     def causal(self) -> bool:
@@ -94,13 +99,28 @@ class PartitionModel:
     def forward(self, batch: Batch) -> torch.Tensor:
         """Hidden states `[tokens, hidden]` after this partition's layers (and the final norm on the last)."""
         if self.ragged:
-            positions = torch.cat(
-                [torch.arange(s.position, s.position + s.rows, device=self.device) for s in batch.segments]
-            )
-            with running(batch.segments, self.causal):
-                return self._call(batch, slice(None), positions, None)
+            ragged = Ragged(batch.segments, self.causal, self.device, self._kernels)
+            if self.fused:
+                hidden = self._forward_fused(batch, ragged)
+            else:
+                with running(ragged):
+                    hidden = self._call(batch, slice(None), ragged.positions, None)
+            ragged.done(batch.segments)
+            return hidden
         out = [self._forward_alone(batch, segment) for segment in batch.segments]
         return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _forward_fused(self, batch: Batch, ragged: Ragged) -> torch.Tensor:
+        """The same as the model library's own forward, layer by fused layer."""
+        base = self._skeleton.base
+        hidden = base.embed_tokens(_given(batch.token_ids)) if self.is_first else _given(batch.hidden).clone()
+        cos, sin = base.rotary_emb(hidden[None], ragged.positions[None])
+        delta: torch.Tensor | None = None
+        for layer in base.layers:
+            delta = layer(hidden, delta, (cos[0], sin[0]), ragged)
+        if self.is_last and self._kernels is not None:
+            return self._kernels.add_rms_norm(hidden, delta, base.norm.weight, base.norm.variance_epsilon)
+        return hidden.add_(delta)
 
     def _forward_alone(self, batch: Batch, segment: Segment) -> torch.Tensor:
         """One session with transformers' own cache: slower, for architectures the ragged path does not fit."""
@@ -116,15 +136,11 @@ class PartitionModel:
         if cache is not None:
             inputs["past_key_values"] = cache
         if self.is_first:
-            if batch.token_ids is None:
-                raise ValueError("the first partition needs token ids")
-            inputs["input_ids"] = batch.token_ids[rows][None]
+            inputs["input_ids"] = _given(batch.token_ids)[rows][None]
             if batch.token_types is not None:
                 inputs["token_type_ids"] = batch.token_types[rows][None]
         else:
-            if batch.hidden is None:
-                raise ValueError("a later partition needs hidden states")
-            inputs["inputs_embeds"] = batch.hidden[rows][None]
+            inputs["inputs_embeds"] = _given(batch.hidden)[rows][None]
         if not self.causal:
             inputs.pop("use_cache")
             return self._call_encoder(inputs)
@@ -173,6 +189,20 @@ class PartitionModel:
         raise InvalidArgument(f"outputs: the model has no output {name[:40]!r}", field="outputs")
 
 
+def _given(rows: torch.Tensor | None) -> torch.Tensor:
+    """Token ids on the first partition, hidden states on the others."""
+    if rows is None:
+        raise ValueError("the batch has not what this partition begins with")
+    return rows
+
+
+def kv_layout(config: PreTrainedConfig, layers: int, dtype: torch.dtype, device: torch.device) -> KVLayout:
+    """What `layers` layers of a model keep of each position."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return KVLayout(layers, heads, head_dim, dtype, device)
+
+
 def _own_cache(kv: SessionKV, skeleton: Skeleton) -> Cache:
     if kv.own is None:
         kv.own = DynamicCache(config=skeleton.model.config)
@@ -215,7 +245,15 @@ def load_partition(
     skeleton = build(config, task, first, end, attention=NAME if ragged else "sdpa")
     place = torch.device(device)
     weight_bytes = load_weights(skeleton, checkpoint, locate or folder.joinpath, TORCH_DTYPES[name], place)
-    packed = pack_linears(skeleton.model) if fast and place.type == "cpu" else 0
+    packed, kernels = 0, None
+    if fast and place.type == "cpu":
+        kernels = load_kernels(TORCH_DTYPES[name]) if ragged else None
+        if kernels is not None and config.model_type in FAMILIES:
+            layout = kv_layout(config, end - first, TORCH_DTYPES[name], place)
+            fuse_layers(skeleton.base.layers, skeleton.base.rotary_emb, layout, kernels)
+        packed = pack_linears(skeleton.model)
+        if skeleton.head is not None:
+            skeleton.head = skeleton.model.get_output_embeddings()
     pooling = read_pooling(folder) if task == "embed" and end == checkpoint.layers else None
     return PartitionModel(
         skeleton,
@@ -228,11 +266,12 @@ def load_partition(
         pooling=pooling,
         ragged=ragged,
         packed=packed,
+        kernels=kernels,
     )
 
 
 # Causal families whose attention goes through transformers' interface with plain keys and values.
-_RAGGED = {"llama", "mistral", "qwen2", "qwen3"}
+_RAGGED = FAMILIES
 
 
 def _full_attention(config: object) -> bool:

@@ -1,0 +1,174 @@
+"""Decoder layers of the Llama kind as four matrix products and the compiled kernels between them.
+
+A decode step of a few rows is bound by reading weights, and what else it does costs mainly calls: the model
+library's layer makes some 40 of them. Here the projections of queries, keys and values are one product, those of
+gate and up another, and norms, residuals, rotary positions, KV writes and attention are one kernel each.
+"""
+
+import logging
+import time
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .attention import running
+from .kernels import Kernels
+from .kv import KVLayout, KVPool
+from .ragged import Ragged, Segment
+
+log = logging.getLogger(__name__)
+
+# Families whose layer computes what `FusedLayer` does.
+FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+# Rows of the passes that the two forms are compared on.
+_PROMPT, _TRIES = 4, 9
+
+_SILU = (nn.SiLU, *({type(ACT2FN["silu"])} - {nn.SiLU}))
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+class FusedLayer(nn.Module):
+    """One decoder layer, made from the model library's; shares no weight with it but the norms'."""
+
+    def __init__(self, layer: nn.Module, index: int, kernels: Kernels) -> None:
+        super().__init__()
+        attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+        self.index = index
+        self.head_dim: int = attention.head_dim  # type: ignore[assignment]
+        self.scale: float = attention.scaling  # type: ignore[assignment]
+        self.qkv = _joined(attention, "q_proj", "k_proj", "v_proj")
+        self.out = attention.get_submodule("o_proj")
+        self.gate_up = _joined(mlp, "gate_proj", "up_proj")
+        self.down = mlp.get_submodule("down_proj")
+        self.heads = self.out.in_features // self.head_dim  # type: ignore[operator]
+        self.kv_heads = (self.qkv.out_features // self.head_dim - self.heads) // 2
+        self.before_attention = layer.get_submodule("input_layernorm")
+        self.before_mlp = layer.get_submodule("post_attention_layernorm")
+        self.norms: tuple[torch.Tensor, torch.Tensor, float] | None = None
+        if hasattr(attention, "q_norm"):
+            query, key = attention.get_submodule("q_norm"), attention.get_submodule("k_norm")
+            self.norms = (query.weight, key.weight, query.variance_epsilon)  # type: ignore[assignment]
+        self._kernels = kernels
+
+    def forward(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, rotary: Rotary, batch: Ragged
+    ) -> torch.Tensor:
+        """Run the layer.
+
+        Args:
+            hidden: `[rows, width]`, changed in place; what the layer before left to be added is added to it.
+            delta: what the layer before left to be added.
+            rotary: cosines and sines `[rows, head_dim]`.
+            batch: the rows' sessions.
+
+        Returns:
+            What is still to be added to `hidden`.
+        """
+        kernels = self._kernels
+        normed = kernels.add_rms_norm(hidden, delta, *_norm(self.before_attention))
+        qkv = self.qkv(normed)
+        arena = batch.arena(self.index)
+        kernels.rope_store(qkv, *rotary, self.norms, batch.slots, arena, self.heads, self.kv_heads)
+        at, width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        keys = qkv[:, at : at + width].unflatten(1, (self.kv_heads, self.head_dim))
+        values = qkv[:, at + width :].unflatten(1, (self.kv_heads, self.head_dim))
+        attended = batch.attend(self.index, qkv, keys, values, self.heads, self.scale)
+        normed = kernels.add_rms_norm(hidden, self.out(attended), *_norm(self.before_mlp))
+        return self.down(kernels.silu_mul(self.gate_up(normed)))  # type: ignore[no-any-return]
+
+
+def _norm(module: nn.Module) -> tuple[torch.Tensor, float]:
+    return module.weight, module.variance_epsilon  # type: ignore[return-value]
+
+
+def _joined(module: nn.Module, *names: str) -> nn.Linear:
+    """Linear layers on one input as one."""
+    parts = [module.get_submodule(name) for name in names]
+    weight = torch.cat([part.weight for part in parts])  # type: ignore[misc]
+    with_bias = any(part.bias is not None for part in parts)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=with_bias, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if with_bias:
+        zeros = [weight.new_zeros(part.out_features) for part in parts]  # type: ignore[arg-type]
+        biases = [zero if part.bias is None else part.bias for part, zero in zip(parts, zeros, strict=True)]
+        linear.bias = nn.Parameter(torch.cat(biases), requires_grad=False)  # type: ignore[arg-type]
+    return linear
+
+
+def _fits(layer: nn.Module, layout: KVLayout, kernels: Kernels) -> bool:
+    """Whether a layer is built of the parts that `FusedLayer` knows."""
+    names = dict(layer.named_modules())
+    linears = [f"self_attn.{part}_proj" for part in "qkvo"]
+    linears += [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    return (
+        all(type(names.get(name)) is nn.Linear for name in linears)
+        and isinstance(names.get("mlp.act_fn"), _SILU)
+        and all(
+            hasattr(names.get(n), "variance_epsilon") for n in ("input_layernorm", "post_attention_layernorm")
+        )
+        and hasattr(names["self_attn"], "scaling")
+        and layout.head_dim % 2 == 0
+        and layout.head_dim <= kernels.max_head_dim
+    )
+
+
+@torch.inference_mode()
+def fuse_layers(layers: nn.ModuleList, rotary: nn.Module, layout: KVLayout, kernels: Kernels) -> bool:
+    """Replace the decoder layers of a loaded partition in place, where that gives the same, sooner.
+
+    One layer is tried in both forms before any is replaced, so no more than one is in memory twice.
+
+    Returns:
+        Whether they were replaced.
+    """
+    if not all(_fits(layer, layout, kernels) for layer in layers):
+        return False
+    plain, fused = layers[0], FusedLayer(layers[0], 0, kernels)
+    width: int = fused.qkv.in_features
+    single = KVLayout(1, layout.kv_heads, layout.head_dim, layout.dtype, layout.device)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(rows, width, generator=generator).to(layout.dtype) for rows in (_PROMPT, 1)]
+    outputs, times = [], []
+    for layer in (plain, fused):
+        pool = KVPool(single.token_bytes * 64, single)
+        kv = pool.reserve(_PROMPT + 1)
+        found = []
+        for hidden, position in zip(inputs, (0, _PROMPT), strict=True):
+            segments = [Segment(0, len(hidden), position, kv)]
+            batch = Ragged(segments, True, layout.device, kernels)
+            found.append(_run(layer, hidden, rotary, batch))
+        outputs.append(torch.cat(found))
+        times.append(min(_seconds(layer, inputs[1], rotary, batch) for _ in range(_TRIES)))
+    tolerance = 1e-4 if layout.dtype == torch.float32 else 3e-2
+    if not torch.allclose(outputs[0], outputs[1], rtol=tolerance, atol=tolerance):
+        log.warning("fused layers give other results on this machine: not used")
+        return False
+    log.info("a fused layer takes %.2f of the plain one's time", times[1] / times[0])
+    if not _pays(*times):
+        return False
+    layers[0] = fused
+    for index in range(1, len(layers)):
+        layers[index] = FusedLayer(layers[index], index, kernels)
+    return True
+
+
+def _pays(plain_s: float, fused_s: float) -> bool:
+    return fused_s < plain_s
+
+
+def _run(layer: nn.Module, hidden: torch.Tensor, rotary: nn.Module, batch: Ragged) -> torch.Tensor:
+    """One layer of either form on its own, `[rows, width]` to `[rows, width]`."""
+    cos, sin = rotary(hidden[None], batch.positions[None])
+    if isinstance(layer, FusedLayer):
+        hidden = hidden.clone()
+        return hidden + layer(hidden, None, (cos[0], sin[0]), batch)
+    with running(batch):
+        out = layer(hidden[None], position_embeddings=(cos, sin), position_ids=batch.positions[None])
+    return (out[0] if isinstance(out, tuple) else out).reshape(hidden.shape)
+
+
+def _seconds(layer: nn.Module, hidden: torch.Tensor, rotary: nn.Module, batch: Ragged) -> float:
+    started = time.perf_counter()
+    _run(layer, hidden, rotary, batch)
+    return time.perf_counter() - started
