@@ -29,6 +29,7 @@ from stagemesh.v1.tensor_pb2 import Tensor
 
 from . import metrics
 from .pace import Pace
+from .partition.blocks import digests
 from .partition.model import Batch
 from .partition.ragged import Segment
 from .passes import Work, segments_of
@@ -53,6 +54,7 @@ class _HeadSession:
     stop_ids: frozenset[int]
     # Bounded by what a session can ever get: its tokens, or its outputs, and one error.
     events: asyncio.Queue[StepResult | tuple[StepResult, TensorView] | StagemeshError]
+    token_ids: list[int] = field(default_factory=list)
     generated: int = 0
     timings: Timings = field(default_factory=Timings)
 
@@ -102,8 +104,13 @@ class Head:
             deadline_unix_ms=request.deadline_unix_ms,
             traceparent=dict(inject()).get("traceparent", ""),
         )
+        if self._replica.model.ragged:
+            prefix = digests(request.token_ids)
+            open_.prefix_digests = b"".join(prefix)
+            open_.reused_tokens = self._replica.pool.reusable(prefix, len(request.token_ids))
+        # The router's epochs are the even ones: a beginning that had to be repeated takes the next, odd one.
         opening = Step(
-            session=request.session, epoch=request.epoch, kind=StepKind.STEP_KIND_PREFILL, open=open_
+            session=request.session, epoch=2 * request.epoch, kind=StepKind.STEP_KIND_PREFILL, open=open_
         )
         own = self._replica.open_session(opening, 0, otel_context.get_current())
         session = _HeadSession(
@@ -111,12 +118,11 @@ class Head:
             request.max_tokens,
             frozenset(request.stop_token_ids),
             asyncio.Queue(request.max_tokens + 2),
+            token_ids=list(request.token_ids),
             generated=len(request.token_ids) - request.prompt_tokens,
         )
         self._sessions[request.session] = session
-        lane = own.next_hop.replica_id if own.next_hop is not None else ""
-        self._schedule.add(request.session, list(request.token_ids), lane)
-        self._wake.set()
+        self._begin(session)
         try:
             finished, first = False, True
             while not finished:
@@ -137,7 +143,7 @@ class Head:
                 yield event
         finally:
             self._forget(session)
-            await self._replica.close_session(own)
+            await self._replica.close_session(session.own)
 
     def _finish_of(self, session: _HeadSession, event: SessionEvent) -> FinishReason | None:
         last = event.tokens[-1].id
@@ -289,7 +295,32 @@ class Head:
         if session is not None and error.epoch == session.own.epoch and not session.events.full():
             self._schedule.remove(error.session)
             self._wake.set()
-            session.events.put_nowait(from_code(error.code, error.message, error.field))
+            failure = from_code(error.code, error.message, error.field)
+            if error.prefix_missing and session.own.open.reused_tokens:
+                try:
+                    return self._begin_again(session)
+                except StagemeshError as refused:
+                    failure = refused
+            session.events.put_nowait(failure)
+
+    def _begin(self, session: _HeadSession) -> None:
+        """Schedule a session's prompt, but for what its KV holds already."""
+        own = session.own
+        lane = own.next_hop.replica_id if own.next_hop is not None else ""
+        reused = own.open.reused_tokens
+        metrics.REUSED_TOKENS.labels(self._replica.model_name).inc(reused)
+        self._schedule.add(own.session, session.token_ids[reused:], lane, reused)
+        self._wake.set()
+
+    def _begin_again(self, session: _HeadSession) -> None:
+        """A stage no longer had the prompt's beginning: compute all of it."""
+        metrics.PREFIXES_MISSED.labels(self._replica.model_name).inc()
+        own = session.own
+        opening = Step(session=own.session, epoch=own.epoch + 1, kind=StepKind.STEP_KIND_PREFILL)
+        opening.open.CopyFrom(own.open)
+        opening.open.reused_tokens = 0
+        session.own = self._replica.open_session(opening, 0, own.trace)
+        self._begin(session)
 
     def _forget(self, session: _HeadSession) -> None:
         if self._sessions.get(session.own.session) is session:

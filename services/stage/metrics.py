@@ -21,6 +21,16 @@ FRAMES_HERE = gauge(
     ("model", "stage", "place"),
 )
 TOKENS = counter("stagemesh_stage_tokens_total", "Tokens that went through a stage's head", ("model",))
+REUSED_TOKENS = counter(
+    "stagemesh_stage_reused_tokens_total",
+    "Prompt tokens whose keys and values an earlier session had left",
+    ("model",),
+)
+PREFIXES_MISSED = counter(
+    "stagemesh_stage_prefixes_missed_total",
+    "Prompts computed from their start because a later stage no longer held the beginning",
+    ("model",),
+)
 BAD_FRAMES = counter("stagemesh_stage_bad_frames_total", "Frames refused because they could not be read")
 REPLICAS = gauge("stagemesh_stage_replicas_ready", "Replicas of this node that are ready")
 TENSOR_FRAMES = counter(

@@ -29,7 +29,8 @@ from . import metrics
 from .account import Account
 from .engine import Engine, Outcome
 from .link import Link
-from .partition.kv import KVPool
+from .partition.blocks import split_digests
+from .partition.kv import KVPool, PrefixMissing
 from .partition.model import Batch, PartitionModel
 from .passes import Computed, Work, compute, outgoing, segments_of
 from .session import ReplicaSession
@@ -69,6 +70,8 @@ class Replica:
         self.upstreams: dict[int, Callable[[Feedback], None]] = {}
         # Frames that came in and are not done with.
         self.held = 0
+        # What each link to a replica on this host may use; 0 is none, for what comes in as well.
+        self.shared_memory_bytes = 0
         self._links: dict[tuple[str, str], Link] = {}
         self._account = Account(replica_id, model_name, stage)
         labels = (model_name, str(stage))
@@ -111,7 +114,9 @@ class Replica:
             step.session, step.epoch, step.open, self.stage, upstream, context, time.time()
         )
         if step.kind != StepKind.STEP_KIND_STATELESS:
-            session.kv = self.pool.reserve(step.open.max_total_tokens)
+            prefix = split_digests(step.open.prefix_digests)
+            session.kv = self.pool.reserve(step.open.max_total_tokens, prefix, step.open.reused_tokens)
+            session.position = step.open.reused_tokens
         if not self.sessions:
             self._account.occupied_since = session.opened
         self.sessions[step.session] = session
@@ -234,6 +239,8 @@ class Replica:
         """A pass is over: send what it gave to where each session goes next, then account for it."""
         for session in work.sessions:
             session.in_flight -= 1
+            if session.kv is not None and outcome.error is None:
+                session.kv.name_blocks()
             if session.ended and not session.in_flight:
                 self._release(session)
         sending = _Countdown(sent)
@@ -378,6 +385,7 @@ class Replica:
                         code=error.grpc_code,
                         message=error.message,
                         stage=self.stage,
+                        prefix_missing=isinstance(error, PrefixMissing),
                     ),
                 )
             return None
@@ -390,7 +398,9 @@ class Replica:
         key = (hop.address, hop.replica_id)
         link = self._links.get(key)
         if link is None or link.broken:
-            link = self._links[key] = Link(self.replica_id, hop, self._on_feedback, self._on_broken)
+            link = self._links[key] = Link(
+                self.replica_id, hop, self._on_feedback, self._on_broken, self.shared_memory_bytes
+            )
         return link
 
     def _on_feedback(self, link: Link, feedback: Feedback) -> None:

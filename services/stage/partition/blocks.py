@@ -15,6 +15,13 @@ from collections.abc import Sequence
 BLOCK = 16
 DIGEST_BYTES = 16
 
+
+def split_digests(joined: bytes) -> list[bytes]:
+    """Digests as they travel, one after the other; what is left over at the end is dropped."""
+    whole = len(joined) // DIGEST_BYTES * DIGEST_BYTES
+    return [joined[at : at + DIGEST_BYTES] for at in range(0, whole, DIGEST_BYTES)]
+
+
 _FREE, _TAKEN = 1, 0
 
 

@@ -118,6 +118,10 @@ class KVPool:
     def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=self.layout.dtype, device=self.layout.device)
 
+    def reusable(self, prefix: Sequence[bytes], tokens: int) -> int:
+        """How many of a prompt's first positions are here; its last token is always computed."""
+        return self.blocks.known(prefix[: max(0, tokens - 1) // BLOCK]) * BLOCK
+
     def reserve(self, capacity: int, prefix: Sequence[bytes] = (), reused: int = 0) -> SessionKV:
         """Reserve `capacity` positions.
 
