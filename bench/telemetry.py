@@ -1,120 +1,165 @@
-"""What metrics and spans cost: decode tokens/s of 8 streams with all of them, beside a mesh that has none.
+"""What metrics and spans cost: tokens/s of 8 streams with all of them, beside the same processes without.
 
-On: every process exports its spans to a receiver (a process of its own, which keeps them unread), every metric is
-recorded, and the router's page of metrics is read once a second. Off: no endpoint for spans, and `bench/no_metrics` first on
-the processes' import path, whose `sitecustomize` makes every method of a metric do nothing. stagemesh itself has no
-switch for metrics: they are always recorded. `tiny` fp32, two stages of one thread, through the router.
+Two meshes that run the same code differ by up to 5 % for as long as they live, which would hide 2 %. So one mesh takes
+turns with itself. On: its requests carry a sampled `traceparent`, and every process exports its spans to a receiver (a
+process of its own, which keeps them unread); every metric is recorded. Off: the `traceparent` says not sampled, and
+`switchable_metrics/sitecustomize.py`, first on the processes' import path, has replaced what the methods of a metric do by
+nothing. stagemesh itself has no switch for metrics: they are always recorded.
+
+`tiny` fp32, two stages of one thread, through the router, 8 streams of short generations back to back, so that opening,
+closing and exporting count.
 """
 
 import asyncio
-import contextlib
 import os
-import urllib.request
-from collections.abc import AsyncIterator
+import random
+import signal
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import psutil
+
 from bench.children import server
-from bench.meshes import deployed, mesh, prompts, stream
+from bench.meshes import deployed, mesh, prompts
 from bench.options import Options, say
 from bench.otlp_sink import counted
 from bench.paired import paired_ratio
 from bench.result import Bound, Result, Series
-from bench.streams import decode_rate
-from stagemesh import AsyncClient
+from stagemesh.grpc_server import create_channel
+from stagemesh.local import LocalMesh
+from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 
 STREAMS = 8
-TOKENS_IN, TOKENS_OUT = 64, 192
-ROUNDS, REPEATS = 6, 3
+TOKENS_IN, TOKENS_OUT = 16, 64
+ROUNDS = 12
+TURN_S, QUICK_TURN_S = 2.5, 0.5
+# Spans of one turn are exported before the next: processes send five times a second.
+EXPORT_MS, PAUSE_S = 200, 0.5
 ON, OFF = "metrics and spans on", "both off"
-NO_METRICS = Path(__file__).with_name("no_metrics")
-SCRAPE_S = 1.0
+SWITCHABLE = Path(__file__).with_name("switchable_metrics")
+
+
+@dataclass(slots=True)
+class Turn:
+    """Tokens per second, and CPU seconds of the mesh's processes per thousand tokens."""
+
+    rate: float
+    cpu_s: float
 
 
 async def run(options: Options) -> Result:
-    """Both meshes, taking turns: A B B A, a few times in each round."""
-    result = Result("telemetry", f"decode tokens/s of {STREAMS} streams, {TOKENS_OUT} tokens each, tiny fp32")
-    new_tokens = 16 if options.quick else TOKENS_OUT
-    batch = prompts("tiny", STREAMS, TOKENS_IN)
-    rates: dict[str, list[float]] = {ON: [], OFF: []}
-    path = os.pathsep.join(filter(None, (str(NO_METRICS), os.environ.get("PYTHONPATH", ""))))
-    async with (
-        server("bench.otlp_sink") as port,
-        mesh(2, env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}) as with_all,
-        mesh(2, env={"PYTHONPATH": path, "OTEL_SDK_DISABLED": "true"}) as without,
-        with_all.client() as client_on,
-        without.client() as client_off,
-        deployed(with_all, "tiny", "fp32", 2) as model_on,
-        deployed(without, "tiny", "fp32", 2) as model_off,
-    ):
-        page = f"http://{with_all.http_address}/metrics"
-        told = {
-            ON: await _tokens_told(page),
-            OFF: await _tokens_told(f"http://{without.http_address}/metrics"),
+    """A B B A in each round."""
+    result = Result(
+        "telemetry", f"{STREAMS} streams of {TOKENS_IN} + {TOKENS_OUT} tokens back to back, tiny fp32"
+    )
+    path = os.pathsep.join(filter(None, (str(SWITCHABLE), os.environ.get("PYTHONPATH", ""))))
+    turns: dict[str, list[list[Turn]]] = {ON: [], OFF: []}
+    async with server("bench.otlp_sink") as port:
+        env = {
+            "PYTHONPATH": path,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "OTEL_BSP_SCHEDULE_DELAY": str(EXPORT_MS),
         }
-        contenders = {ON: (client_on, model_on), OFF: (client_off, model_off)}
-        for number in range(options.times(ROUNDS) + 1):
-            # There and back, a few times: drift cancels out, and 2 % become visible.
-            found: dict[str, list[float]] = {ON: [], OFF: []}
-            repeats = 1 if options.quick or number == 0 else REPEATS
-            for name in (ON, OFF, OFF, ON) * repeats:
-                async with _scraped(page if name == ON else ""):
-                    found[name].append(await _rate(*contenders[name], batch, new_tokens))
-            if number:
-                for name, pair in found.items():
-                    rates[name].append(fmean(pair))
-            if number:
-                say(", ".join(f"{name} {rates[name][-1]:.0f} tok/s" for name in rates))
-        await asyncio.sleep(2.0)  # exporters send once a second
-        spans, size = await counted(f"127.0.0.1:{port}")
-        told[ON] = await _tokens_told(page) - told[ON]
-        told[OFF] = await _tokens_told(f"http://{without.http_address}/metrics") - told[OFF]
-    _check(spans, told)
-    requests = told[ON] / new_tokens
-    result.notes.append(f"{spans / requests:.0f} spans of {size / max(spans, 1):.0f} bytes a request")
-    group = f"tiny fp32, {STREAMS} streams"
-    for name, values in rates.items():
-        result.series.append(Series(group, name, "tok/s", values))
-    result.ratio("telemetry_vs_off", paired_ratio(rates[ON], rates[OFF]), Bound(0.98))
+        async with mesh(2, env=env) as running, deployed(running, "tiny", "fp32", 2) as model:
+            load = _Load(running, model, f"127.0.0.1:{port}", QUICK_TURN_S if options.quick else TURN_S)
+            for number in range(options.times(ROUNDS) + 1):
+                found: dict[str, list[Turn]] = {ON: [], OFF: []}
+                for name in (ON, OFF, OFF, ON):
+                    found[name].append(await load.turn(name == ON))
+                if number:  # the first one warmed up
+                    for name, pair in found.items():
+                        turns[name].append(pair)
+                    say(", ".join(f"{name} {fmean(t.rate for t in found[name]):.0f} tok/s" for name in found))
+            await load.close()
+            result.notes.append(load.words())
+    for unit, of in (("tok/s", "rate"), ("CPU s per 1,000 tokens", "cpu_s")):
+        values = {n: [fmean(getattr(turn, of) for turn in pair) for pair in turns[n]] for n in turns}
+        group = "throughput" if of == "rate" else "CPU time of the mesh"
+        for name in values:
+            result.series.append(Series(group, name, unit, values[name]))
+        if of == "rate":
+            result.ratio("telemetry_vs_off", paired_ratio(values[ON], values[OFF]), Bound(0.98))
+        else:
+            result.ratio("telemetry_cpu_vs_off", paired_ratio(values[ON], values[OFF]))
     return result
 
 
-async def _rate(client: AsyncClient, model: str, batch: list[list[int]], new_tokens: int) -> float:
-    return decode_rate(await asyncio.gather(*(stream(client, model, ids, new_tokens) for ids in batch)))
+class _Load:
+    """Turns of the same load, on or off; checks that on is on and off is off."""
 
+    def __init__(self, running: LocalMesh, model: str, sink: str, seconds: float) -> None:
+        services = [running.service_process(kind) for kind in ("router", "cache", "registry")]
+        self._processes = [psutil.Process(one.pid) for one in (*services, *running.stage_processes)]
+        self._channel = create_channel(running.grpc_address)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._model = model
+        self._sink = sink
+        self._seconds = seconds
+        self._prompts = prompts("tiny", 512, TOKENS_IN)
+        self._next = 0
+        self._requests = 0
+        self._spans = self._bytes = 0
 
-@contextlib.asynccontextmanager
-async def _scraped(page: str) -> AsyncIterator[None]:
-    """Read the page once a second meanwhile, as Prometheus would."""
+    def words(self) -> str:
+        """What was exported."""
+        return f"{self._spans / self._requests:.0f} spans of {self._bytes / self._spans:.0f} bytes a request"
 
-    async def scrape() -> None:
-        while page:
-            await asyncio.to_thread(_read, page)
-            await asyncio.sleep(SCRAPE_S)
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
 
-    task = asyncio.create_task(scrape())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    async def turn(self, on: bool) -> Turn:
+        """One turn.
 
+        Raises:
+            RuntimeError: nothing was exported though it was on, or something though it was off.
+        """
+        for process in self._processes:
+            process.send_signal(signal.SIGUSR2 if on else signal.SIGUSR1)
+        spans, size = await counted(self._sink)
+        before = self._cpu_s()
+        tokens = 0
+        ends = time.perf_counter() + self._seconds
 
-async def _tokens_told(page: str) -> float:
-    """The router's own count of the tokens that it sent."""
-    text = await asyncio.to_thread(_read, page)
-    lines = [line for line in text.splitlines() if line.startswith("stagemesh_tokens_generated_total{")]
-    return sum(float(line.split()[-1]) for line in lines)
+        async def streams() -> None:
+            nonlocal tokens
+            while time.perf_counter() < ends:
+                tokens += await self._generate(on)
 
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(STREAMS):
+                group.create_task(streams())
+        taken = time.perf_counter() - started
+        await asyncio.sleep(PAUSE_S)
+        cpu_s = self._cpu_s() - before
+        now, now_size = await counted(self._sink)
+        if (now > spans) != on:
+            raise RuntimeError(f"{now - spans} spans came while spans were {'on' if on else 'off'}")
+        self._spans, self._bytes = self._spans + now - spans, self._bytes + now_size - size
+        return Turn(tokens / taken, cpu_s / tokens * 1e3)
 
-def _read(page: str) -> str:
-    with urllib.request.urlopen(page, timeout=10) as answer:  # noqa: S310
-        return str(answer.read().decode())
+    async def _generate(self, on: bool) -> int:
+        """Tokens of one generation."""
+        request = inference_pb2.GenerateRequest(
+            model=self._model,
+            max_tokens=TOKENS_OUT,
+            temperature=0,
+            ignore_eos=True,
+            cache_no_lookup=True,
+            cache_no_store=True,
+        )
+        request.tokens.ids.extend(self._prompts[self._next % len(self._prompts)])
+        self._next += 1
+        self._requests += on
+        trace, parent = random.getrandbits(128) | 1, random.getrandbits(64) | 1
+        metadata = (("traceparent", f"00-{trace:032x}-{parent:016x}-{int(on):02x}"),)
+        tokens = 0
+        async for response in self._stub.Generate(request, metadata=metadata, timeout=60):
+            tokens += len(response.tokens)
+        return tokens
 
-
-def _check(spans: int, told: dict[str, float]) -> None:
-    """Raise when on was not on, or off not off: the comparison would say nothing."""
-    if not spans or not told[ON]:
-        raise RuntimeError(f"telemetry was not on: {spans} spans and {told[ON]:.0f} tokens counted")
-    if told[OFF]:
-        raise RuntimeError(f"metrics were not off: {told[OFF]:.0f} tokens counted")
+    def _cpu_s(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes)
