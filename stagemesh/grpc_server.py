@@ -13,7 +13,8 @@ from grpc_reflection.v1alpha import reflection
 
 from stagemesh import tracing
 from stagemesh.errors import ConfigError
-from stagemesh.grpc_errors import ErrorInterceptor
+from stagemesh.grpc_errors import with_errors
+from stagemesh.grpc_handlers import HandlerServer
 from stagemesh.process import run, serve_until_signal
 
 __all__ = [
@@ -73,11 +74,11 @@ class GrpcServer:
     ) -> None:
         self.host = host
         self.port = port
-        self.server: grpc.aio.Server = grpc.aio.server(
-            interceptors=[*tracing.server_interceptors(), ErrorInterceptor()],
+        bare = grpc.aio.server(
             options=[*channel_options(max_message_bytes), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=max_concurrent_rpcs,
         )
+        self.server: grpc.aio.Server = HandlerServer(bare, [with_errors, *tracing.server_wraps()])
         self._health = health.aio.HealthServicer()
         self._services: list[str] = []
         self._state = "new"

@@ -1,10 +1,10 @@
-"""A server interceptor that continues the caller's trace, found in the metadata as W3C trace context.
+"""What a server puts around its handlers to continue the caller's trace, found in the metadata as W3C trace context.
 
 A call with one request gets a span on each end. A stream of requests (a relay, a streamed inference) gets none,
 since it may live for days; its context is passed on, and whoever works on one of its messages starts the span.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -26,10 +26,6 @@ _SERVER_FAULTS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DATA_LOSS,
 }
-
-
-def _text(method: Any) -> str:
-    return method.decode() if isinstance(method, bytes) else str(method)
 
 
 def _status_code(code: Any) -> grpc.StatusCode:
@@ -104,18 +100,9 @@ def serving_message(method: str, traceparent: str) -> Iterator[None]:
                 span.set_status(Status(StatusCode.ERROR, code.name))
 
 
-class ServerTracing(grpc.aio.ServerInterceptor):
-    """Continues the caller's trace around each handler. Put it before the interceptor that translates errors."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Wrap the handler of the method, if there is one."""
-        handler = await continuation(handler_call_details)
-        method = _text(handler_call_details.method)
-        if handler is None or method.startswith(QUIET):
-            return handler
-        streaming = bool(handler.request_streaming)
-        return wrap_handler(handler, lambda context: _serving(context, method, streaming))
+def with_trace(handler: Any, method: str) -> Any:
+    """A handler that continues the caller's trace. Put it around the one that translates errors."""
+    if method.startswith(QUIET):
+        return handler
+    streaming = bool(handler.request_streaming)
+    return wrap_handler(handler, lambda context: _serving(context, method, streaming))

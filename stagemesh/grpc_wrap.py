@@ -1,4 +1,4 @@
-"""Put a context manager around every kind of aio handler: the base of the server interceptors."""
+"""Put a context manager around every kind of aio handler: the base of what servers put around theirs."""
 
 import inspect
 from collections.abc import Callable

@@ -115,10 +115,10 @@ def traced(channel: Any) -> Any:
     return TracingChannel(channel)
 
 
-def server_interceptors() -> list[Any]:
-    """What a server needs to continue the caller's trace; nothing while tracing is off."""
+def server_wraps() -> list[Any]:
+    """What a server puts around its handlers to continue the caller's trace; nothing while tracing is off."""
     if _provider is None:
         return []
-    from stagemesh.grpc_tracing import ServerTracing
+    from stagemesh.grpc_tracing import with_trace
 
-    return [ServerTracing()]
+    return [with_trace]

@@ -3,8 +3,6 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from stagemesh.errors import DeadlineExceeded, Unavailable
 
@@ -22,24 +20,21 @@ class AdmissionGate:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @asynccontextmanager
-    async def admitted(self, deadline: float) -> AsyncIterator[None]:
-        """Enter once there is room.
+    def admitted(self, deadline: float) -> "_Admitted":
+        """A context manager that enters once there is room.
 
         Raises `ResourceExhausted` when the queue is full, `DeadlineExceeded` when the deadline (monotonic seconds)
         passes in the queue, `Unavailable` while draining.
         """
+        return _Admitted(self, deadline)
+
+    async def _enter(self, deadline: float) -> None:
         if self.closed:
             raise Unavailable("the router is shutting down", retry_after_s=1.0)
         ticket = next(self._tickets)
         if not self.admission.arrive(ticket):
             await self._wait(ticket, deadline)
         self._idle.clear()
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self._leave(time.monotonic() - started)
 
     async def drained(self) -> None:
         """Admit nobody new and return when nothing runs or waits."""
@@ -73,3 +68,19 @@ class AdmissionGate:
                 return
         if self.admission.active == 0:
             self._idle.set()
+
+
+class _Admitted:
+    __slots__ = ("_deadline", "_gate", "_started")
+
+    def __init__(self, gate: AdmissionGate, deadline: float) -> None:
+        self._gate = gate
+        self._deadline = deadline
+        self._started = 0.0
+
+    async def __aenter__(self) -> None:
+        await self._gate._enter(self._deadline)
+        self._started = time.monotonic()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gate._leave(time.monotonic() - self._started)

@@ -3,8 +3,8 @@
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import grpc.aio
 from opentelemetry.trace import Span
@@ -119,7 +119,7 @@ class Dispatch:
             route = self._routing.choose(
                 spec, time.monotonic(), self._rng, override=ctx.policy_override, avoid=avoid
             )
-            for hop in route:
+            for hop in route if routing_span.is_recording() else ():
                 routing_span.set_attribute(f"stagemesh.stage.{hop.stage}", hop.replica_id)
         return route
 
@@ -145,16 +145,11 @@ class Dispatch:
         log.warning("route.broke: %s; trying another", broke.error.message)
         self._telemetry.retries.labels(spec.name).inc()
 
-    @contextmanager
-    def _in_flight(self, spec: registry_pb2.ModelSpec, route: Route) -> Iterator[None]:
+    def _in_flight(self, spec: registry_pb2.ModelSpec, route: Route) -> "_InFlight":
         replicas = [hop.replica_id for hop in route]
-        self._loads.begin(replicas)
-        for hop in route:
-            self._telemetry.route_sessions.labels(spec.name, str(hop.stage), hop.replica_id).inc()
-        try:
-            yield
-        finally:
-            self._loads.end(replicas)
+        for stage, replica in enumerate(replicas):
+            self._telemetry.route_sessions.labels(spec.name, str(stage), replica).inc()
+        return _InFlight(self._loads, replicas)
 
     async def _session(
         self,
@@ -245,6 +240,22 @@ class Dispatch:
         where = f"at replica {guilty}" if guilty else "at one of its replicas"
         message = f"the route of model {spec.name!r} broke {where}: {first_line(error.message)}"
         return RouteBroke(errors.Unavailable(message, retry_after_s=1.0), avoid)
+
+
+class _InFlight:
+    """Counts replicas as busy while its body runs."""
+
+    __slots__ = ("_loads", "_replicas")
+
+    def __init__(self, loads: Loads, replicas: list[str]) -> None:
+        self._loads = loads
+        self._replicas = replicas
+
+    def __enter__(self) -> None:
+        self._loads.begin(self._replicas)
+
+    def __exit__(self, *_: object) -> None:
+        self._loads.end(self._replicas)
 
 
 def remaining(ctx: RequestContext) -> float:

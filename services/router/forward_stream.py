@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -114,6 +115,8 @@ class _Connection:
         self.waiting: dict[int, asyncio.Future[ForwardReply]] = {}
         self._call = call
         self._loop = asyncio.get_running_loop()
+        # The writer waits for the write that has begun, then sends what came meanwhile.
+        self._begun: _Begun | None = None
         self._outbox: deque[ForwardRequest] = deque()
         self._filled = asyncio.Event()
         # Not in the context, and so not in the trace, of the request that happens to come first.
@@ -124,8 +127,7 @@ class _Connection:
         session = request.session
         answer: asyncio.Future[ForwardReply] = self._loop.create_future()
         self.waiting[session] = answer
-        self._outbox.append(request)
-        self._filled.set()
+        self._send(request)
         timer = self._loop.call_later(timeout_s, _expire, answer)
         try:
             return await answer
@@ -142,8 +144,16 @@ class _Connection:
                 del self._outbox[index]
                 return
         if not self.over:
-            self._outbox.append(ForwardRequest(session=request.session, cancel=True))
-            self._filled.set()
+            self._send(ForwardRequest(session=request.session, cancel=True))
+
+    def _send(self, request: ForwardRequest) -> None:
+        if self._begun is not None:
+            self._outbox.append(request)
+            return
+        # Begun here and now: waking the writer first would take the request another turn of the loop. Waited for
+        # there, because gRPC ends a call whose write is cancelled, and whoever asks here may be cancelled.
+        self._begun = _Begun(self._call.write(request))
+        self._filled.set()
 
     async def close(self) -> None:
         """End the RPC; what still waits fails with `Unavailable`."""
@@ -183,14 +193,50 @@ class _Connection:
                     answer.set_exception(Unavailable(why) if spoken else NotSpokenError())
 
     async def _write(self) -> None:
-        while True:
-            while self._outbox:
-                try:
+        try:
+            while True:
+                await self._filled.wait()
+                self._filled.clear()
+                if self._begun is not None:
+                    await self._begun
+                while self._outbox:
                     await self._call.write(self._outbox.popleft())
-                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    return  # the reader learns why
-            self._filled.clear()
-            await self._filled.wait()
+                self._begun = None
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the reader learns why
+
+
+class _Begun:
+    """A coroutine that runs to its first wait at once; whoever awaits this runs the rest of it."""
+
+    __slots__ = ("_coroutine", "_error", "_over", "_waits_for")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._coroutine = coroutine
+        self._over = False
+        self._error: Exception | None = None
+        self._waits_for: Any = None
+        try:
+            self._waits_for = coroutine.send(None)
+        except StopIteration:
+            self._over = True
+        except Exception as error:
+            self._error = error
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if self._error is not None:
+            raise self._error
+        while not self._over:
+            try:
+                yield self._waits_for
+            except BaseException as error:
+                step = partial(self._coroutine.throw, error)
+            else:
+                step = partial(self._coroutine.send, None)
+            try:
+                self._waits_for = step()
+            except StopIteration:
+                self._over = True
 
 
 def _expire(answer: asyncio.Future[ForwardReply]) -> None:

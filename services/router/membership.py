@@ -29,6 +29,9 @@ class Membership:
         self.version = 0
         self._leaving: dict[str, float] = {}
         self._unsettled_until = float("-inf")
+        self._ready: dict[
+            str, tuple[int, registry_pb2.ModelSpec, list[list[registry_pb2.ReplicaRecord]]]
+        ] = {}
 
     def __repr__(self) -> str:
         return (
@@ -66,7 +69,18 @@ class Membership:
             self._drop(key)
 
     def ready(self, spec: registry_pb2.ModelSpec) -> list[list[registry_pb2.ReplicaRecord]]:
-        """Per stage of `spec`, the ready replicas that hold exactly its partition of its revision, by id."""
+        """Per stage of `spec`, the ready replicas that hold exactly its partition of its revision, by id.
+
+        The lists are kept until something changes; they are not to be written to.
+        """
+        known = self._ready.get(spec.name)
+        if known is not None and known[0] == self.version and known[1] is spec:
+            return known[2]
+        stages = self._find_ready(spec)
+        self._ready[spec.name] = self.version, spec, stages
+        return stages
+
+    def _find_ready(self, spec: registry_pb2.ModelSpec) -> list[list[registry_pb2.ReplicaRecord]]:
         stages: list[list[registry_pb2.ReplicaRecord]] = [[] for _ in spec.partitions]
         for _, record in sorted(self.replicas.items()):
             if (
@@ -135,3 +149,5 @@ class Membership:
         ):
             if key.startswith(prefix):
                 table.pop(key.removeprefix(prefix), None)  # type: ignore[attr-defined]
+        if key.startswith(records.MODELS):
+            self._ready.pop(key.removeprefix(records.MODELS), None)

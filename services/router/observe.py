@@ -9,11 +9,12 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from stagemesh import tracing
 from stagemesh.errors import InternalError, NotFound, StagemeshError
 from stagemesh.tracing import extract, tracer
 
 from .context import RequestContext
-from .telemetry import Telemetry
+from .telemetry import NOTHING, Telemetry
 
 OPERATIONS = {"generate": "text_completion", "infer": "infer", "embed": "embeddings"}
 
@@ -28,14 +29,19 @@ class Observed:
         self._telemetry = telemetry
         self._model = model
         self.started = time.monotonic()
-        self.span: Span = tracer().start_span(
+        self.span: Span = trace.INVALID_SPAN
+        if tracing.enabled():
+            self.span = self._start(operation, ctx)
+
+    def _start(self, operation: str, ctx: RequestContext) -> Span:
+        return tracer().start_span(
             "router.request",
             context=_context(ctx),
             kind=SpanKind.INTERNAL,
             attributes={
                 "gen_ai.operation.name": OPERATIONS[operation],
                 "gen_ai.provider.name": "stagemesh",
-                "gen_ai.request.model": model,
+                "gen_ai.request.model": self._model,
                 "stagemesh.request_id": ctx.request_id,
                 "stagemesh.tenant": ctx.tenant,
             },
@@ -72,6 +78,8 @@ class Observed:
 
     def current(self) -> AbstractContextManager[Span]:
         """A context manager that makes the span current around a block that does not yield to the caller."""
+        if not tracing.enabled():
+            return NOTHING
         return trace.use_span(
             self.span, end_on_exit=False, record_exception=False, set_status_on_exception=False
         )

@@ -12,6 +12,8 @@ from .membership import Membership
 from .policies import POLICIES, Policy
 
 RETRY_AFTER_S = 1.0
+MAX_HOPS = 4096
+"""Hops kept ready; replicas come and go."""
 
 
 class Routing:
@@ -22,6 +24,7 @@ class Routing:
         self._loads = loads
         self._default = default_policy
         self._policies: dict[tuple[str, int, str], Policy] = {}
+        self._hops: dict[tuple[int, str], stage_pb2.RouteHop] = {}
 
     def choose(
         self,
@@ -53,7 +56,7 @@ class Routing:
                     f"model {spec.name!r} has no ready replica for stage {stage} of {len(spec.partitions)}",
                     retry_after_s=RETRY_AFTER_S,
                 )
-            preferred = [each for each in replicas if each.replica_id not in avoid]
+            preferred = [each for each in replicas if each.replica_id not in avoid] if avoid else replicas
             preferred = [
                 each for each in preferred or replicas if not self._loads.cooling(each.replica_id, now)
             ] or (preferred or replicas)
@@ -63,12 +66,22 @@ class Routing:
             candidates = [self._loads.candidate(each.replica_id, now, ready=True) for each in preferred]
             chosen = policy.choose(candidates, now, rng).replica_id
             address = next(each.address for each in preferred if each.replica_id == chosen)
-            route.append(stage_pb2.RouteHop(stage=stage, replica_id=chosen, address=address))
+            route.append(self._hop(stage, chosen, address))
         if not route:
             raise Unavailable(
                 f"model {spec.name!r} has not been cut into stages yet", retry_after_s=RETRY_AFTER_S
             )
         return route
+
+    def _hop(self, stage: int, replica_id: str, address: str) -> stage_pb2.RouteHop:
+        """The hop of a route; messages copy it, so the same one serves every request."""
+        hop = self._hops.get((stage, replica_id))
+        if hop is None or hop.address != address:
+            if len(self._hops) >= MAX_HOPS:
+                self._hops.clear()
+            hop = stage_pb2.RouteHop(stage=stage, replica_id=replica_id, address=address)
+            self._hops[stage, replica_id] = hop
+        return hop
 
     def has_other(
         self, spec: registry_pb2.ModelSpec, route: list[stage_pb2.RouteHop], avoid: Collection[str]

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Generic, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
+from prometheus_client import Counter, Histogram
 
 from stagemesh import tracing
 from stagemesh.metrics import counter, gauge, histogram
@@ -15,36 +17,61 @@ NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
+M = TypeVar("M", bound=Counter | Histogram)
+
+
+class Labelled(Generic[M]):
+    """A metric with labels that remembers its children: finding one through the metric takes a lock and a tuple."""
+
+    def __init__(self, metric: M) -> None:
+        self._metric = metric
+        self._children: dict[tuple[str, ...], M] = {}
+
+    def labels(self, *values: str) -> M:
+        """The child of these label values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = cast(M, self._metric.labels(*values))
+        return child
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...]) -> Labelled[Counter]:
+    return Labelled(counter(name, text, labels))
+
+
+def _seconds(name: str, text: str, labels: tuple[str, ...]) -> Labelled[Histogram]:
+    return Labelled(histogram(name, text, labels, BUCKETS_S))
+
+
 class Telemetry:
     """Every metric of the router, and how it opens spans."""
 
     def __init__(self) -> None:
-        self.requests = counter("stagemesh_requests_total", "Requests by outcome.", ("model", "code"))
-        self.duration = histogram(
-            "stagemesh_request_duration_seconds", "From arrival to the last byte.", ("model",), BUCKETS_S
+        self.requests = _counter("stagemesh_requests_total", "Requests by outcome.", ("model", "code"))
+        self.duration = _seconds(
+            "stagemesh_request_duration_seconds", "From arrival to the last byte.", ("model",)
         )
-        self.first_token = histogram(
-            "stagemesh_time_to_first_token_seconds", "From arrival to the first token.", ("model",), BUCKETS_S
+        self.first_token = _seconds(
+            "stagemesh_time_to_first_token_seconds", "From arrival to the first token.", ("model",)
         )
-        self.tokens = counter("stagemesh_tokens_generated_total", "New tokens sent to clients.", ("model",))
-        self.prompt_tokens = counter("stagemesh_prompt_tokens_total", "Prompt tokens taken.", ("model",))
-        self.cache_lookups = counter("stagemesh_cache_lookups_total", "Lookups by result.", ("result",))
-        self.route_sessions = counter(
+        self.tokens = _counter("stagemesh_tokens_generated_total", "New tokens sent to clients.", ("model",))
+        self.prompt_tokens = _counter("stagemesh_prompt_tokens_total", "Prompt tokens taken.", ("model",))
+        self.cache_lookups = _counter("stagemesh_cache_lookups_total", "Lookups by result.", ("result",))
+        self.route_sessions = _counter(
             "stagemesh_route_sessions_total",
             "Sessions and micro-batches routed to a replica.",
             ("model", "stage", "replica"),
         )
-        self.retries = counter(
+        self.retries = _counter(
             "stagemesh_route_retries_total", "Routes that broke and were tried anew.", ("model",)
         )
-        self.http_requests = counter(
+        self.http_requests = _counter(
             "stagemesh_http_requests_total", "HTTP requests by status.", ("path", "status")
         )
-        self.http_duration = histogram(
+        self.http_duration = _seconds(
             "stagemesh_http_request_duration_seconds",
             "From the request's head to the last byte of the answer.",
             ("path",),
-            BUCKETS_S,
         )
         self.active = gauge("stagemesh_sessions_active", "Requests that run now.")
         self.waiting = gauge("stagemesh_sessions_waiting", "Requests that wait for their turn.")

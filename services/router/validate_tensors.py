@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stagemesh.errors import InvalidArgument, OutOfRange
-from stagemesh.tensor import to_numpy
+from stagemesh.tensor import NUMPY_DTYPES
 from stagemesh.v1 import inference_pb2, registry_pb2, tensor_pb2
 
 MAX_DIMENSION = 2**31 - 1
@@ -56,8 +56,9 @@ def check_infer(
             )
         if tensor.name in arrays:
             raise InvalidArgument(f"{field}.name: {tensor.name!r} is given twice", field=f"{field}.name")
-        check_tensor(tensor, field, _ACCEPTS[tensor.name], rank=2)
-        arrays[tensor.name] = to_numpy(tensor, field).astype(np.int64, copy=False)
+        shape, data = check_tensor(tensor, field, _ACCEPTS[tensor.name], rank=2)
+        array = np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(shape)
+        arrays[tensor.name] = array.astype(np.int64, copy=False)
         where[tensor.name] = field
     if "input_ids" not in arrays:
         raise InvalidArgument("inputs: input_ids is missing", field="inputs")
@@ -88,8 +89,10 @@ def check_infer(
     return Batch(arrays, lengths, outputs)
 
 
-def check_tensor(tensor: tensor_pb2.Tensor, field: str, dtypes: Sequence[str], *, rank: int) -> None:
-    """Check dtype, rank, every dimension, their product and the byte length, allocating nothing."""
+def check_tensor(
+    tensor: tensor_pb2.Tensor, field: str, dtypes: Sequence[str], *, rank: int
+) -> tuple[list[int], bytes]:
+    """Check dtype, rank, every dimension, their product and the byte length; shape and payload of the tensor."""
     if tensor.dtype not in dtypes:
         raise InvalidArgument(
             f"{field}.dtype: {tensor.dtype[:20]!r} is not one of {', '.join(dtypes)}", field=f"{field}.dtype"
@@ -109,11 +112,13 @@ def check_tensor(tensor: tensor_pb2.Tensor, field: str, dtypes: Sequence[str], *
     expected = math.prod(shape) * _SIZES[tensor.dtype]
     if expected >= 2**63:
         raise InvalidArgument(f"{field}.shape: the product of {shape} overflows", field=f"{field}.shape")
-    if len(tensor.data) != expected:
+    data = tensor.data  # each look at it is a copy
+    if len(data) != expected:
         raise InvalidArgument(
-            f"{field}.data: {tensor.dtype} of shape {shape} takes {expected} bytes, not {len(tensor.data)}",
+            f"{field}.data: {tensor.dtype} of shape {shape} takes {expected} bytes, not {len(data)}",
             field=f"{field}.data",
         )
+    return shape, data
 
 
 def mask_lengths(mask: np.ndarray, field: str) -> list[int]:
@@ -131,6 +136,9 @@ def mask_lengths(mask: np.ndarray, field: str) -> list[int]:
 
 
 def _check_ids(ids: np.ndarray, spec: registry_pb2.ModelSpec, field: str) -> None:
+    # As unsigned numbers the negative ones are the largest: one pass tells both.
+    if spec.vocab_size and int(ids.view(np.uint64).max()) < spec.vocab_size:
+        return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (spec.vocab_size and high >= spec.vocab_size):
         raise InvalidArgument(
