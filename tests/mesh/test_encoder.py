@@ -8,33 +8,15 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
-import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from stagemesh import AsyncClient
 from stagemesh.local.mesh import LocalMesh
 
 from .conftest import ENCODER
+from .whole import TEXTS
 
 pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
-
-TEXTS = [
-    "The cat sat on the mat.",
-    "Distributed inference is split over several machines, each of which holds a part of the model.",
-    "no",
-]
-
-
-@pytest.fixture(scope="session")
-def expected() -> np.ndarray:
-    tokenizer = AutoTokenizer.from_pretrained(ENCODER)
-    model = AutoModel.from_pretrained(ENCODER).eval()
-    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        hidden = model(**inputs).last_hidden_state
-    mask = inputs.attention_mask.unsqueeze(-1)
-    pooled = (hidden * mask).sum(1) / mask.sum(1)
-    return torch.nn.functional.normalize(pooled, dim=-1).numpy()
 
 
 @pytest.mark.parametrize("stages", [2, 3])

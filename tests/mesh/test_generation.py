@@ -10,30 +10,9 @@ from transformers import AutoModelForCausalLM
 from stagemesh import AsyncClient
 
 from .conftest import STAGE_COUNTS
+from .whole import NEW, prompts
 
 pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
-
-NEW = 64
-
-
-def prompts() -> list[list[int]]:
-    """20 prompts of 1 to 39 tokens."""
-    generator = torch.Generator().manual_seed(4)
-    return [torch.randint(2, 500, (1 + 2 * i,), generator=generator).tolist() for i in range(20)]
-
-
-@pytest.fixture(scope="session")
-def golden(llama: Path) -> list[list[int]]:
-    """The new tokens that `transformers` generates for each prompt alone."""
-    torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
-    tokens = []
-    for prompt in prompts():
-        out = model.generate(
-            torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=1
-        )
-        tokens.append(out[0, len(prompt) :].tolist())
-    return tokens
 
 
 @pytest.mark.parametrize("stages", STAGE_COUNTS)
