@@ -23,6 +23,8 @@ QUESTIONS = {
     "router": "What does the router add to a request, and how many does it carry per second?",
     "prefill": "How long do running streams stall while a 2,000-token prompt arrives?",
     "telemetry": "What do metrics and spans cost, in tokens per second of 8 streams?",
+    "threads": "One process with a compute thread, or a compute process beside a gRPC process?",
+    "compiled": "Is torch.compile worth its compile time, beside packed weights and the stage's own fast path?",
 }
 
 EPILOG = """
