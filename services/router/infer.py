@@ -17,7 +17,7 @@ from .scatter import gather, pack, plan
 from .validate_tensors import PER_TOKEN, Batch, output_bytes
 
 IN_FLIGHT = 8
-"""Micro-batches of one request under way at once."""
+"""Micro-batches of one request under way at once, or two per stage where that is more."""
 THREAD_AT_BYTES = 2**18
 """Larger answers are put together off the event loop; handing over to a thread costs as much as copying this."""
 
@@ -34,10 +34,11 @@ async def infer_batch(
 
     When one micro-batch fails, the others are cancelled and its error is raised.
     """
-    parts = plan(batch.lengths)
+    stages = len(spec.partitions)
+    parts = plan(batch.lengths, stages)
     if len(parts) == 1:
         return await _whole(batch, parts[0], spec, ctx, span, dispatch, rng.getrandbits(63) | 1)
-    room = asyncio.Semaphore(IN_FLIGHT)
+    room = asyncio.Semaphore(max(IN_FLIGHT, 2 * stages))
 
     async def one(rows: range) -> tuple[Route, list[np.ndarray]]:
         async with room:

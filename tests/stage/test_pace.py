@@ -36,7 +36,7 @@ def test_it_starts_small_and_at_most_doubles() -> None:
 
 
 def test_a_disturbed_pass_moves_nothing() -> None:
-    pace = Pace()
+    pace = Pace(stretch=1.0)
     for _ in range(5):
         pace.passed(10, 4, 0)
         pace.passed(20, 4, 16)
