@@ -54,6 +54,7 @@ def record_session(
                 "stagemesh.stage": session.stage,
                 "stagemesh.replica": replica_id,
                 "stagemesh.passes": session.passes,
+                "stagemesh.bubble_us": session.bubble_us,
                 **{f"stagemesh.{name}_us": us for name, us in session.totals.items()},
             }
         )

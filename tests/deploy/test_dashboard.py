@@ -4,6 +4,7 @@ import json
 import re
 
 from deploy_files import DEPLOY, ROOT
+from stagemesh.services.stage.metrics import PARTS
 
 DASHBOARD = json.loads((DEPLOY / "dashboards" / "stagemesh.json").read_text())
 SOURCES = "".join(
@@ -38,6 +39,12 @@ def test_every_metric_and_label_exists():
             labels = labels_of(metric)
             assert labels is not None, f"nothing records {metric}"
             assert used <= labels | added, f"{metric} has no label {used - labels - added}"
+
+
+def test_parts_of_a_pass_exist():
+    asked = set(re.findall(r'part!?="(\w+)"', " ".join(expressions())))
+    assert "bubble" in asked
+    assert asked <= set(PARTS)
 
 
 def test_a_metric_that_nobody_records_is_noticed():
