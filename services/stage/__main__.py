@@ -25,6 +25,7 @@ from .config import StageConfig
 from .measure import choose_device, device_name, free_memory, measure_speed
 from .node import Node
 from .servicer import SERVICE, StageServicer
+from .shared_memory_segment import sweep
 
 
 async def main() -> None:
@@ -43,6 +44,7 @@ async def main() -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device: {config.device} was asked for, but torch sees no CUDA device here")
     config = config.model_copy(update={"device": device})
+    sweep()
     speed = await asyncio.to_thread(measure_speed, device)
 
     etcd = Etcd(config.etcd, ca=config.etcd_ca, cert=config.etcd_cert, key=config.etcd_key)

@@ -17,8 +17,10 @@ import grpc
 from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import create_channel
-from stagemesh.tensor import TensorView, encode_frame
+from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, RouteHop
+
+from .shared_memory import SendingLane
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ PROTOCOL = 1
 OUTBOX = 4
 RELAY_METHOD = "/stagemesh.v1.StageService/Relay"
 CONNECT_TIMEOUT_S = 5.0
+# How often a frame looks for a place in shared memory, once a millisecond, before it goes as bytes. A receiver that is
+# stuck must not hold up what others have credits for.
+PLACE_TRIES = 20
 
 
 def _nobody_waits() -> None:
@@ -48,6 +53,7 @@ class Link:
         hop: where to.
         on_feedback: called with each feedback, on the loop.
         on_broken: called once when the stream is over without `close`.
+        shared_memory_bytes: what payloads may take if the receiver is on this host; 0: all go in the stream.
     """
 
     def __init__(
@@ -56,12 +62,16 @@ class Link:
         hop: RouteHop,
         on_feedback: Callable[["Link", Feedback], None],
         on_broken: Callable[["Link", StagemeshError], None],
+        shared_memory_bytes: int = 0,
     ) -> None:
         self.hop = hop
         self.broken = False
         self._sender = sender
         self._on_feedback = on_feedback
         self._on_broken = on_broken
+        self._shared_memory_bytes = shared_memory_bytes
+        self._lane = SendingLane(0)
+        self._patient = True
         # Frames of passes that are being computed and will be posted.
         self.reserved = 0
         self._outbox: deque[_Post] = deque()
@@ -73,7 +83,7 @@ class Link:
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "up"
-        return f"<Link {self._sender}->{self.hop.replica_id} {state} credits={self._credits} queued={self.queued}>"
+        return f"<Link {self._sender}->{self.hop.replica_id} {state} credits={self._credits} queued={self.queued} {self._lane!r}>"
 
     @property
     def queued(self) -> int:
@@ -116,11 +126,19 @@ class Link:
         try:
             await asyncio.wait_for(_connected(channel, self.hop.stage), CONNECT_TIMEOUT_S)
             call = channel.stream_stream(RELAY_METHOD, None, Feedback.FromString)()
-            hello = Hello(protocol=PROTOCOL, from_replica=self._sender, to_replica=self.hop.replica_id)
+            self._lane = SendingLane(self._shared_memory_bytes)
+            hello = Hello(
+                protocol=PROTOCOL,
+                from_replica=self._sender,
+                to_replica=self.hop.replica_id,
+                shared=self._lane.offer,
+            )
             await call.write(Frame(hello=hello).SerializeToString())
             writer = asyncio.create_task(self._write(call))
             try:
                 async for feedback in call:
+                    if feedback.HasField("hello"):
+                        self._lane.answered(feedback.hello.shared_accepted)
                     self._credits += feedback.credits
                     if self._credits > 0 and self._outbox:
                         self._ready.set()
@@ -136,6 +154,7 @@ class Link:
             cause = from_rpc_error(rpc_error)
             error = Unavailable(f"stage {self.hop.stage} was lost: {cause.message}"[:300])
         finally:
+            self._lane.close()
             await channel.close()
         self.broken = True
         self._room.set()
@@ -149,15 +168,24 @@ class Link:
             while not self._outbox or self._credits <= 0:
                 self._ready.clear()
                 await self._ready.wait()
+            await self._place(self._outbox[0].tensor)
             self._credits -= 1
             post = self._outbox.popleft()
             try:
-                await call.write(encode_frame(post.frame, post.tensor))
+                await call.write(self._lane.encode(post.frame, post.tensor))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the reader learns why
             finally:
                 post.sent()
                 self._room.set()
+
+    async def _place(self, tensor: TensorView | None) -> None:
+        """Wait a little for a place in shared memory; in vain only once in a row."""
+        tries = PLACE_TRIES if self._patient else 0
+        while (waits := self._lane.waits(tensor)) and tries:
+            tries -= 1
+            await asyncio.sleep(0.001)
+        self._patient = not waits
 
 
 async def _connected(channel: grpc.aio.Channel, stage: int) -> None:

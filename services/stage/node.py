@@ -190,6 +190,7 @@ class Node:
                 )
                 kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
                 replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
+                replica.shared_memory_bytes = self._config.shared_memory_mb * 2**20
                 hosted.record.canary_ms = await probe(replica)
                 # The average begins warm: the canary's first pass would make the replica look slow for long.
                 replica.engine.step_ms = hosted.record.canary_ms
@@ -207,7 +208,11 @@ class Node:
 
     def _kv_bytes(self, model: PartitionModel, spec: ModelSpec, left: int) -> int:
         """Budget for KV: what a full house of longest sessions needs, within the share that may be taken."""
-        wanted = self._config.max_sessions * spec.context_length * model.kv_layout.token_bytes if model.causal else 0
+        wanted = (
+            self._config.max_sessions * spec.context_length * model.kv_layout.token_bytes
+            if model.causal
+            else 0
+        )
         return min(wanted, int(left * self._config.kv_fraction))
 
     def _free_bytes(self) -> int:

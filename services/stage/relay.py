@@ -14,6 +14,7 @@ from stagemesh.v1.stage_pb2 import Feedback, Hello
 from . import metrics
 from .link import PROTOCOL
 from .replica import Replica
+from .shared_memory import ReceivingLane
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ async def relay(
     replica = find(hello.to_replica)
     if replica is None:
         raise Unavailable(f"replica {hello.to_replica[:80]!r} is not loaded on this node")
+    offered = replica.shared_memory_bytes and hello.HasField("shared")
+    lane = ReceivingLane.accept(hello.shared) if offered else ReceivingLane(None)
     upstream = next(_ids)
     feedback: asyncio.Queue[Feedback | None] = asyncio.Queue(FEEDBACK_QUEUE)
 
@@ -57,10 +60,11 @@ async def relay(
 
     replica.upstreams[upstream] = answer
     reader = asyncio.create_task(
-        _read(requests, replica, upstream, feedback), name=f"relay-{hello.from_replica}"
+        _read(requests, lane, replica, upstream, feedback), name=f"relay-{hello.from_replica}"
     )
     try:
-        yield Feedback(hello=Hello(protocol=PROTOCOL, to_replica=hello.from_replica), credits=WINDOW)
+        answering = Hello(protocol=PROTOCOL, to_replica=hello.from_replica, shared_accepted=lane.accepted)
+        yield Feedback(hello=answering, credits=WINDOW)
         while (message := await feedback.get()) is not None:
             yield message
         await reader
@@ -116,6 +120,7 @@ class _Credits:
 
 async def _read(
     requests: AsyncIterator[bytes],
+    lane: ReceivingLane,
     replica: Replica,
     upstream: int,
     feedback: asyncio.Queue[Feedback | None],
@@ -126,8 +131,9 @@ async def _read(
         async for data in requests:
             credits.take()
             try:
-                frame, tensor = decode_frame(data)
+                frame, tensor = lane.decode(data)
                 replica.on_frame(frame, tensor, upstream, credits.give)
+                del frame, tensor  # nothing of a frame is kept here while waiting for the next
             except DecodeError as error:
                 metrics.BAD_FRAMES.inc()
                 credits.give()

@@ -163,4 +163,4 @@ class ReceivingLane:
             used.pop(number, None)
 
         used[number] = weakref.ref(payload, unused)
-        return replace(tensor, data=memoryview(payload))
+        return replace(tensor, data=payload.data)

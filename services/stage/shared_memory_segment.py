@@ -123,11 +123,14 @@ def _slots(memory: mmap.mmap) -> np.ndarray:
 
 
 class MappedSegment:
-    """Somebody's segment: `memory` to be read only, and the slots to say what one is done with."""
+    """Somebody's segment: `memory` to be read only, and the slots to say what one is done with.
 
-    def __init__(self, memory: memoryview, header: mmap.mmap) -> None:
-        self.memory = memory
-        self._slots = _slots(header)
+    The mapping itself can be written to: a kernel that works in place must not kill the process.
+    """
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self.memory = memoryview(mapping).toreadonly()
+        self._slots = _slots(mapping)
 
     def done(self, number: int) -> None:
         """Say that the payload with that number is no longer used; from any thread."""
@@ -162,17 +165,16 @@ def map_segment(name: str, length: int, cookie: bytes, folder: Path = FOLDER) ->
         ):
             log.warning("shared_memory.refused: owner, mode or size is not what it should be")
             return None
-        memory = memoryview(mmap.mmap(fd, length, prot=mmap.PROT_READ))
-        header = mmap.mmap(fd, HEADER_BYTES)
+        mapping = mmap.mmap(fd, length)
     except (OSError, ValueError):
         log.warning("shared_memory.refused: it cannot be mapped")
         return None
     finally:
         os.close(fd)
-    if not hmac.compare_digest(memory[:COOKIE_BYTES], cookie):
+    if not hmac.compare_digest(mapping[:COOKIE_BYTES], cookie):
         log.warning("shared_memory.refused: the cookie differs")
         return None
-    return MappedSegment(memory, header)
+    return MappedSegment(mapping)
 
 
 def sweep(folder: Path = FOLDER) -> int:

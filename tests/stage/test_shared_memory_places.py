@@ -4,8 +4,7 @@ import itertools
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-from services.stage.shared_memory_places import ALIGNMENT, Places
+from stagemesh.services.stage.shared_memory_places import ALIGNMENT, Places
 
 BEGIN, END, SLOTS = 64, 64 + 1000, 6
 

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from services.stage.shared_memory_segment import (
+from stagemesh.services.stage.shared_memory_segment import (
     COOKIE_BYTES,
     HEADER_BYTES,
     SLOTS,
@@ -182,7 +181,7 @@ def test_refusals_do_not_name_the_segment(tmp_path: Path, caplog: pytest.LogCapt
 MAKER = """
 import sys, time
 from pathlib import Path
-from services.stage.shared_memory_segment import Segment
+from stagemesh.services.stage.shared_memory_segment import Segment
 segment = Segment(2**20, Path(sys.argv[1]))
 print("made", flush=True)
 time.sleep(60)
