@@ -30,10 +30,14 @@ class Account:
         self._load_told = 0.0
 
     def load_is_due(self, work: Work) -> bool:
-        """Whether the record of this pass should tell the load; True at most once a period."""
+        """Whether the record of this pass should tell the load: once a period, and with a session's first pass."""
         now = time.monotonic()
-        if now - self._load_told < LOAD_PERIOD_S and all(session.passes for session in work.sessions):
-            return False
+        if now - self._load_told < LOAD_PERIOD_S:
+            for session in work.sessions:
+                if not session.passes:
+                    break
+            else:
+                return False
         self._load_told = now
         return True
 

@@ -20,6 +20,7 @@ from stagemesh.grpc_server import create_channel
 from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, RouteHop
 
+from .begun import Begun
 from .shared_memory import SendingLane
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,9 @@ class Link:
         self.reserved = 0
         self._outbox: deque[_Post] = deque()
         self._credits = 0
+        # The stream, and the frame that gRPC is taking now: one at a time.
+        self._call: grpc.aio.StreamStreamCall | None = None
+        self._writing: tuple[_Post, Begun] | None = None
         # There may be something to write, or room.
         self._ready = asyncio.Event()
         self._room = asyncio.Event()
@@ -111,9 +115,20 @@ class Link:
         """
         if self.broken:
             raise Unavailable(f"the link to stage {self.hop.stage} is broken")
-        self._outbox.append(_Post(frame, tensor, sent))
-        if self._credits > 0:
+        post = _Post(frame, tensor, sent)
+        idle = self._call is not None and self._writing is None and not self._outbox
+        if idle and self._credits > 0 and not self._lane.waits(tensor):
+            self._begin(post)
+        else:
+            self._outbox.append(post)
+        if self._credits > 0 or self._writing is not None:
             self._ready.set()
+
+    def _begin(self, post: _Post) -> None:
+        """Hand a frame to gRPC now; the writer waits until it was taken."""
+        assert self._call is not None
+        self._credits -= 1
+        self._writing = post, Begun(self._call.write(self._lane.encode(post.frame, post.tensor)))
 
     async def close(self) -> None:
         """End the stream without telling the owner."""
@@ -164,20 +179,29 @@ class Link:
         self._on_broken(self, error)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        while True:
-            while not self._outbox or self._credits <= 0:
-                self._ready.clear()
-                await self._ready.wait()
-            await self._place(self._outbox[0].tensor)
-            self._credits -= 1
-            post = self._outbox.popleft()
-            try:
-                await call.write(self._lane.encode(post.frame, post.tensor))
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the reader learns why
-            finally:
+        self._call = call
+        try:
+            while True:
+                if self._writing is None and self._outbox and self._credits > 0:
+                    await self._place(self._outbox[0].tensor)
+                    self._begin(self._outbox.popleft())
+                if self._writing is None:
+                    self._ready.clear()
+                    await self._ready.wait()
+                    continue
+                post, begun = self._writing
+                await begun
+                self._writing = None
                 post.sent()
                 self._room.set()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the reader learns why
+        finally:
+            self._call = None
+            if self._writing is not None:
+                self._writing[1].abandon()
+                self._writing[0].sent()
+                self._writing = None
 
     async def _place(self, tensor: TensorView | None) -> None:
         """Wait a little for a place in shared memory; in vain only once in a row."""

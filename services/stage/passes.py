@@ -1,5 +1,6 @@
 """One pass: what goes in, what the compute thread makes of it, and the frames that come out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,17 +25,22 @@ class Work:
         batch: the rows.
         hops: what the steps went through before.
         network_us: how long they were on the way here.
+        frame: the frame with just these steps that they came in, if any; it goes on if they stay together.
         sessions: those of the steps, each once.
     """
 
     steps: list[tuple[ReplicaSession, Step]]
     batch: Batch
-    hops: list[HopRecord]
+    hops: Sequence[HopRecord]
     network_us: int = 0
+    frame: Frame | None = None
     sessions: list[ReplicaSession] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sessions = list({id(session): session for session, _ in self.steps}.values())
+        if len(self.steps) == 1:
+            self.sessions = [self.steps[0][0]]
+        else:
+            self.sessions = list({id(session): session for session, _ in self.steps}.values())
 
     @property
     def stateless(self) -> bool:
@@ -119,6 +125,7 @@ def outgoing(
 ) -> list[tuple[RouteHop, Frame, TensorView | None]]:
     """The frames of a pass and where each goes: to the next hops, or from the last stage to the heads.
 
+    A frame that is the one they came in has the hop records of before; others have none yet.
     Sessions that ended while it ran are left out.
     """
     out: list[tuple[RouteHop, Frame, TensorView | None]] = []
@@ -146,5 +153,9 @@ def outgoing(
         rows = (
             done.hidden if whole else torch.cat([done.hidden[s.start : s.start + s.rows] for s in segments])
         )
-        out.append((hop, Frame(steps=[work.steps[i][1] for i in indices]), to_view(rows)))
+        if whole and work.frame is not None:
+            frame = work.frame
+        else:
+            frame = Frame(steps=[work.steps[i][1] for i in indices])
+        out.append((hop, frame, to_view(rows)))
     return out

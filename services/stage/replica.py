@@ -267,13 +267,15 @@ class Replica:
         encoding = time.perf_counter()
         frames = outgoing(self.model, work, done)
         hop.encode_us = int((time.perf_counter() - encoding) * 1e6)
-        hops = [*work.hops, hop]
+        now_us = int(time.time() * 1e6)
         for target, frame, tensor in frames:
             if target.replica_id == self.replica_id:
-                self._deliver(frame, tensor, hops)
+                self._deliver(frame, tensor, [*work.hops, hop])
                 continue
-            frame.hops.extend(hops)
-            frame.sent_unix_us = int(time.time() * 1e6)
+            if frame is not work.frame:
+                frame.hops.extend(work.hops)
+            frame.hops.append(hop)
+            frame.sent_unix_us = now_us
             try:
                 self.link_to(target).post(frame, tensor, sending.more())
             except Unavailable as error:
@@ -337,25 +339,32 @@ class Replica:
         self, frame: Frame, tensor: TensorView | None, upstream: int, network_us: int
     ) -> Work | None:
         """The work of a frame's steps; None when none of their sessions can run here."""
-        if tensor is None or tensor.shape != (sum(s.tokens for s in frame.steps), self.model.hidden_size):
+        total = 0
+        for step in frame.steps:
+            total += step.tokens
+        if tensor is None or tensor.shape != (total, self.model.hidden_size):
             raise InternalError("a frame's tensor does not fit its steps")
         hidden = from_view(tensor, self.model.device)
         if hidden.dtype != self.model.dtype:
             hidden = hidden.to(self.model.dtype)
         steps: list[tuple[ReplicaSession, Step]] = []
-        spans: list[tuple[int, int]] = []
+        rows: list[torch.Tensor] = []
         at = 0
+        whole, several = True, len(frame.steps) > 1
         for step in frame.steps:
             session = self._session_of(step, upstream)
-            if session is not None:
+            if session is None:
+                whole = False
+            else:
                 steps.append((session, step))
-                spans.append((at, at + step.tokens))
+                if several:
+                    rows.append(hidden[at : at + step.tokens])
             at += step.tokens
         if not steps:
             return None
-        if len(steps) < len(frame.steps):
-            hidden = torch.cat([hidden[start:end] for start, end in spans])
-        return Work(steps, Batch(segments_of(steps), hidden=hidden), list(frame.hops), network_us)
+        batch = Batch(segments_of(steps), hidden=hidden if whole else torch.cat(rows))
+        alone = whole and not frame.closes and not frame.results
+        return Work(steps, batch, frame.hops, network_us, frame if alone else None)
 
     def _session_of(self, step: Step, upstream: int) -> ReplicaSession | None:
         """The session of a step that came in; None, and an error upstream, when it cannot run here."""

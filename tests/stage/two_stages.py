@@ -18,7 +18,16 @@ from stagemesh.checkpoint import inspect
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.v1.registry_pb2 import Assignment, ReplicaRecord
-from stagemesh.v1.stage_pb2 import Feedback, NodeStatus, OpenSession, RouteHop, SessionEvent
+from stagemesh.v1.stage_pb2 import (
+    Feedback,
+    ForwardRequest,
+    ForwardResponse,
+    NodeStatus,
+    OpenSession,
+    RouteHop,
+    SessionEvent,
+)
+from stagemesh.v1.tensor_pb2 import Tensor
 
 CUTS = [0, 4, 8]
 
@@ -47,6 +56,21 @@ class Route:
             return [token.id async for event in call for token in event.tokens]
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+
+    async def forward(self, session: int) -> list[int]:
+        """A stateless pass of one row; the shape of its last hidden state."""
+        request = ForwardRequest(
+            session=session,
+            model="m",
+            route=self.hops,
+            lengths=[1],
+            inputs=[Tensor(name="input_ids", dtype="I64", shape=[1], data=bytes(8))],
+            outputs=["last_hidden_state"],
+        )
+        call = self.channel.unary_unary(
+            f"/{SERVICE}/Forward", ForwardRequest.SerializeToString, ForwardResponse.FromString
+        )
+        return list((await call(request, timeout=20)).outputs[0].shape)
 
     async def relay(self, to: int, frames: list[bytes]) -> list[Feedback]:
         """Send raw messages to one replica's Relay; its feedback until it has nothing more to say."""
