@@ -87,7 +87,7 @@ async def _measure(
 ) -> Rates:
     """Rates of each (streams, contender), one per round."""
     rates: Rates = {}
-    new_tokens = 8 if options.quick else TOKENS_OUT
+    new_tokens = 32 if options.quick else TOKENS_OUT
     for count in STREAMS[:2] if options.quick else STREAMS:
         batch = prompts(name, count, TOKENS_IN)
         tokens: dict[str, list[list[int]]] = {}

@@ -28,6 +28,7 @@ from stagemesh.v1.stage_pb2 import (
 from stagemesh.v1.tensor_pb2 import Tensor
 
 from . import metrics
+from .depth import Depth
 from .pace import Pace
 from .partition.blocks import digests
 from .partition.model import Batch
@@ -66,6 +67,7 @@ class Head:
         self._replica = replica
         self._sessions: dict[int, _HeadSession] = {}
         self._schedule = Schedule(stages, chunk_tokens)
+        self._depth = Depth(stages)
         self._pace = Pace()
         self._wake = asyncio.Event()
         # Passes that are under way here, and how many of them are not computed yet.
@@ -283,10 +285,13 @@ class Head:
             self._schedule.remove(result.session)
         else:
             self._measure(self._schedule.token(result.session, result.token.id), hops)
+            self._depth.token(time.monotonic(), self._schedule.decoding)
 
     def _measure(self, flight: Flight | None, hops: list[HopRecord]) -> None:
         """A whole part of a pass is through: what it took tells how large the next chunks may be."""
         if flight is not None and hops:
+            if self._schedule.prompts:
+                self._depth.disturbed()
             slowest = max(hop.compute_us for hop in hops) / 1000
             self._pace.passed(slowest, flight.decodes, flight.prompt_tokens)
 
@@ -336,7 +341,9 @@ class Head:
             await self._wake.wait()
             self._wake.clear()
             while self._computing < _QUEUED:
-                planned = self._schedule.next_pass(self._pace.chunk, plain=self._pace.stale)
+                planned = self._schedule.next_pass(
+                    self._pace.chunk, plain=self._pace.stale, together=self._depth.now
+                )
                 if not planned:
                     break
                 self._computing += 1

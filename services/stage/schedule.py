@@ -130,7 +130,17 @@ class Schedule:
             for flight in running.flights:
                 self._leave(flight, session)
 
-    def next_pass(self, chunk: int, *, plain: bool = False) -> list[PlannedStep]:
+    @property
+    def decoding(self) -> int:
+        """Sessions that decode."""
+        return sum(running.decoding for running in self._sessions.values())
+
+    @property
+    def prompts(self) -> int:
+        """Sessions whose prompts are not through yet."""
+        return len(self._sessions) - self.decoding
+
+    def next_pass(self, chunk: int, *, plain: bool = False, together: int = 0) -> list[PlannedStep]:
         """The steps of the next micro-batch; empty when nothing may go now.
 
         Each next replica has at most `depth` parts of passes with decode steps under way, and in all `depth` while
@@ -139,10 +149,14 @@ class Schedule:
         Args:
             chunk: tokens of prompts that a pass may carry while sessions decode, at least 1.
             plain: leave them out of a pass with decode steps, so that one such pass can be measured.
+            together: parts of passes with decode steps, instead of `depth`, while no prompt is on its way.
         """
-        decoding = sum(running.decoding for running in self._sessions.values())
-        rows = min(self._max_rows - 1, math.ceil(decoding / self._depth))
-        decodes = [s for s, running in self._decodes.items() if self._decode_may_go(running.lane)][:rows]
+        decoding = self.decoding
+        parts = together if together and decoding == len(self._sessions) else self._depth
+        rows = min(self._max_rows - 1, math.ceil(decoding / parts))
+        decodes = [s for s, running in self._decodes.items() if self._decode_may_go(running.lane, parts)][
+            :rows
+        ]
         steps = [self._take(session, 1) for session in decodes]
         if decoding:
             budget = 0 if plain and steps else min(chunk, self._token_budget)
@@ -214,5 +228,5 @@ class Schedule:
     def _parts(self, lane: str) -> int:
         return len(self._under_way.get(lane, ()))
 
-    def _decode_may_go(self, lane: str) -> bool:
-        return sum(flight.decodes > 0 for flight in self._under_way.get(lane, ())) < self._depth
+    def _decode_may_go(self, lane: str, parts: int) -> bool:
+        return sum(flight.decodes > 0 for flight in self._under_way.get(lane, ())) < parts
