@@ -119,6 +119,8 @@ def test_bench_of_a_folder_starts_a_mesh_accounts_for_the_time_and_leaves_nothin
         ]
         assert all(part >= 0 for part in parts)
         assert all(stage["compute_ms"] > 0 for stage in load["stages"])
+        assert all(1 <= stage["rows"] <= load["streams"] for stage in load["stages"])
+        assert all(0 < stage["bubble"] < 1.2 for stage in load["stages"])
         assert sum(parts) + load["rest_ms"] == pytest.approx(load["between_tokens_ms"]["mean"], abs=0.01)
     assert found["loads"][0]["predicted"]["error"] == pytest.approx(0, abs=0.5)
     assert "stopped" in result.stderr

@@ -20,4 +20,8 @@ async def test_the_first_token_and_the_rest_can_be_told_apart(client: AsyncClien
     for first, last in zip(found.first_timings, found.timings, strict=True):
         assert 1 <= first.steps < last.steps
         assert 0 < first.compute_s < last.compute_s
+        # Alone, a step after the prompt is a row of its own.
+        assert last.rows - first.rows == last.steps - first.steps
+        # It waits for the other stages, which have nothing to do meanwhile.
+        assert last.bubble_s > first.bubble_s
     assert sum(time.compute_s for time in found.timings) < found.duration_s

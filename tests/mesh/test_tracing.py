@@ -130,7 +130,10 @@ async def test_every_pass_is_an_event_and_the_first_ones_are_spans_too(
                 "stagemesh.rows",
             }
             assert attributes["stagemesh.compute_us"] > 0
-        for part in PARTS:
+        # One session alone: while it is on the other stage, this one has nothing to compute.
+        assert all(attributes["stagemesh.bubble_us"] > 0 for _, _, attributes in span.events[1:])
+        assert [attributes["stagemesh.rows"] for _, _, attributes in span.events] == [3, *[1] * 19]
+        for part in {*PARTS, "bubble"}:
             sums = sum(attributes[f"stagemesh.{part}_us"] for _, _, attributes in span.events)
             assert sums == span.attributes[f"stagemesh.{part}_us"]
         assert sum(child.parent_id == span.span_id for child in spans) == 4 * len(PARTS)
