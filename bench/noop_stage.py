@@ -3,6 +3,10 @@
 Started as `python -m bench.noop_stage --port-file FILE`.
 """
 
+# isort: off
+import stagemesh.services  # type: ignore[import-not-found]  # noqa: F401 (first, as in every service)
+
+# isort: on
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
@@ -45,10 +49,6 @@ async def _status(request: GetNodeStatusRequest, context: grpc.aio.ServicerConte
     return NodeStatus(node_id="noop")
 
 
-async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-    return request
-
-
 async def main(port_file: str) -> None:
     """Serve until the benchmark ends this process."""
     server = GrpcServer("127.0.0.1", 0)
@@ -60,12 +60,7 @@ async def main(port_file: str) -> None:
         ),
         "GetNodeStatus": unary(_status, GetNodeStatusRequest.FromString, NodeStatus.SerializeToString),
     }
-    server.server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(_SERVICE, stage),
-            grpc.method_handlers_generic_handler("bench.Bare", {"Echo": unary(_echo, None, None)}),
-        )
-    )
+    server.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, stage),))
     port = await server.start([_SERVICE])
     await server.set_serving(True)
     announce_port(port_file, port)

@@ -101,6 +101,7 @@ async def _contenders() -> AsyncIterator[dict[str, Call]]:
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stagemesh-bench-")))
         stage = f"127.0.0.1:{await stack.enter_async_context(server('bench.noop_stage'))}"
+        bare = f"127.0.0.1:{await stack.enter_async_context(server('bench.bare'))}"
         etcd = EtcdServer(folder)
         await etcd.start()
         stack.push_async_callback(etcd.stop)
@@ -140,7 +141,8 @@ async def _contenders() -> AsyncIterator[dict[str, Call]]:
             inputs=[from_numpy("input_ids", IDS[0])],
             outputs=["sentence_embedding"],
         )
-        echo = channel.unary_unary("/bench.Bare/Echo", None, None)
+        plain = await stack.enter_async_context(grpc.aio.insecure_channel(bare))
+        echo = plain.unary_unary("/bench.Bare/Echo")
         payload = IDS.tobytes()
 
         await _until_up(router, lambda: infer(asked, timeout=10))

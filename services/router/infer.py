@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -69,13 +70,21 @@ async def _whole(
     dispatch: Dispatch,
     session: int,
 ) -> tuple[list[tensor_pb2.Tensor], Route]:
-    """A request that is one micro-batch: no tasks, and no threads where there is little to copy."""
-    route, arrays = await _forward(batch, rows, spec, ctx, span, dispatch, session)
+    """A request that is one micro-batch: no tasks, and nothing is copied or handed to a thread without need."""
+    route, tensors = await _ask(batch, rows, spec, ctx, span, dispatch, session)
+    padded = min(batch.lengths) < batch.width
     outputs = []
-    for name, array in zip(batch.outputs, arrays, strict=True):
-        join = partial(gather, [array], [batch.lengths], batch.width, per_token=name in PER_TOKEN)
-        joined = join() if array.nbytes <= THREAD_AT_BYTES else await asyncio.to_thread(join)
-        outputs.append(from_numpy(name, joined))
+    for name, tensor, array in zip(batch.outputs, tensors, _arrays(tensors), strict=True):
+        per_token = name in PER_TOKEN
+        join = partial(gather, [array], [batch.lengths], batch.width, per_token=per_token)
+        large = per_token and padded and array.nbytes > THREAD_AT_BYTES
+        joined = await asyncio.to_thread(join) if large else join()
+        if per_token and padded:
+            outputs.append(from_numpy(name, joined))
+        else:  # the same bytes
+            tensor.name = name
+            tensor.shape[:] = joined.shape
+            outputs.append(tensor)
     return outputs, route
 
 
@@ -88,7 +97,34 @@ async def _forward(
     dispatch: Dispatch,
     session: int,
 ) -> tuple[Route, list[np.ndarray]]:
-    inputs = [from_numpy(name, pack(array, rows, batch.lengths)) for name, array in batch.inputs.items()]
+    route, tensors = await _ask(batch, rows, spec, ctx, span, dispatch, session)
+    return route, _arrays(tensors)
+
+
+def _arrays(tensors: Sequence[tensor_pb2.Tensor]) -> list[np.ndarray]:
+    try:
+        return [to_numpy(tensor, "outputs") for tensor in tensors]
+    except InvalidArgument as error:
+        raise InternalError(f"a stage gave an unreadable tensor: {error.message}") from None
+
+
+async def _ask(
+    batch: Batch,
+    rows: range,
+    spec: registry_pb2.ModelSpec,
+    ctx: RequestContext,
+    span: Span,
+    dispatch: Dispatch,
+    session: int,
+) -> tuple[Route, Sequence[tensor_pb2.Tensor]]:
+    """One micro-batch through the mesh: its outputs as they came, as many as were asked for."""
+    lengths = [batch.lengths[row] for row in rows]
+    tokens = sum(lengths)
+    inputs = []
+    for name, array in batch.inputs.items():
+        whole = tokens == len(lengths) * batch.width
+        packed = array[rows.start : rows.stop] if whole else pack(array, rows, batch.lengths)
+        inputs.append(tensor_pb2.Tensor(name=name, dtype="I64", shape=(tokens,), data=packed.tobytes()))
 
     def request(route: Route) -> stage_pb2.ForwardRequest:
         return stage_pb2.ForwardRequest(
@@ -96,23 +132,19 @@ async def _forward(
             model=spec.name,
             revision=spec.revision,
             route=route,
-            lengths=[batch.lengths[row] for row in rows],
+            lengths=lengths,
             inputs=inputs,
             outputs=batch.outputs,
             deadline_unix_ms=deadline_unix_ms(ctx),
         )
 
-    tokens = sum(batch.lengths[row] for row in rows)
-    nbytes = max(8 * tokens * len(inputs), output_bytes(batch.outputs, len(rows), tokens, spec))
+    nbytes = max(8 * tokens * len(inputs), output_bytes(batch.outputs, len(lengths), tokens, spec))
     route, answer = await dispatch.forward(spec, ctx, span, request, nbytes)
     if len(answer.outputs) != len(batch.outputs):
         raise InternalError(
             f"a stage gave {len(answer.outputs)} outputs, {len(batch.outputs)} were asked for"
         )
-    try:
-        return route, [to_numpy(tensor, "outputs") for tensor in answer.outputs]
-    except InvalidArgument as error:
-        raise InternalError(f"a stage gave an unreadable tensor: {error.message}") from None
+    return route, answer.outputs
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,0 +1,34 @@
+"""A gRPC server that echoes bytes and nothing else, with gRPC's default settings: what a call costs at least.
+
+Started as `python -m bench.bare --port-file FILE`.
+"""
+
+import argparse
+import asyncio
+
+import grpc
+
+from bench.children import announce_port
+from stagemesh.process import serve_until_signal
+
+
+async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    return request
+
+
+async def main(port_file: str) -> None:
+    """Serve until the benchmark ends this process."""
+    server = grpc.aio.server()
+    echo = {"Echo": grpc.unary_unary_rpc_method_handler(_echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bare", echo),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    announce_port(port_file, port)
+    await serve_until_signal()
+    await server.stop(0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port-file", required=True)
+    asyncio.run(main(parser.parse_args().port_file))
