@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc.aio
@@ -23,10 +24,23 @@ class HeadSession:
 
 @dataclass(frozen=True, slots=True)
 class HeadForward:
-    """A stateless micro-batch at the head: seconds in all, and each stage's computing in seconds."""
+    """A stateless micro-batch at the head: when it was sent and answered, and each stage's computing, in seconds."""
 
-    taken_s: float
+    sent: float
+    answered: float
     compute_s: list[float]
+
+
+def busy(answers: Sequence[HeadForward], begin: float, end: float) -> float:
+    """Share of the time from `begin` to `end` that the less busy stage computed for the micro-batches answered then.
+
+    Raises:
+        ValueError: none was.
+    """
+    within = [one.compute_s for one in answers if begin < one.answered <= end]
+    if not within:
+        raise ValueError("no micro-batch was answered in that time")
+    return min(map(sum, zip(*within, strict=True))) / (end - begin)
 
 
 class Head:
@@ -73,9 +87,9 @@ class Head:
         sent.MergeFrom(request)
         started = time.perf_counter()
         response = await self._stub.Forward(sent, timeout=_TIMEOUT_S)
-        taken = time.perf_counter() - started
+        answered = time.perf_counter()
         by_stage = sorted(response.timings, key=lambda timing: timing.stage)
-        return HeadForward(taken, [timing.compute_us / 1e6 for timing in by_stage])
+        return HeadForward(started, answered, [timing.compute_us / 1e6 for timing in by_stage])
 
 
 async def find_head(client: AsyncClient, model: str) -> Head:

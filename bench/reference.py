@@ -47,10 +47,10 @@ class Reference:
         rate = len(prompts) * (len(clock.times) - 1) / (clock.times[-1] - clock.times[0])
         return rate, out[:, ids.shape[1] :].tolist()
 
-    def forward(self, rows: list[list[int]]) -> float:
-        """Seconds of one stateless forward, logits of every position included."""
+    def forward(self, rows: list[list[int]]) -> tuple[float, Any]:
+        """Seconds of one stateless forward, and its logits `[rows, positions, vocab]` as an array."""
         ids = torch.tensor(rows)
         started = time.perf_counter()
         with torch.inference_mode():
-            self._model(input_ids=ids, use_cache=False)
-        return time.perf_counter() - started
+            logits = self._model(input_ids=ids, use_cache=False).logits
+        return time.perf_counter() - started, logits.numpy()
