@@ -126,7 +126,8 @@ class _Load:
         async def streams() -> None:
             nonlocal tokens
             while time.perf_counter() < ends:
-                tokens += await self._generate(on)
+                made = await self._generate(on)
+                tokens += made
 
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
