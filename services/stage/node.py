@@ -4,6 +4,7 @@ Level-triggered: the watch says what should be here, and each difference becomes
 """
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -12,6 +13,7 @@ from stagemesh import records
 from stagemesh.errors import CheckpointError, StagemeshError
 from stagemesh.etcd import Change, Etcd, Lease, Snapshot
 from stagemesh.loop_lag import LoopLag
+from stagemesh.malloc import return_free_blocks
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaRecord, ReplicaState
 from stagemesh.v1.stage_pb2 import NodeStatus
 
@@ -234,6 +236,8 @@ class Node:
             hosted.assignment.model, hosted.assignment.stage, hosted.assignment.replica_id
         )
         await self._lease.delete(key)
+        hosted.replica = hosted.head = None
+        await asyncio.to_thread(_give_back)
 
     async def _wait_idle(self, hosted: list[Hosted], seconds: float) -> None:
         """Wait until no sessions are left, at most `seconds`; routers need a moment to look elsewhere first."""
@@ -257,6 +261,12 @@ class Node:
             await hosted.head.close()
         if hosted.replica is not None:
             await hosted.replica.close()
+
+
+def _give_back() -> None:
+    """Weights that nobody uses any more leave the heap, which keeps large blocks otherwise."""
+    gc.collect()
+    return_free_blocks()
 
 
 def _parse(key: str, value: bytes) -> Assignment | None:

@@ -34,3 +34,21 @@ def test_large_blocks_are_faulted_in_once() -> None:
     # 4 x 4 blocks of 4,096 pages each.
     assert faults() > 4 * 4 * 1000
     assert faults("keep") < 1000
+
+
+GIVE_BACK = """
+import psutil
+from stagemesh.malloc import keep_large_blocks, return_free_blocks
+assert keep_large_blocks()
+blocks = [bytes(b"x") * 2**24 for _ in range(12)]
+del blocks
+before = psutil.Process().memory_info().rss
+return_free_blocks()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
+def test_what_is_kept_can_be_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", GIVE_BACK], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 100 * 2**20
