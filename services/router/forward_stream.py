@@ -90,7 +90,8 @@ class ForwardStream:
             if self._connection is connection:
                 self._connection = None
         if connection is None:
-            connection = self._connection = _Connection(self._open_call())
+            # Not in the context, and so not in the trace, of the request that happens to come first.
+            connection = self._connection = Context().run(_Connection, self._open_call)
         try:
             reply = await connection.exchange(request, timeout_s)
         except NotSpokenError:
@@ -110,17 +111,16 @@ class ForwardStream:
 class _Connection:
     """One RPC of a `ForwardStream`, from its first message until it breaks."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, open_call: Callable[[], Any]) -> None:
         self.over = False
         self.waiting: dict[int, asyncio.Future[ForwardReply]] = {}
-        self._call = call
+        self._call = open_call()
         self._loop = asyncio.get_running_loop()
         # The writer waits for the write that has begun, then sends what came meanwhile.
         self._begun: _Begun | None = None
         self._outbox: deque[ForwardRequest] = deque()
         self._filled = asyncio.Event()
-        # Not in the context, and so not in the trace, of the request that happens to come first.
-        self._task = self._loop.create_task(self._run(), name="forward-stream", context=Context())
+        self._task = self._loop.create_task(self._run(), name="forward-stream")
 
     async def exchange(self, request: ForwardRequest, timeout_s: float) -> ForwardReply:
         """Send `request` and wait for the reply to its session."""

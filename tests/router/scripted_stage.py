@@ -71,6 +71,7 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
         if self.mode == "no streams":
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         self.opened_streams += 1
+        self.stream_metadata = dict(context.invocation_metadata())
         broken = asyncio.Event()
 
         async def forward(request):

@@ -224,5 +224,6 @@ async def test_the_trace_goes_along_with_each_message(mesh, spans):  # noqa: F81
     made = spans()
     call, outer = made["stagemesh.v1.StageService/Forward"], made["router.request"]
     assert traces[0][1] != traces[1][1], "each request has its own"
+    assert "traceparent" not in mesh.stages["0a"].stream_metadata, "the stream belongs to none of them"
     assert traces[1][1] == format(outer.context.trace_id, "032x")
     assert call.attributes["rpc.grpc.status_code"] == 0
