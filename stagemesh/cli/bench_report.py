@@ -18,6 +18,8 @@ _MODELLED = ("compute", "hops", "waiting")
 _WORTH = 1.02
 # Error of the prediction from which on it is said what the model leaves out.
 _WRONG = 0.1
+# Fewer batches in flight than this part of what there could be is worth a word.
+_MERGED = 0.75
 
 ASSUMES = (
     "stages compute at once on cores of their own, one pass at a time; a pass takes a + b x rows (fitted); "
@@ -232,6 +234,8 @@ def _show_model(report: Report, console: Console) -> None:
             "measured",
             *(_words(seconds) for seconds in (load.step_s, *measured)),
             f"{load.streams / load.step_s:.1f}",
+            "",
+            f"{batches:.1f} x {load.streams / batches:.1f}" if (batches := _in_flight(load)) else "?",
         )
         table.add_row(
             "",
@@ -266,13 +270,26 @@ def _show_advice(report: Report, console: Console) -> None:
             f"Bottleneck at {_streams(last.streams)}: the way round, not a stage; stage {slow} has most to do, and in "
             f"the model it is idle {last.bubbles[slow]:.0%} of the time."
         )
-    console.print(f"\n{said} What would help, in the model:")
+    console.print(f"\n{said}")
+    batches = _in_flight(report.loads[-1])
+    if batches and batches < _MERGED * last.batches:
+        console.print(
+            f"But the streams travel in {batches:.1f} batches of {last.streams / batches:.1f}, not in {last.batches} of "
+            f"{last.rows:.1f}: stages wait for one another more than they need."
+        )
+    console.print("What would help, in the model:")
     helpful = report.helpful()
     for change in helpful:
         gain = change.tokens_per_s / last.tokens_per_s - 1
         console.print(f"  {change.what}: {change.tokens_per_s:.0f} tokens/s ({gain:+.0%})")
     if not helpful:
         console.print("  nothing that it knows of")
+
+
+def _in_flight(load: Load) -> float:
+    """Batches that the streams travelled in, as stage 0 saw them; 0 when it did not say."""
+    rows = load.stages[0].rows
+    return load.streams / rows if rows else 0.0
 
 
 def _streams(count: int) -> str:

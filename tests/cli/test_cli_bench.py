@@ -1,10 +1,12 @@
 """`bench` against a scripted router: what it asks for, what it prints, what it refuses."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
-from stagemesh.cli.bench_report import Report, as_dict
+from stagemesh.cli.bench_report import Report, as_dict, show
 from stagemesh.token_time import Load, StagePart
 
 MS = 1e-3
@@ -71,9 +73,9 @@ def test_clear_errors(bench, stagemesh, router, tmp_path):
     assert router.requests == []
 
 
-def load(streams: int, step_ms: float, compute_ms: tuple[float, float]) -> Load:
+def load(streams: int, step_ms: float, compute_ms: tuple[float, float], batches: int = 2) -> Load:
     parts = tuple(
-        StagePart(stage, 1, 0.1 * MS, compute * MS, 0.1 * MS, 0.3 * MS, 1 * MS, max(1, streams / 2))
+        StagePart(stage, 1, 0.1 * MS, compute * MS, 0.1 * MS, 0.3 * MS, 1 * MS, max(1, streams / batches))
         for stage, compute in enumerate(compute_ms)
     )
     gaps = (step_ms * MS,) * 10
@@ -104,3 +106,13 @@ def test_the_prediction_stands_beside_the_measurement():
         assert stages + each["rest_ms"] == pytest.approx(each["between_tokens_ms"]["mean"], abs=0.001)
     assert as_dict(report)["bottleneck"] == {"streams": 8, "stage": 1, "bound": "stage"}
     assert as_dict(report)["would_help"][0]["what"].startswith(("one more replica of stage 1", "a cut"))
+
+
+@pytest.mark.parametrize(("batches", "said"), [(2, False), (1, True)])
+def test_it_says_when_streams_travel_in_fewer_batches_than_they_could(batches, said):
+    report = Report("m", "A", 64, 64, 3, (load(1, 7, (2, 3)), load(8, 18, (5, 9), batches)))
+    console = Console(record=True, width=120, file=io.StringIO())
+    show(report, console)
+    text = console.export_text()
+    assert ("But the streams travel in 1.0 batches of 8.0, not in 2 of 4.0" in text) == said
+    assert f"{batches}.0 x {8 / batches}" in text
