@@ -26,7 +26,7 @@ from .shared_memory_segment import FOLDER, HEADER_BYTES, SLOTS, MappedSegment, S
 log = logging.getLogger(__name__)
 
 # Smaller payloads are as fast in the stream (bench/NOTES.md).
-LEAST_BYTES = 2**15
+LEAST_BYTES = 2**16
 
 
 class SendingLane:
