@@ -5,22 +5,35 @@ Started as `python -m bench.bare --port-file FILE`.
 
 import argparse
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc
 
 from bench.children import announce_port
 from stagemesh.process import serve_until_signal
 
+SERVICE = "bench.Bare"
+
 
 async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
     return request
 
 
+async def _echo_stream(
+    requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+) -> AsyncIterator[bytes]:
+    async for data in requests:
+        yield data
+
+
 async def main(port_file: str) -> None:
     """Serve until the benchmark ends this process."""
     server = grpc.aio.server()
-    echo = {"Echo": grpc.unary_unary_rpc_method_handler(_echo)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bare", echo),))
+    echo = {
+        "Echo": grpc.unary_unary_rpc_method_handler(_echo),
+        "PingPong": grpc.stream_stream_rpc_method_handler(_echo_stream),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, echo),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     announce_port(port_file, port)

@@ -2,7 +2,7 @@
 
 A model of almost no compute is deployed in 1, 2 and 4 stages, and one session decodes at its head. What a step takes
 beyond the stages' computing is the way around the ring; from 2 stages to 4 the ring grows by two hops. Beside it, in
-the same rounds: a 4 KiB ping-pong on an open grpc.aio stream.
+the same rounds: a 4 KiB ping-pong on an open grpc.aio stream, with gRPC's default settings at both ends.
 """
 
 import asyncio
@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator
 
 import grpc.aio
 
+from bench.bare import SERVICE
 from bench.children import server
 from bench.head import Head, find_head
 from bench.meshes import deployed, mesh, prompts
 from bench.options import Options, say
 from bench.paired import interleaved, paired_ratio
-from bench.peer import SERVICE
 from bench.result import Bound, Result, Series
-from stagemesh.grpc_server import create_channel
 
 STAGES = (1, 2, 4)
 TOKENS, QUICK_TOKENS = 300, 30
@@ -37,8 +36,8 @@ async def run(options: Options) -> Result:
     rtt: list[float] = []
     tokens = QUICK_TOKENS if options.quick else TOKENS
     async with contextlib.AsyncExitStack() as stack:
-        port = await stack.enter_async_context(server("bench.peer"))
-        channel = await stack.enter_async_context(create_channel(f"127.0.0.1:{port}"))
+        port = await stack.enter_async_context(server("bench.bare"))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
         running = await stack.enter_async_context(mesh(max(STAGES)))
         client = await stack.enter_async_context(running.client())
         heads: dict[int, Head] = {}
