@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -76,9 +77,11 @@ class Replica:
         self._account = Account(replica_id, model_name, stage)
         labels = (model_name, str(stage))
         self._sessions_gauge = metrics.SESSIONS.labels(*labels)
-        metrics.FRAMES_HERE.labels(*labels, "held").set_function(lambda: self.held)
+        # Weakly: a gauge lives as long as the process, and must not keep an unloaded partition's weights.
+        found = weakref.ref(self)
+        metrics.FRAMES_HERE.labels(*labels, "held").set_function(lambda: me.held if (me := found()) else 0)
         metrics.FRAMES_HERE.labels(*labels, "outbox").set_function(
-            lambda: sum(link.queued for link in list(self._links.values()))
+            lambda: sum(link.queued for link in list(me._links.values())) if (me := found()) else 0
         )
 
     def __repr__(self) -> str:

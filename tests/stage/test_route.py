@@ -1,7 +1,9 @@
 """Two partitions behind real sockets: what travels between them, and what happens when it is wrong."""
 
 import asyncio
+import gc
 import time
+import weakref
 from pathlib import Path
 
 import grpc
@@ -190,3 +192,15 @@ async def test_the_canary_refuses_weights_that_are_not_finite(llama: Path) -> No
     with pytest.raises(StagemeshError, match="not finite"):
         await probe(replica)
     await replica.close()
+
+
+async def test_an_unloaded_replica_keeps_no_memory(llama: Path) -> None:
+    async with route_of(llama) as route:
+        await route.generate([5, 6, 7], 3)
+        model = weakref.ref(route.replicas[1].model)
+        assert model() is not None
+    del route
+    async with asyncio.timeout(3):
+        while model() is not None:
+            gc.collect()
+            await asyncio.sleep(0.01)
