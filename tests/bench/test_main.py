@@ -33,7 +33,9 @@ def test_transport_runs_and_reports_its_keys(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["frame_vs_grpc_bytes"] > 0
     assert found["frame_vs_protobuf"] > 0
-    assert set(found["not_measured"]) == {"shm_vs_tcp_socket", "shm_vs_gloo"}
+    assert found["shm_vs_tcp_socket"] > 0
+    assert found["shm_vs_gloo"] > 0
+    assert not found["not_measured"]
     assert not set(found) & set(found["not_measured"])
     assert len(found["series"]) == 9
     ET.fromstring((tmp_path / "transport.svg").read_text())
