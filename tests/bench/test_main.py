@@ -37,5 +37,5 @@ def test_transport_runs_and_reports_its_keys(tmp_path: Path) -> None:
     assert found["shm_vs_gloo"] > 0
     assert not found["not_measured"]
     assert not set(found) & set(found["not_measured"])
-    assert len(found["series"]) == 9
+    assert len(found["series"]) == 21
     ET.fromstring((tmp_path / "transport.svg").read_text())
