@@ -10,8 +10,8 @@ from .partition.kv import SessionKV
 
 # What the time of a pass is made of, in the order in which it happens.
 PARTS = ("network", "queue", "compute", "encode")
-# Of a long session only the first passes are kept one by one, as events of its span.
-MAX_TRACED_PASSES = 32
+# Of a long session only the first passes are kept one by one.
+MAX_TRACED_PASSES = 512
 
 
 @dataclass(slots=True, eq=False)
@@ -31,8 +31,7 @@ class ReplicaSession:
         ended: nothing more is sent for it.
         passes: how many it took part in.
         traced: hop record and time of queueing (Unix seconds) of the first ones, for their spans.
-        totals: microseconds of all of them, by part.
-        bubble_us: microseconds that the replica had nothing to compute before them.
+        untraced: microseconds of the others, by part and of bubbles.
     """
 
     session: int
@@ -47,17 +46,16 @@ class ReplicaSession:
     in_flight: int = 0
     ended: bool = False
     passes: int = 0
-    bubble_us: int = 0
     traced: list[tuple[HopRecord, float]] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    untraced: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*PARTS, "bubble"), 0))
 
     def record(self, hop: HopRecord, queued: float) -> None:
         """Keep a pass for the spans; `hop` has its times, `queued` is when it got here, Unix seconds."""
-        self.bubble_us += hop.bubble_us
         if len(self.traced) < MAX_TRACED_PASSES:
             self.traced.append((hop, queued))
-        for part in PARTS:
-            self.totals[part] += getattr(hop, f"{part}_us")
+            return
+        for part in self.untraced:
+            self.untraced[part] += getattr(hop, f"{part}_us")
 
     @property
     def next_hop(self) -> RouteHop | None:
