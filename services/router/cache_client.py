@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 PAUSE_S = 1.0
 """How long a cache that failed is left alone."""
 MAX_VALUE_BYTES = 8 * 2**20
+MAX_LOOKUPS = 32
+"""Lookups under way at once. More wait for their turn before their time runs: a burst of requests would queue up at
+the cache and time out there, though it is as fast as ever."""
 MAX_STORES = 64
 """Stores under way at once; beyond that answers are not stored."""
 STORE_TIMEOUT_S = 2.0
@@ -47,6 +50,7 @@ class CacheClient:
         self._timeout_s = timeout_ms / 1000
         self._paused: dict[str, float] = {}
         self._stores: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MAX_LOOKUPS)
 
     async def lookup(
         self, tenant: str, key: bytes, kind: type[M], parent: Span | None = None
@@ -59,7 +63,11 @@ class CacheClient:
             status = ERROR
         elif address:
             with self._telemetry.span("cache.lookup", parent) as span:
-                status, value = await self._ask(address, tenant, key, kind)
+                async with self._room:
+                    # Those that waited for room need not try what failed meanwhile.
+                    status = ERROR
+                    if self._paused.get(address, 0.0) <= time.monotonic():
+                        status, value = await self._ask(address, tenant, key, kind)
                 span.set_attribute("stagemesh.cache", STATUS_NAMES[status])
         self._telemetry.cache_lookups.labels(STATUS_NAMES[status]).inc()
         return status, value

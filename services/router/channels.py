@@ -1,5 +1,7 @@
 """One gRPC channel per address, kept while the mesh knows the address."""
 
+from collections.abc import Iterable
+
 import grpc.aio
 
 from stagemesh.grpc_server import create_channel
@@ -45,6 +47,11 @@ class Channels:
     def cache(self, address: str) -> cache_pb2_grpc.CacheServiceStub:
         """Stub of the cache at host:port."""
         return cache_pb2_grpc.CacheServiceStub(self._channel(address))
+
+    def connect(self, addresses: Iterable[str]) -> None:
+        """Begin to connect to these, so that the first call to each does not spend its time on that."""
+        for address in addresses:
+            self._channel(address).get_state(try_to_connect=True)
 
     async def sweep(self, keep: set[str]) -> None:
         """Close channels to addresses outside `keep`; calls still running on them get a moment to end."""

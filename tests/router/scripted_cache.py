@@ -8,12 +8,13 @@ from stagemesh.v1 import cache_pb2, cache_pb2_grpc
 
 
 class ScriptedCache(cache_pb2_grpc.CacheServiceServicer):
-    """`mode` is good, slow, wrong digest or wrong value."""
+    """`mode` is good, one by one (5 ms each), slow, wrong digest or wrong value."""
 
     def __init__(self, mode="good"):
         self.mode = mode
         self.kept = {}
         self.lookups = 0
+        self.turn = asyncio.Lock()
         self.stored = asyncio.Event()
         self.door = GrpcServer("127.0.0.1", 0)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self, self.door.server)
@@ -29,6 +30,9 @@ class ScriptedCache(cache_pb2_grpc.CacheServiceServicer):
         self.lookups += 1
         if self.mode == "slow":
             await asyncio.sleep(5)
+        if self.mode == "one by one":
+            async with self.turn:
+                await asyncio.sleep(0.005)
         store = self.kept.get((request.tenant, request.key))
         if store is None:
             return cache_pb2.CacheLookupResponse()

@@ -1,12 +1,22 @@
+import asyncio
+
+import grpc
+import numpy as np
 import pytest
+from stagemesh.services.router.cache_client import MAX_LOOKUPS
 
 from stagemesh.v1.inference_pb2 import CacheStatus
 
 from .conftest import eventually
 from .test_core_generate import answer, ask, text_of
+from .test_core_infer import ask as batch_of_ids
 
 HIT, MISS = CacheStatus.CACHE_STATUS_HIT, CacheStatus.CACHE_STATUS_MISS
 BYPASS, ERROR = CacheStatus.CACHE_STATUS_BYPASS, CacheStatus.CACHE_STATUS_ERROR
+
+
+def batch_of(n):
+    return batch_of_ids(np.array([[n % 100, n // 100]]))
 
 
 def sessions(mesh):
@@ -68,3 +78,24 @@ async def test_a_dead_cache_is_passed_by(mesh):
     await mesh.remove("/stagemesh/v1/services/")
     await eventually(lambda: not core.membership.services)
     assert (await answer(core, ask()))[0].cache == BYPASS
+
+
+async def test_a_burst_does_not_make_a_cache_look_slow(mesh):
+    """Asked all at once the last would wait 1 s in the cache's queue; half a second counts as an error."""
+    core = await mesh.start(cache="one by one", task="embed")
+    asked = (core.infer(batch_of(n), core.context({})) for n in range(200))
+    assert {response.cache for response in await asyncio.gather(*asked)} == {MISS}
+
+
+async def test_a_burst_does_not_wait_for_a_dead_cache_one_after_another(mesh):
+    core = await mesh.start(cache="slow", task="embed")
+    asked = (core.infer(batch_of(n), core.context({})) for n in range(200))
+    assert {response.cache for response in await asyncio.gather(*asked)} == {ERROR}
+    assert mesh.cache.lookups == MAX_LOOKUPS
+
+
+async def test_the_router_is_connected_to_a_cache_before_the_first_lookup(mesh):
+    core = await mesh.start(cache="good", task="embed")
+    channel = core.channels._channel(mesh.cache.address)
+    await eventually(lambda: channel.get_state() is grpc.ChannelConnectivity.READY)
+    assert mesh.cache.lookups == 0
