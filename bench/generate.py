@@ -89,12 +89,12 @@ async def _measure(
     rates: Rates = {}
     new_tokens = 32 if options.quick else TOKENS_OUT
     for count in STREAMS[:2] if options.quick else STREAMS:
-        batch = prompts(name, count, TOKENS_IN)
         tokens: dict[str, list[list[int]]] = {}
         contenders = [HF, *ours]
         rounds = options.times(ROUNDS)
         # One round more than is counted: the first warms up.
         for number, contender in interleaved(contenders, rounds + 1):
+            batch = prompts(name, count, TOKENS_IN, seed=number)
             if contender == HF:
                 rate, tokens[HF] = await asyncio.to_thread(reference.decode, batch, new_tokens)
             else:

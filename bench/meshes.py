@@ -52,9 +52,12 @@ async def deployed(running: LocalMesh, name: str, dtype: str, stages: int) -> As
         await deployment.undeploy(running.registry_address, model)
 
 
-def prompts(name: str, count: int, length: int) -> list[list[int]]:
-    """The same random token ids for every contender, ids 0 and 1 (begin, end) left out."""
-    ids = np.random.default_rng(7).integers(2, SHAPES[name].vocab, (count, length))
+def prompts(name: str, count: int, length: int, seed: int = 7) -> list[list[int]]:
+    """The same random token ids for every contender, ids 0 and 1 (begin, end) left out.
+
+    A round whose prompts count takes a seed of its own: the KV of prompts that came before would be used again.
+    """
+    ids = np.random.default_rng(seed).integers(2, SHAPES[name].vocab, (count, length))
     return [[int(token) for token in row] for row in ids]
 
 

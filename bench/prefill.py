@@ -36,7 +36,7 @@ async def run(options: Options) -> Result:
         deployed(running, name, "fp32", 2) as model,
     ):
         for number in range(options.times(ROUNDS) + 1):
-            step, worst, first_token = await _stall(client, model, name, length)
+            step, worst, first_token = await _stall(client, model, name, length, number)
             if number == 0:
                 continue  # it warmed up
             before.append(step * 1e3)
@@ -51,7 +51,9 @@ async def run(options: Options) -> Result:
     return result
 
 
-async def _stall(client: AsyncClient, model: str, name: str, length: int) -> tuple[float, float, float]:
+async def _stall(
+    client: AsyncClient, model: str, name: str, length: int, seed: int
+) -> tuple[float, float, float]:
     """Median gap before, p99 gap during, and the prompt's time to its first token, in seconds."""
     ready, done = asyncio.Event(), asyncio.Event()
     seen = [Stream() for _ in range(STREAMS)]
@@ -69,11 +71,11 @@ async def _stall(client: AsyncClient, model: str, name: str, length: int) -> tup
                     return
 
     async with asyncio.TaskGroup() as group:
-        for own, prompt in zip(seen, prompts(name, STREAMS, 16), strict=True):
+        for own, prompt in zip(seen, prompts(name, STREAMS, 16, seed), strict=True):
             group.create_task(decode(own, prompt))
         await ready.wait()
         sent = time.perf_counter()
-        answer = await stream(client, model, prompts(name, 1, length)[0], 1)
+        answer = await stream(client, model, prompts(name, 1, length, seed)[0], 1)
         await asyncio.sleep(_TAIL_S)
         done.set()
     answered = answer.times[0]

@@ -149,10 +149,10 @@ class Schedule:
         Args:
             chunk: tokens of prompts that a pass may carry while sessions decode, at least 1.
             plain: leave them out of a pass with decode steps, so that one such pass can be measured.
-            together: parts of passes with decode steps, instead of `depth`, while no prompt is on its way.
+            together: parts of passes while sessions decode, instead of `depth`.
         """
         decoding = self.decoding
-        parts = together if together and decoding == len(self._sessions) else self._depth
+        parts = together or self._depth
         rows = min(self._max_rows - 1, math.ceil(decoding / parts))
         decodes = [s for s, running in self._decodes.items() if self._decode_may_go(running.lane, parts)][
             :rows
@@ -160,7 +160,7 @@ class Schedule:
         steps = [self._take(session, 1) for session in decodes]
         if decoding:
             budget = 0 if plain and steps else min(chunk, self._token_budget)
-            room, share, passes = self._max_rows - len(steps), budget, self._depth
+            room, share, passes = self._max_rows - len(steps), budget, parts
         else:
             budget, room, share = self._alone()
             passes = self._depth + 1
