@@ -55,17 +55,6 @@ def _taker(read: Callable[[bytes, ReceivingLane], int]) -> Any:
     return grpc.stream_stream_rpc_method_handler(take, None, Feedback.SerializeToString)
 
 
-async def _echo_stream(
-    requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
-) -> AsyncIterator[bytes]:
-    async for data in requests:
-        yield data
-
-
-async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-    return request
-
-
 async def main(port_file: str) -> None:
     """Serve until the benchmark ends this process."""
     keep_large_blocks()
@@ -74,8 +63,6 @@ async def main(port_file: str) -> None:
         "Bytes": _taker(read_bytes),
         "Frame": _taker(read_frame),
         "Protobuf": _taker(read_protobuf),
-        "PingPong": grpc.stream_stream_rpc_method_handler(_echo_stream, None, None),
-        "Echo": grpc.unary_unary_rpc_method_handler(_echo, None, None),
     }
     server.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     announce_port(port_file, await server.start([SERVICE]))

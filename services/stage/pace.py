@@ -2,7 +2,7 @@
 
 Every pass of a pipeline takes its turn on the slowest stage, so a pass that takes twice as long as one of decode steps
 alone doubles the time between the tokens of all sessions. That is about the bargain here: while a prompt arrives, the
-others go at a little more than half of their speed.
+others go at about half of their speed.
 """
 
 from collections import deque

@@ -1,11 +1,11 @@
 """One pass: what goes in, what the compute thread makes of it, and the frames that come out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from stagemesh.errors import StagemeshError
+from stagemesh.errors import InternalError, StagemeshError
 from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Frame, HopRecord, RouteHop, Step, StepKind, StepResult
 
@@ -13,7 +13,7 @@ from .partition.model import Batch, PartitionModel
 from .partition.ragged import Segment
 from .sampler import choose
 from .session import ReplicaSession
-from .tensors import to_view
+from .tensors import from_view, to_view
 
 
 @dataclass(slots=True)
@@ -159,3 +159,56 @@ def outgoing(
             frame = Frame(steps=[work.steps[i][1] for i in indices])
         out.append((hop, frame, to_view(rows)))
     return out
+
+
+def received(
+    model: PartitionModel,
+    frame: Frame,
+    tensor: TensorView | None,
+    session_of: Callable[[Step], ReplicaSession | None],
+    network_us: int,
+) -> Work | None:
+    """The work of the steps of a frame that came in; None when none of their sessions can run here.
+
+    Args:
+        model: what they are for.
+        frame: without its tensor.
+        tensor: hidden states of its steps.
+        session_of: the session of a step; None when it cannot run here.
+        network_us: how long the frame was on its way.
+
+    Raises:
+        InternalError: tensor and steps do not fit.
+    """
+    total = 0
+    for step in frame.steps:
+        total += step.tokens
+    if tensor is None or tensor.shape != (total, model.hidden_size):
+        raise InternalError("a frame's tensor does not fit its steps")
+    hidden = from_view(tensor, model.device)
+    if hidden.dtype != model.dtype:
+        hidden = hidden.to(model.dtype)
+    steps: list[tuple[ReplicaSession, Step]] = []
+    rows: list[torch.Tensor] = []
+    at = 0
+    whole, several = True, len(frame.steps) > 1
+    for step in frame.steps:
+        session = session_of(step)
+        if session is None:
+            whole = False
+        else:
+            steps.append((session, step))
+            if several:
+                rows.append(hidden[at : at + step.tokens])
+        at += step.tokens
+    if not steps:
+        return None
+    batch = Batch(segments_of(steps), hidden=hidden if whole else torch.cat(rows))
+    alone = whole and not frame.closes and not frame.results
+    return Work(steps, batch, frame.hops, network_us, frame if alone else None)
+
+
+def next_hops(work: Work) -> Iterable[RouteHop]:
+    """Where the pass's sessions go next, each once."""
+    hops = {hop.replica_id: hop for session in work.sessions if (hop := session.next_hop) is not None}
+    return hops.values()

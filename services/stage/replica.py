@@ -4,10 +4,9 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from opentelemetry.context import Context
 
 from stagemesh.errors import InternalError, StagemeshError, Unavailable
@@ -28,16 +27,16 @@ from stagemesh.v1.stage_pb2 import (
 
 from . import metrics
 from .account import Account
+from .countdown import Countdown
 from .engine import Engine, Outcome
 from .link import Link
 from .partition.blocks import split_digests
-from .partition.kv import KVPool, PrefixMissing
-from .partition.model import Batch, PartitionModel
-from .passes import Computed, Work, compute, outgoing, segments_of
-from .session import ReplicaSession
+from .partition.kv import KVPool
+from .partition.model import PartitionModel
+from .passes import Computed, Work, compute, next_hops, outgoing, received
+from .session import ReplicaSession, session_error
 from .short import size_of
 from .spans import record_session
-from .tensors import from_view
 
 log = logging.getLogger(__name__)
 
@@ -155,17 +154,7 @@ class Replica:
 
     def fail_session(self, session: ReplicaSession, error: StagemeshError, stage: int) -> None:
         """End a session with an error that its head must hear of."""
-        self.report(
-            session.upstream,
-            SessionError(
-                session=session.session,
-                epoch=session.epoch,
-                code=error.grpc_code,
-                message=error.message,
-                stage=stage,
-                field=error.field,
-            ),
-        )
+        self.report(session.upstream, session_error(session.session, session.epoch, error, stage))
         self.end_session(session, error.message)
 
     def report(self, upstream: int, error: SessionError) -> None:
@@ -175,8 +164,7 @@ class Replica:
             if self.on_error is not None:
                 self.on_error(error)
             return
-        answer = self.upstreams.get(upstream)
-        if answer is not None:
+        if answer := self.upstreams.get(upstream):
             answer(Feedback(errors=[error]))
 
     def drop_overdue(self, now: float) -> None:
@@ -201,7 +189,7 @@ class Replica:
         """
         if self.engine.ran_this_turn:
             await asyncio.sleep(0)  # one pass on the loop's thread, and then others have their turn
-        links = [self.link_to(hop) for hop in _next_hops(work)] if work.stateless else []
+        links = [self.link_to(hop) for hop in next_hops(work)] if work.stateless else []
         while waits := next((link for link in links if link.full), None):
             await waits.room()
         for link in links:
@@ -246,7 +234,7 @@ class Replica:
                 session.kv.name_blocks()
             if session.ended and not session.in_flight:
                 self._release(session)
-        sending = _Countdown(sent)
+        sending = Countdown(sent)
         try:
             if outcome.error is not None:
                 raise outcome.error
@@ -264,7 +252,7 @@ class Replica:
         posted()
         sending.done()
 
-    def _send(self, work: Work, done: Computed, outcome: Outcome[Computed], sending: "_Countdown") -> None:
+    def _send(self, work: Work, done: Computed, outcome: Outcome[Computed], sending: Countdown) -> None:
         timing = outcome.timing
         hop = self._account.hop(timing, work, self.load() if self._account.load_is_due(work) else None)
         encoding = time.perf_counter()
@@ -318,7 +306,15 @@ class Replica:
             self._take_closes(list(frame.closes))
         if frame.results:
             self._deliver(frame, tensor, list(frame.hops))
-        work = self._take_steps(frame, tensor, upstream, min(network_us, 2**31)) if frame.steps else None
+        work = None
+        if frame.steps:
+            work = received(
+                self.model,
+                frame,
+                tensor,
+                lambda step: self._session_of(step, upstream),
+                min(network_us, 2**31),
+            )
         if work is None:
             over()
         else:
@@ -338,37 +334,6 @@ class Replica:
         else:
             close()
 
-    def _take_steps(
-        self, frame: Frame, tensor: TensorView | None, upstream: int, network_us: int
-    ) -> Work | None:
-        """The work of a frame's steps; None when none of their sessions can run here."""
-        total = 0
-        for step in frame.steps:
-            total += step.tokens
-        if tensor is None or tensor.shape != (total, self.model.hidden_size):
-            raise InternalError("a frame's tensor does not fit its steps")
-        hidden = from_view(tensor, self.model.device)
-        if hidden.dtype != self.model.dtype:
-            hidden = hidden.to(self.model.dtype)
-        steps: list[tuple[ReplicaSession, Step]] = []
-        rows: list[torch.Tensor] = []
-        at = 0
-        whole, several = True, len(frame.steps) > 1
-        for step in frame.steps:
-            session = self._session_of(step, upstream)
-            if session is None:
-                whole = False
-            else:
-                steps.append((session, step))
-                if several:
-                    rows.append(hidden[at : at + step.tokens])
-            at += step.tokens
-        if not steps:
-            return None
-        batch = Batch(segments_of(steps), hidden=hidden if whole else torch.cat(rows))
-        alone = whole and not frame.closes and not frame.results
-        return Work(steps, batch, frame.hops, network_us, frame if alone else None)
-
     def _session_of(self, step: Step, upstream: int) -> ReplicaSession | None:
         """The session of a step that came in; None, and an error upstream, when it cannot run here."""
         session = self.sessions.get(step.session)
@@ -387,19 +352,8 @@ class Replica:
                 session.position += step.tokens
         except StagemeshError as error:
             if session is not None:
-                self.fail_session(session, error, self.stage)
-            else:
-                self.report(
-                    upstream,
-                    SessionError(
-                        session=step.session,
-                        epoch=step.epoch,
-                        code=error.grpc_code,
-                        message=error.message,
-                        stage=self.stage,
-                        prefix_missing=isinstance(error, PrefixMissing),
-                    ),
-                )
+                self.end_session(session, error.message)
+            self.report(upstream, session_error(step.session, step.epoch, error, self.stage))
             return None
         return session
 
@@ -444,28 +398,3 @@ class Replica:
             self.fail_session(session, Unavailable("the replica is shutting down"), self.stage)
         self.engine.close()
         await asyncio.gather(*(link.close() for link in self._links.values()), return_exceptions=True)
-
-
-class _Countdown:
-    """Calls `then` once when it was `done` as often as it was told of `more`, and once beyond."""
-
-    def __init__(self, then: Callable[[], None]) -> None:
-        self._then = then
-        self._left = 1
-
-    def more(self) -> Callable[[], None]:
-        """One more to wait for: what it returns says that it is done."""
-        self._left += 1
-        return self.done
-
-    def done(self) -> None:
-        """One is done."""
-        self._left -= 1
-        if not self._left:
-            self._then()
-
-
-def _next_hops(work: Work) -> Iterable[RouteHop]:
-    """Where the pass's sessions go next, each once."""
-    hops = {hop.replica_id: hop for session in work.sessions if (hop := session.next_hop) is not None}
-    return hops.values()

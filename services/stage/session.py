@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
 
-from stagemesh.v1.stage_pb2 import HopRecord, RouteHop, StepOpen
+from stagemesh.errors import StagemeshError
+from stagemesh.v1.stage_pb2 import HopRecord, RouteHop, SessionError, StepOpen
 
-from .partition.kv import SessionKV
+from .partition.kv import PrefixMissing, SessionKV
 
 # What the time of a pass is made of, in the order in which it happens.
 PARTS = ("network", "queue", "compute", "encode")
@@ -67,3 +68,16 @@ class ReplicaSession:
     def head(self) -> RouteHop:
         """The head of its route."""
         return self.open.route[0]
+
+
+def session_error(session: int, epoch: int, error: StagemeshError, stage: int) -> SessionError:
+    """What the head is told of a session that failed at `stage`."""
+    return SessionError(
+        session=session,
+        epoch=epoch,
+        code=error.grpc_code,
+        message=error.message,
+        stage=stage,
+        field=error.field,
+        prefix_missing=isinstance(error, PrefixMissing),
+    )
