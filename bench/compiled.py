@@ -27,11 +27,7 @@ from stagemesh.grpc_server import create_channel
 SERVICE = "bench.Compiled"
 EAGER, PACKED, STAGE = "eager", "packed", "stage"
 # What `torch.compile` is told, besides freezing.
-INDUCTOR: dict[str, dict[str, Any]] = {
-    "inductor": {},
-    "inductor-cpp-wrapper": {"cpp_wrapper": True},
-    "inductor-max-autotune": {"max_autotune": True},
-}
+INDUCTOR: dict[str, dict[str, Any]] = {"inductor": {}}
 # Positions of the decode steps; after the last comes the first again.
 BEGIN, END = 64, 128
 ROWS = (1, 4, 8)
