@@ -4,8 +4,8 @@ A call with one request gets a span on each end. A stream of requests (a relay, 
 since it may live for days; its context is passed on, and whoever works on one of its messages starts the span.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -44,6 +44,21 @@ async def _serving(context: grpc.aio.ServicerContext, method: str, streaming: bo
         finally:
             otel_context.detach(token)
         return
+    with _server_span(method, parent, lambda: _status_code(context.code())):
+        yield
+
+
+def serving_message(method: str, traceparent: str) -> AbstractContextManager[None]:
+    """The server's span around the work on one message of a stream, as a call of `method` would have it."""
+    parent = tracing.extract((("traceparent", traceparent),))
+    return _server_span(method, parent, lambda: grpc.StatusCode.OK)
+
+
+@contextmanager
+def _server_span(
+    method: str, parent: otel_context.Context | None, said: Callable[[], grpc.StatusCode]
+) -> Iterator[None]:
+    """A span with the status that the work ended with; `said` gives it where nothing, or an abort, was raised."""
     with tracing.tracer().start_as_current_span(
         method.strip("/"),
         context=parent,
@@ -55,36 +70,10 @@ async def _serving(context: grpc.aio.ServicerContext, method: str, streaming: bo
         code = grpc.StatusCode.OK
         try:
             yield
-            code = _status_code(context.code())
+            code = said()
         except grpc.aio.AbortError:
-            code = _status_code(context.code())
+            code = said()
             raise
-        except Exception:
-            code = grpc.StatusCode.INTERNAL
-            raise
-        except BaseException:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        finally:
-            span.set_attribute("rpc.grpc.status_code", code.value[0])
-            if code in _SERVER_FAULTS:
-                span.set_status(Status(StatusCode.ERROR, code.name))
-
-
-@contextmanager
-def serving_message(method: str, traceparent: str) -> Iterator[None]:
-    """The server's span around the work on one message of a stream, as a call of `method` would have it."""
-    with tracing.tracer().start_as_current_span(
-        method.strip("/"),
-        context=tracing.extract((("traceparent", traceparent),)),
-        kind=SpanKind.SERVER,
-        attributes=rpc_attributes(method),
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        code = grpc.StatusCode.OK
-        try:
-            yield
         except StagemeshError as error:
             code = _status_code(error.grpc_code)
             raise

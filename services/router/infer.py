@@ -35,15 +35,20 @@ async def infer_batch(
 
     When one micro-batch fails, the others are cancelled and its error is raised.
     """
+
+    async def ask(rows: range) -> tuple[Route, Sequence[tensor_pb2.Tensor]]:
+        return await _ask(batch, rows, spec, ctx, span, dispatch, rng.getrandbits(63) | 1)
+
     stages = len(spec.partitions)
     parts = plan(batch.lengths, stages)
     if len(parts) == 1:
-        return await _whole(batch, parts[0], spec, ctx, span, dispatch, rng.getrandbits(63) | 1)
+        return await _whole(batch, *await ask(parts[0]))
     room = asyncio.Semaphore(max(IN_FLIGHT, 2 * stages))
 
     async def one(rows: range) -> tuple[Route, list[np.ndarray]]:
         async with room:
-            return await _forward(batch, rows, spec, ctx, span, dispatch, rng.getrandbits(63) | 1)
+            route, tensors = await ask(rows)
+            return route, _arrays(tensors)
 
     tasks: list[asyncio.Task[tuple[Route, list[np.ndarray]]]] = []
     try:
@@ -62,16 +67,9 @@ async def infer_batch(
 
 
 async def _whole(
-    batch: Batch,
-    rows: range,
-    spec: registry_pb2.ModelSpec,
-    ctx: RequestContext,
-    span: Span,
-    dispatch: Dispatch,
-    session: int,
+    batch: Batch, route: Route, tensors: Sequence[tensor_pb2.Tensor]
 ) -> tuple[list[tensor_pb2.Tensor], Route]:
-    """A request that is one micro-batch: no tasks, and nothing is copied or handed to a thread without need."""
-    route, tensors = await _ask(batch, rows, spec, ctx, span, dispatch, session)
+    """A request that was one micro-batch: nothing is copied or handed to a thread without need."""
     padded = min(batch.lengths) < batch.width
     outputs = []
     for name, tensor, array in zip(batch.outputs, tensors, _arrays(tensors), strict=True):
@@ -86,19 +84,6 @@ async def _whole(
             tensor.shape[:] = joined.shape
             outputs.append(tensor)
     return outputs, route
-
-
-async def _forward(
-    batch: Batch,
-    rows: range,
-    spec: registry_pb2.ModelSpec,
-    ctx: RequestContext,
-    span: Span,
-    dispatch: Dispatch,
-    session: int,
-) -> tuple[Route, list[np.ndarray]]:
-    route, tensors = await _ask(batch, rows, spec, ctx, span, dispatch, session)
-    return route, _arrays(tensors)
 
 
 def _arrays(tensors: Sequence[tensor_pb2.Tensor]) -> list[np.ndarray]:
@@ -120,9 +105,9 @@ async def _ask(
     """One micro-batch through the mesh: its outputs as they came, as many as were asked for."""
     lengths = [batch.lengths[row] for row in rows]
     tokens = sum(lengths)
+    whole = tokens == len(lengths) * batch.width
     inputs = []
     for name, array in batch.inputs.items():
-        whole = tokens == len(lengths) * batch.width
         packed = array[rows.start : rows.stop] if whole else pack(array, rows, batch.lengths)
         inputs.append(tensor_pb2.Tensor(name=name, dtype="I64", shape=(tokens,), data=packed.tobytes()))
 

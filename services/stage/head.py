@@ -68,6 +68,7 @@ class Head:
         self._sessions: dict[int, _HeadSession] = {}
         self._schedule = Schedule(stages, chunk_tokens)
         self._depth = Depth(stages)
+        self._tokens = metrics.TOKENS.labels(replica.model_name)
         self._pace = Pace()
         self._wake = asyncio.Event()
         # Passes that are under way here, and how many of them are not computed yet.
@@ -279,7 +280,7 @@ class Head:
                 session.events.put_nowait((result, tensor))
             return
         session.generated += 1
-        metrics.TOKENS.labels(self._replica.model_name).inc()
+        self._tokens.inc()
         session.events.put_nowait(result)
         if result.token.id in session.stop_ids or session.generated >= session.max_tokens:
             self._schedule.remove(result.session)

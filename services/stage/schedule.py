@@ -74,6 +74,8 @@ class Schedule:
         self._token_budget = token_budget
         self._max_rows = max_rows
         self._sessions: dict[int, _Running] = {}
+        # Asked for with each token, so it is kept.
+        self._decoding = 0
         # Sessions with something to send, longest waiting first.
         self._decodes: OrderedDict[int, _Running] = OrderedDict()
         self._prompts: OrderedDict[int, _Running] = OrderedDict()
@@ -109,6 +111,7 @@ class Schedule:
         running = self._sessions.get(session)
         if running is not None:
             running.pending = [token_id]
+            self._decoding += not running.decoding
             running.decoding = True
             self._decodes[session] = running
         return flight
@@ -127,18 +130,19 @@ class Schedule:
         self._prompts.pop(session, None)
         running = self._sessions.pop(session, None)
         if running is not None:
+            self._decoding -= running.decoding
             for flight in running.flights:
                 self._leave(flight, session)
 
     @property
     def decoding(self) -> int:
         """Sessions that decode."""
-        return sum(running.decoding for running in self._sessions.values())
+        return self._decoding
 
     @property
     def prompts(self) -> int:
         """Sessions whose prompts are not through yet."""
-        return len(self._sessions) - self.decoding
+        return len(self._sessions) - self._decoding
 
     def next_pass(self, chunk: int, *, plain: bool = False, together: int = 0) -> list[PlannedStep]:
         """The steps of the next micro-batch; empty when nothing may go now.
@@ -151,7 +155,7 @@ class Schedule:
             plain: leave them out of a pass with decode steps, so that one such pass can be measured.
             together: parts of passes while sessions decode, instead of `depth`.
         """
-        decoding = self.decoding
+        decoding = self._decoding
         parts = together or self._depth
         rows = min(self._max_rows - 1, math.ceil(decoding / parts))
         decodes = [s for s, running in self._decodes.items() if self._decode_may_go(running.lane, parts)][

@@ -1,14 +1,17 @@
 """The head's batching over real stages: the same tokens however prompts are cut, and no session waits for another's stage."""
 
 import asyncio
+import statistics
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from stagemesh.services.stage.depth import Depth
 from stagemesh.services.stage.hosted import Hosted
-from stagemesh.services.stage.partition.model import load_partition
+from stagemesh.services.stage.partition.model import Batch, load_partition
 from stagemesh.services.stage.replica import Replica
 from stagemesh.services.stage.servicer import SERVICE, StageServicer
 
@@ -75,3 +78,23 @@ async def test_a_stage_that_hangs_holds_up_its_own_sessions_only(llama: Path) ->
         assert await asyncio.gather(*waiting) == [expected] * len(waiting)
         await hanging
         await settled(route)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+async def test_the_head_keeps_as_many_micro_batches_as_were_found_best(
+    llama: Path, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Depth, "now", together)
+    async with route_of(llama) as route:
+        rows: list[int] = []
+        forward = route.replicas[1].model.forward
+
+        def counted(batch: Batch) -> torch.Tensor:
+            rows.append(len(batch.segments))
+            return forward(batch)
+
+        route.replicas[1].model.forward = counted  # type: ignore[method-assign]
+        await asyncio.gather(
+            *(route.generate([5, 6, 7 + index], 40, session=1 + index) for index in range(4))
+        )
+        assert statistics.mode(rows) == 4 // together

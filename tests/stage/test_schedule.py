@@ -268,6 +268,26 @@ def test_a_removed_session_is_never_planned_again() -> None:
     assert schedule.next_pass(7) == []
 
 
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_so_many_micro_batches_decode_at_once(together: int) -> None:
+    schedule = Schedule(depth=3)
+    for session in range(6):
+        schedule.add(session, [1])
+    while schedule.next_pass(7):
+        pass
+    assert (schedule.decoding, schedule.prompts) == (0, 6)
+    for session in range(6):
+        schedule.token(session, 1)
+    assert (schedule.decoding, schedule.prompts) == (6, 0)
+    passes = []
+    while steps := schedule.next_pass(7, together=together):
+        passes.append(len(steps))
+    assert passes == [6 // together] * together
+    schedule.remove(0)
+    schedule.remove(0)
+    assert (schedule.decoding, schedule.prompts) == (5, 0)
+
+
 def test_a_pass_needs_two_rows() -> None:
     with pytest.raises(ValueError, match="room"):
         Schedule(depth=1, max_rows=1)
