@@ -219,7 +219,7 @@ class SharedMemoryOffer(_message.Message):
     def __init__(self, segment: _Optional[str] = ..., length: _Optional[int] = ..., cookie: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "steps", "closes", "results", "hops", "sent_unix_us", "tensor")
+    __slots__ = ("hello", "steps", "closes", "results", "hops", "sent_unix_us", "tensor", "sides")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     CLOSES_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +227,7 @@ class Frame(_message.Message):
     HOPS_FIELD_NUMBER: _ClassVar[int]
     SENT_UNIX_US_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
+    SIDES_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     steps: _containers.RepeatedCompositeFieldContainer[Step]
     closes: _containers.RepeatedCompositeFieldContainer[SessionClose]
@@ -234,7 +235,8 @@ class Frame(_message.Message):
     hops: _containers.RepeatedCompositeFieldContainer[HopRecord]
     sent_unix_us: int
     tensor: _tensor_pb2.Tensor
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., closes: _Optional[_Iterable[_Union[SessionClose, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., hops: _Optional[_Iterable[_Union[HopRecord, _Mapping]]] = ..., sent_unix_us: _Optional[int] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    sides: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., closes: _Optional[_Iterable[_Union[SessionClose, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., hops: _Optional[_Iterable[_Union[HopRecord, _Mapping]]] = ..., sent_unix_us: _Optional[int] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., sides: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("session", "epoch", "kind", "position", "tokens", "sample", "open")
