@@ -39,20 +39,39 @@ class RouteHop(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed", "logprobs")
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed", "logprobs", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "held_ids", "held_before")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     MIN_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    HELD_IDS_FIELD_NUMBER: _ClassVar[int]
+    HELD_BEFORE_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     seed: int
     logprobs: int
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    held_ids: _containers.RepeatedScalarFieldContainer[int]
+    held_before: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., logprobs: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., held_ids: _Optional[_Iterable[int]] = ..., held_before: _Optional[int] = ...) -> None: ...
 
 class OpenSession(_message.Message):
     __slots__ = ("session", "epoch", "model", "revision", "route", "token_ids", "prompt_tokens", "max_tokens", "sampling", "stop_token_ids", "deadline_unix_ms")
@@ -239,7 +258,7 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., closes: _Optional[_Iterable[_Union[SessionClose, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., hops: _Optional[_Iterable[_Union[HopRecord, _Mapping]]] = ..., sent_unix_us: _Optional[int] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., sides: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("session", "epoch", "kind", "position", "tokens", "sample", "open")
+    __slots__ = ("session", "epoch", "kind", "position", "tokens", "sample", "open", "token_ids")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +266,7 @@ class Step(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     kind: StepKind
@@ -254,10 +274,11 @@ class Step(_message.Message):
     tokens: int
     sample: bool
     open: StepOpen
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., sample: _Optional[bool] = ..., open: _Optional[_Union[StepOpen, _Mapping]] = ...) -> None: ...
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., sample: _Optional[bool] = ..., open: _Optional[_Union[StepOpen, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepOpen(_message.Message):
-    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs", "prefix_digests", "reused_tokens")
+    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs", "prefix_digests", "reused_tokens", "prompt_token_ids", "generated_token_ids")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +287,8 @@ class StepOpen(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     route: _containers.RepeatedCompositeFieldContainer[RouteHop]
     sampling: Sampling
     max_total_tokens: int
@@ -274,7 +297,9 @@ class StepOpen(_message.Message):
     outputs: _containers.RepeatedScalarFieldContainer[str]
     prefix_digests: bytes
     reused_tokens: int
-    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., prefix_digests: _Optional[bytes] = ..., reused_tokens: _Optional[int] = ...) -> None: ...
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    generated_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., prefix_digests: _Optional[bytes] = ..., reused_tokens: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionClose(_message.Message):
     __slots__ = ("session", "epoch")
