@@ -29,6 +29,7 @@ from stagemesh.v1.tensor_pb2 import Tensor
 
 from . import metrics
 from .depth import Depth
+from .history import needs_history, tell_history
 from .pace import Pace
 from .partition.blocks import digests
 from .partition.model import Batch
@@ -107,6 +108,7 @@ class Head:
             deadline_unix_ms=request.deadline_unix_ms,
             traceparent=dict(inject()).get("traceparent", ""),
         )
+        tell_history(open_, request.token_ids, request.prompt_tokens)
         if self._replica.model.ragged:
             prefix = digests(request.token_ids)
             open_.prefix_digests = b"".join(prefix)
@@ -168,8 +170,13 @@ class Head:
             raise InvalidArgument("max_tokens: nothing is left to generate", field="max_tokens")
         if request.prompt_tokens + request.max_tokens > MAX_SESSION_TOKENS:
             raise InvalidArgument(f"max_tokens: above {MAX_SESSION_TOKENS} in all", field="max_tokens")
-        if max(request.token_ids) >= model.vocab_size:
-            raise InvalidArgument("token_ids: an id is outside the vocabulary", field="token_ids")
+        for field, ids in (
+            ("token_ids", request.token_ids),
+            ("logit_bias", request.sampling.logit_bias),
+            ("held_ids", request.sampling.held_ids),
+        ):
+            if max(ids, default=0) >= model.vocab_size:
+                raise InvalidArgument(f"{field}: an id is outside the vocabulary", field=field)
 
     # ---- stateless ----
 
@@ -368,6 +375,8 @@ class Head:
             )
             if plan.first:
                 step.open.CopyFrom(own.open)
+            if not plan.prefill and needs_history(own.open.sampling):
+                step.token_ids.extend(plan.token_ids)
             steps.append((own, step))
             ids.extend(plan.token_ids)
         segments: list[Segment] = segments_of(steps)

@@ -7,8 +7,9 @@ import torch
 
 from stagemesh.errors import InternalError, StagemeshError
 from stagemesh.tensor import TensorView
-from stagemesh.v1.stage_pb2 import Frame, HopRecord, RouteHop, Step, StepKind, StepResult
+from stagemesh.v1.stage_pb2 import Frame, HopRecord, RouteHop, Step, StepKind, StepResult, Token
 
+from .history import History, needs_history
 from .partition.model import Batch, PartitionModel
 from .partition.ragged import Segment
 from .sampler import choose
@@ -71,11 +72,7 @@ def segments_of(steps: list[tuple[ReplicaSession, Step]]) -> list[Segment]:
 
 
 def compute(model: PartitionModel, work: Work) -> Computed:
-    """Run a pass; on the compute thread.
-
-    Raises:
-        FloatingPointError: the logits are not finite.
-    """
+    """Run a pass; on the compute thread."""
     done = Computed(model.forward(work.batch))
     if not model.is_last:
         if not done.hidden.is_cpu:
@@ -89,7 +86,11 @@ def compute(model: PartitionModel, work: Work) -> Computed:
     if sampled:
         logits = model.logits(done.hidden[[row for _, _, row in sampled]]).cpu()
         for (session, step, _), row in zip(sampled, logits, strict=True):
-            token = choose(row, session.open.sampling, step.position + step.tokens)
+            try:
+                token = _choose(session, step, row)
+            except FloatingPointError as error:  # one session's fault, not that of those beside it
+                done.failed.append((session, InternalError(str(error))))
+                continue
             result = StepResult(session=step.session, epoch=step.epoch, token=token)
             done.results.append((session, result))
     for session, step in work.steps:
@@ -99,6 +100,15 @@ def compute(model: PartitionModel, work: Work) -> Computed:
             done.results.append((session, result))
     _compute_outputs(model, work, done)
     return done
+
+
+def _choose(session: ReplicaSession, step: Step, logits: torch.Tensor) -> Token:
+    """The token after a step, from its logits, float32 `[vocab]`."""
+    sampling = session.open.sampling
+    if needs_history(sampling):
+        session.history = session.history or History(session.open)
+        session.history.add(step.token_ids)
+    return choose(logits, sampling, step.position + step.tokens, session.history)
 
 
 def _compute_outputs(model: PartitionModel, work: Work, done: Computed) -> None:

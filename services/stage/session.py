@@ -7,6 +7,7 @@ from opentelemetry.context import Context
 from stagemesh.errors import StagemeshError
 from stagemesh.v1.stage_pb2 import HopRecord, RouteHop, SessionError, StepOpen
 
+from .history import History
 from .partition.kv import PrefixMissing, SessionKV
 
 # What the time of a pass is made of, in the order in which it happens.
@@ -24,6 +25,7 @@ class ReplicaSession:
         epoch: steps of an older one are discarded.
         open: route, sampling and limits, as the head sent them.
         kv: what it reserved; None for a stateless one.
+        history: on the last stage, its tokens so far where a penalty needs them.
         upstream: id of the stream it came in on; 0 at the head.
         trace: context that its spans belong to.
         opened: Unix seconds.
@@ -43,6 +45,7 @@ class ReplicaSession:
     trace: Context
     opened: float
     kv: SessionKV | None = None
+    history: History | None = None
     position: int = 0
     in_flight: int = 0
     ended: bool = False
