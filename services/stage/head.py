@@ -170,13 +170,13 @@ class Head:
             raise InvalidArgument("max_tokens: nothing is left to generate", field="max_tokens")
         if request.prompt_tokens + request.max_tokens > MAX_SESSION_TOKENS:
             raise InvalidArgument(f"max_tokens: above {MAX_SESSION_TOKENS} in all", field="max_tokens")
-        for field, ids in (
+        for name, ids in (
             ("token_ids", request.token_ids),
             ("logit_bias", request.sampling.logit_bias),
             ("held_ids", request.sampling.held_ids),
         ):
             if max(ids, default=0) >= model.vocab_size:
-                raise InvalidArgument(f"{field}: an id is outside the vocabulary", field=field)
+                raise InvalidArgument(f"{name}: an id is outside the vocabulary", field=name)
 
     # ---- stateless ----
 
