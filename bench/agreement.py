@@ -7,8 +7,9 @@ thousandths, and where two tokens are that close the one or the other wins.
 import torch
 
 from bench.checkpoints import SHAPES, checkpoint
+from services.stage.partition.interface import Batch, Partition
 from services.stage.partition.kv import KVPool
-from services.stage.partition.model import Batch, PartitionModel, load_partition
+from services.stage.partition.load import load_partition
 from services.stage.partition.ragged import Segment
 from stagemesh.checkpoint import inspect
 
@@ -39,7 +40,7 @@ def agreement(model: str, dtype: str, new: int) -> dict[str, list[float]]:
 
 
 def _decode(
-    part: PartitionModel, prompts: torch.Tensor, new: int, forced: torch.Tensor | None
+    part: Partition, prompts: torch.Tensor, new: int, forced: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy tokens `[prompts, new]` and logits `[prompts, new, vocab]`; goes on with the `forced` tokens if given."""
     pool = KVPool(2**28, part.kv_layout)
@@ -49,7 +50,7 @@ def _decode(
     for step in range(new):
         rows = ids.shape[1]
         segments = [Segment(row * rows, rows, position, kv) for row, kv in enumerate(kvs)]
-        hidden = part.forward(Batch(segments, token_ids=ids.reshape(-1)))
+        hidden = part.forward(Batch(segments, {"input_ids": ids.reshape(-1)})).hidden
         logits.append(part.logits(hidden[rows - 1 :: rows]))
         tokens.append(logits[-1].argmax(dim=1))
         ids, position = (tokens[-1] if forced is None else forced[:, step])[:, None], position + rows

@@ -22,8 +22,10 @@ from bench.agreement import agreement
 from bench.checkpoints import SHAPES, checkpoint
 from bench.children import announce_port
 from bench.compiled import BEGIN, EAGER, END, INDUCTOR, PACKED, SERVICE, STAGE
+from services.stage.partition.causal import CausalPartition
+from services.stage.partition.interface import Activations, Batch, Partition
 from services.stage.partition.kv import KVPool
-from services.stage.partition.model import Batch, PartitionModel, load_partition
+from services.stage.partition.load import load_partition
 from services.stage.partition.packed import pack_linears
 from services.stage.partition.ragged import Segment
 from stagemesh.checkpoint import inspect
@@ -78,17 +80,19 @@ def static(model: LlamaModel, call: Any, rows: int) -> Step:
     return step
 
 
-def of_stage(part: PartitionModel, rows: int) -> Step:
+def of_stage(part: Partition, rows: int) -> Step:
     """Steps as a stage runs them."""
+    assert isinstance(part, CausalPartition)
     pool = KVPool(2**28, part.kv_layout)
     kvs = [pool.reserve(END) for _ in range(rows)]
     prompt = [Segment(row * BEGIN, BEGIN, 0, kv) for row, kv in enumerate(kvs)]
-    part.forward(Batch(prompt, hidden=torch.randn(rows * BEGIN, part.hidden_size).to(part.dtype)))
+    part.forward(Batch(prompt, given=Activations(torch.randn(rows * BEGIN, part.hidden_size).to(part.dtype))))
     hidden, at = torch.randn(rows, part.hidden_size).to(part.dtype), BEGIN
 
     def step() -> torch.Tensor:
         nonlocal at
-        out = part.forward(Batch([Segment(row, 1, at, kv) for row, kv in enumerate(kvs)], hidden=hidden))
+        segments = [Segment(row, 1, at, kv) for row, kv in enumerate(kvs)]
+        out = part.forward(Batch(segments, given=Activations(hidden))).hidden
         at = BEGIN if at == END - 1 else at + 1
         return out
 

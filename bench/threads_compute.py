@@ -7,8 +7,10 @@ import torch
 
 from bench.checkpoints import SHAPES, checkpoint
 from bench.threads_pipe import ROWS, serve
+from services.stage.partition.causal import CausalPartition
+from services.stage.partition.interface import Activations, Batch
 from services.stage.partition.kv import KVPool
-from services.stage.partition.model import Batch, load_partition
+from services.stage.partition.load import load_partition
 from services.stage.partition.ragged import Segment
 from services.stage.tensors import to_view
 from stagemesh.checkpoint import inspect
@@ -27,19 +29,21 @@ class Passes:
         part = load_partition(
             folder, inspect(folder), task="generate", first=layers // 2, end=layers, dtype=dtype, fast=fast
         )
+        assert isinstance(part, CausalPartition)
         pool = KVPool(2**28, part.kv_layout)
         self._part = part
         self._kvs = [pool.reserve(END) for _ in range(ROWS)]
         self._at = BEGIN
         prompt = [Segment(row * BEGIN, BEGIN, 0, kv) for row, kv in enumerate(self._kvs)]
-        part.forward(Batch(prompt, hidden=torch.randn(ROWS * BEGIN, part.hidden_size).to(part.dtype)))
+        begin = torch.randn(ROWS * BEGIN, part.hidden_size).to(part.dtype)
+        part.forward(Batch(prompt, given=Activations(begin)))
 
     def run(self, data: memoryview) -> tuple[TensorView, float]:
         """Hidden states `[ROWS, hidden]` in and out, and the seconds that it took."""
         started = time.perf_counter()
         hidden = torch.frombuffer(data, dtype=self._part.dtype).reshape(ROWS, -1)
         segments = [Segment(row, 1, self._at, kv) for row, kv in enumerate(self._kvs)]
-        out = self._part.forward(Batch(segments, hidden=hidden))
+        out = self._part.forward(Batch(segments, given=Activations(hidden))).hidden
         self._at = BEGIN if self._at == END - 1 else self._at + 1
         return to_view(out), time.perf_counter() - started
 

@@ -51,7 +51,7 @@ class Checkpoint:
     layers: int
     hidden_size: int
     vocab_size: int
-    # Longest sequence in tokens.
+    # Longest sequence in tokens; 0 where the checkpoint sets no limit.
     context_length: int
     # safetensors' name of the dtype that most parameter bytes have.
     dtype: str
@@ -132,7 +132,16 @@ def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -
     hidden_size = _positive(config, ("hidden_size", "n_embd", "d_model", "dim"))
     vocab_size = _positive(config, ("vocab_size",))
     context_length = _positive(
-        config, ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+        config,
+        (
+            "max_position_embeddings",
+            "n_positions",
+            "n_ctx",
+            "max_seq_len",
+            "seq_length",
+            "max_sequence_length",
+        ),
+        default=0,
     )
     if model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         # Their position ids start after the padding id, so the table is longer than the context.
@@ -143,7 +152,7 @@ def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -
         if match := _LAYER.search(name):
             if int(match[1]) < layers:  # beyond: layers for speculative training, which are not served
                 layer_bytes[int(match[1])] += tensor.bytes
-        elif _HEAD.search(name):
+        elif _HEAD.search(name) or _is_head(name, tensor, vocab_size):
             has_head, head = True, head + tensor.bytes
         elif _EMBEDDING.search(name):
             embedding += tensor.bytes
@@ -208,7 +217,12 @@ def _task(architecture: str, model_type: str, pooled: bool, config: Mapping[str,
     raise unsupported
 
 
-def _positive(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+def _is_head(name: str, tensor: TensorInfo, vocab_size: int) -> bool:
+    """Whether a tensor outside of the layers, of whatever name, has a row for each token and is no embedding."""
+    return len(tensor.shape) == 2 and tensor.shape[0] == vocab_size and not _EMBEDDING.search(name)
+
+
+def _positive(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None = None) -> int:
     for key in keys:
         value = config.get(key)
         if value is None:
@@ -216,6 +230,8 @@ def _positive(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             raise CheckpointError(f"config.json: {key} must be a positive integer", field="source")
         return value
+    if default is not None:
+        return default
     raise CheckpointError(f"config.json has no {keys[0]}", field="source")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from stagemesh.errors import FailedPrecondition
 
-from .partition.model import Batch, PartitionModel
+from .partition.interface import Partition
 from .partition.ragged import Segment
 from .replica import Replica
 
@@ -24,11 +24,11 @@ async def probe(replica: Replica) -> float:
         ResourceExhausted: the KV budget does not hold even the canary.
     """
     model = replica.model
-    kv = replica.pool.reserve(PREFILL_TOKENS + 1) if model.causal else None
+    kv = replica.pool.reserve(PREFILL_TOKENS + 1) if model.generates else None
     try:
         await replica.engine.run(lambda: _step(model, Segment(0, PREFILL_TOKENS, 0, kv)))
         started = time.perf_counter()
-        position = PREFILL_TOKENS if model.causal else 0
+        position = PREFILL_TOKENS if model.generates else 0
         await replica.engine.run(lambda: _step(model, Segment(0, 1, position, kv)))
         return (time.perf_counter() - started) * 1000
     finally:
@@ -36,19 +36,11 @@ async def probe(replica: Replica) -> float:
             replica.pool.release(kv)
 
 
-def _step(model: PartitionModel, segment: Segment) -> None:
-    rows = segment.rows
-    if model.is_first:
-        ids = torch.ones(rows, dtype=torch.int64, device=model.device)
-        batch = Batch([segment], token_ids=ids, token_types=None if model.causal else torch.zeros_like(ids))
-    else:
-        generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(rows, model.hidden_size, generator=generator)
-        batch = Batch([segment], hidden=hidden.to(model.device, model.dtype))
-    out = model.forward(batch)
-    if out.shape != (rows, model.hidden_size) or not bool(torch.isfinite(out).all()):
+def _step(model: Partition, segment: Segment) -> None:
+    out = model.forward(model.probe([segment])).hidden
+    if out.is_floating_point() and not bool(torch.isfinite(out).all()):
         raise FailedPrecondition("the canary's hidden states are not finite: the weights cannot be used")
-    if model.is_last and model.causal:
+    if model.is_last and model.generates:
         logits = model.logits(out)
-        if logits.shape[0] != rows or not bool(torch.isfinite(logits).all()):
+        if logits.shape[0] != segment.rows or not bool(torch.isfinite(logits).all()):
             raise FailedPrecondition("the canary's logits are not finite: the weights cannot be used")

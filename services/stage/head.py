@@ -10,7 +10,7 @@ import torch
 from opentelemetry import context as otel_context
 
 from stagemesh.errors import DeadlineExceeded, InternalError, InvalidArgument, StagemeshError, from_code
-from stagemesh.tensor import TensorView, decode_tensor
+from stagemesh.tensor import TensorView, check_layout
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
     FinishReason,
@@ -32,7 +32,7 @@ from .depth import Depth
 from .history import needs_history, tell_history
 from .pace import Pace
 from .partition.blocks import digests
-from .partition.model import Batch
+from .partition.interface import Batch
 from .partition.ragged import Segment
 from .passes import Work, segments_of
 from .replica import Replica
@@ -160,7 +160,7 @@ class Head:
 
     def _check(self, request: OpenSession) -> None:
         model = self._replica.model
-        if not model.causal:
+        if not model.generates:
             raise InvalidArgument("model: it does not generate text", field="model")
         if not request.route or request.route[0].replica_id != self._replica.replica_id:
             raise InvalidArgument("route: it does not begin at this replica", field="route")
@@ -188,8 +188,8 @@ class Head:
             Unavailable: a stage of the route was lost.
             DeadlineExceeded: the deadline passed.
         """
-        token_ids, token_types = self._inputs(request)
-        outputs = list(request.outputs) or ["logits" if self._replica.model.causal else "sentence_embedding"]
+        inputs = self._inputs(request)
+        outputs = list(request.outputs) or list(self._replica.model.default_outputs)
         open_ = StepOpen(
             route=request.route,
             deadline_unix_ms=request.deadline_unix_ms,
@@ -206,7 +206,7 @@ class Head:
         self._sessions[request.session] = session
         try:
             pairs = [(own, step) for step in steps]
-            batch = Batch(segments_of(pairs), token_ids=token_ids, token_types=token_types)
+            batch = Batch(segments_of(pairs), inputs=inputs)
             await self._replica.run(Work(pairs, batch, []))
             response = ForwardResponse()
             made: dict[int, Tensor] = {}
@@ -225,34 +225,21 @@ class Head:
             self._forget(session)
             await self._replica.close_session(own)
 
-    def _inputs(self, request: ForwardRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Token ids and token types `[sum(lengths)]`, checked."""
-        model = self._replica.model
+    def _inputs(self, request: ForwardRequest) -> dict[str, torch.Tensor]:
+        """The model's inputs, checked."""
         if not request.route or request.route[0].replica_id != self._replica.replica_id:
             raise InvalidArgument("route: it does not begin at this replica", field="route")
         if not request.lengths or min(request.lengths) < 1:
             raise InvalidArgument("lengths: every sample needs at least one row", field="lengths")
-        total = sum(request.lengths)
-        tensors: dict[str, torch.Tensor] = {}
+        tensors: dict[str, TensorView] = {}
         for tensor in request.inputs:
-            if tensor.name not in ("input_ids", "token_type_ids"):
-                raise InvalidArgument(f"inputs: unknown tensor {tensor.name[:40]!r}", field="inputs")
-            view = decode_tensor(tensor.SerializeToString(), tensor.name)
-            if view.dtype != "I64" or view.shape != (total,):
-                raise InvalidArgument(
-                    f"{tensor.name}: needs I64 [{total}], got {view.dtype} {list(view.shape)}",
-                    field=tensor.name,
-                )
-            tensors[tensor.name] = torch.frombuffer(bytearray(view.data), dtype=torch.int64).to(model.device)
-        if "input_ids" not in tensors:
-            raise InvalidArgument("inputs: input_ids is missing", field="input_ids")
-        ids = tensors["input_ids"]
-        if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
-            raise InvalidArgument("input_ids: an id is outside the vocabulary", field="input_ids")
-        types = None if model.causal else tensors.get("token_type_ids", torch.zeros_like(ids))
-        if types is not None and (int(types.min()) < 0 or int(types.max()) >= model.type_vocab_size):
-            raise InvalidArgument("token_type_ids: outside what the model knows", field="token_type_ids")
-        return ids, types
+            if tensor.name in tensors:
+                raise InvalidArgument(f"inputs: {tensor.name[:40]!r} is given twice", field="inputs")
+            check_layout(tensor.dtype, tensor.shape, len(tensor.data), tensor.name)
+            tensors[tensor.name] = TensorView(
+                tensor.dtype, tuple(tensor.shape), memoryview(tensor.data), tensor.name
+            )
+        return self._replica.model.inputs_of(tensors, request.lengths)
 
     # ---- what comes back ----
 
@@ -380,9 +367,8 @@ class Head:
             steps.append((own, step))
             ids.extend(plan.token_ids)
         segments: list[Segment] = segments_of(steps)
-        return Work(
-            steps, Batch(segments, token_ids=torch.tensor(ids, device=self._replica.model.device)), []
-        )
+        tokens = torch.tensor(ids, device=self._replica.model.device)
+        return Work(steps, Batch(segments, inputs={"input_ids": tokens}), [])
 
     async def _pass(self, work: Work) -> None:
         """Run a pass; a next replica that takes no more holds up its own sessions only."""

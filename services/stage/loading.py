@@ -8,12 +8,13 @@ from stagemesh import checkpoint as checkpoints
 from stagemesh.errors import CheckpointError, ResourceExhausted
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec
 
-from .partition.model import PartitionModel, load_partition
+from .partition.interface import Partition
+from .partition.load import load_partition
 
 
 def load_assigned(
     spec: ModelSpec, assignment: Assignment, device: str, free_bytes: int, fast: bool
-) -> PartitionModel:
+) -> Partition:
     """Load the partition that an assignment names.
 
     Args:

@@ -23,12 +23,14 @@ from .config import StageConfig
 from .head import Head
 from .hosted import Hosted
 from .loading import load_assigned
-from .partition.model import PartitionModel
+from .partition.interface import Partition
 from .replica import Replica
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
+# Positions that a session is expected to take where the model sets no limit.
+UNKNOWN_CONTEXT = 8192
 
 
 class Node:
@@ -208,11 +210,11 @@ class Node:
             detail = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
             await self._publish(hosted, ReplicaState.REPLICA_STATE_FAILED, detail)
 
-    def _kv_bytes(self, model: PartitionModel, spec: ModelSpec, left: int) -> int:
+    def _kv_bytes(self, model: Partition, spec: ModelSpec, left: int) -> int:
         """Budget for KV: what a full house of longest sessions needs, within the share that may be taken."""
         wanted = (
-            self._config.max_sessions * spec.context_length * model.kv_layout.token_bytes
-            if model.causal
+            self._config.max_sessions * (spec.context_length or UNKNOWN_CONTEXT) * model.kv_layout.token_bytes
+            if model.generates
             else 0
         )
         return min(wanted, int(left * self._config.kv_fraction))

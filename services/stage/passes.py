@@ -10,11 +10,11 @@ from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Frame, HopRecord, RouteHop, Step, StepKind, StepResult, Token
 
 from .history import History, needs_history
-from .partition.model import Batch, PartitionModel
+from .partition.interface import Activations, Batch, Partition
 from .partition.ragged import Segment
 from .sampler import choose
 from .session import ReplicaSession
-from .tensors import from_view, to_view
+from .tensors import from_message, from_view, to_message, to_view
 
 
 @dataclass(slots=True)
@@ -51,11 +51,11 @@ class Work:
 
 @dataclass(slots=True)
 class Computed:
-    """Hidden states of all rows; on the last stage also results (chosen tokens, chunks that are done), stateless
-    outputs, and their failures.
+    """What a pass gave: activations of all rows; on the last stage also results (chosen tokens, chunks that are done),
+    stateless outputs, and their failures.
     """
 
-    hidden: torch.Tensor
+    activations: Activations
     results: list[tuple[ReplicaSession, StepResult]] = field(default_factory=list)
     outputs: list[tuple[ReplicaSession, StepResult, torch.Tensor]] = field(default_factory=list)
     failed: list[tuple[ReplicaSession, StagemeshError]] = field(default_factory=list)
@@ -71,12 +71,12 @@ def segments_of(steps: list[tuple[ReplicaSession, Step]]) -> list[Segment]:
     return segments
 
 
-def compute(model: PartitionModel, work: Work) -> Computed:
+def compute(model: Partition, work: Work) -> Computed:
     """Run a pass; on the compute thread."""
     done = Computed(model.forward(work.batch))
     if not model.is_last:
-        if not done.hidden.is_cpu:
-            done.hidden = done.hidden.cpu()
+        if not done.activations.hidden.is_cpu:
+            done.activations.hidden = done.activations.hidden.cpu()
         return done
     sampled = [
         (session, step, segment.start + segment.rows - 1)
@@ -84,7 +84,7 @@ def compute(model: PartitionModel, work: Work) -> Computed:
         if step.sample
     ]
     if sampled:
-        logits = model.logits(done.hidden[[row for _, _, row in sampled]]).cpu()
+        logits = model.logits(done.activations.hidden[[row for _, _, row in sampled]]).cpu()
         for (session, step, _), row in zip(sampled, logits, strict=True):
             try:
                 token = _choose(session, step, row)
@@ -111,14 +111,16 @@ def _choose(session: ReplicaSession, step: Step, logits: torch.Tensor) -> Token:
     return choose(logits, sampling, step.position + step.tokens, session.history)
 
 
-def _compute_outputs(model: PartitionModel, work: Work, done: Computed) -> None:
+def _compute_outputs(model: Partition, work: Work, done: Computed) -> None:
     """The outputs that stateless sessions asked for."""
     samples: dict[int, tuple[ReplicaSession, list[Segment]]] = {}
     for (session, step), segment in zip(work.steps, work.batch.segments, strict=True):
         if step.kind == StepKind.STEP_KIND_STATELESS:
             samples.setdefault(step.session, (session, []))[1].append(segment)
     for session, segments in samples.values():
-        rows = torch.cat([done.hidden[s.start : s.start + s.rows] for s in segments])
+        rows = done.activations
+        if len(samples) > 1:
+            rows = rows.rows([slice(s.start, s.start + s.rows) for s in segments])
         try:
             for index, name in enumerate(session.open.outputs):
                 output = model.output(name, rows, [s.rows for s in segments])
@@ -130,9 +132,7 @@ def _compute_outputs(model: PartitionModel, work: Work, done: Computed) -> None:
             done.failed.append((session, error))
 
 
-def outgoing(
-    model: PartitionModel, work: Work, done: Computed
-) -> list[tuple[RouteHop, Frame, TensorView | None]]:
+def outgoing(model: Partition, work: Work, done: Computed) -> list[tuple[RouteHop, Frame, TensorView | None]]:
     """The frames of a pass and where each goes: to the next hops, or from the last stage to the heads.
 
     A frame that is the one they came in has the hop records of before; others have none yet.
@@ -159,20 +159,24 @@ def outgoing(
             groups.setdefault(hop.replica_id, (hop, []))[1].append(index)
     for hop, indices in groups.values():
         whole = len(indices) == len(work.steps)
-        segments = [work.batch.segments[i] for i in indices]
-        rows = (
-            done.hidden if whole else torch.cat([done.hidden[s.start : s.start + s.rows] for s in segments])
-        )
+        rows = done.activations
+        if not whole:
+            segments = [work.batch.segments[i] for i in indices]
+            rows = rows.rows([slice(s.start, s.start + s.rows) for s in segments])
         if whole and work.frame is not None:
             frame = work.frame
+            if frame.sides:
+                del frame.sides[:]
         else:
             frame = Frame(steps=[work.steps[i][1] for i in indices])
-        out.append((hop, frame, to_view(rows)))
+        if rows.sides:
+            frame.sides.extend(to_message(side, name) for name, side in rows.sides.items())
+        out.append((hop, frame, to_view(rows.hidden)))
     return out
 
 
 def received(
-    model: PartitionModel,
+    model: Partition,
     frame: Frame,
     tensor: TensorView | None,
     session_of: Callable[[Step], ReplicaSession | None],
@@ -183,7 +187,7 @@ def received(
     Args:
         model: what they are for.
         frame: without its tensor.
-        tensor: hidden states of its steps.
+        tensor: activations of its steps.
         session_of: the session of a step; None when it cannot run here.
         network_us: how long the frame was on its way.
 
@@ -193,13 +197,12 @@ def received(
     total = 0
     for step in frame.steps:
         total += step.tokens
-    if tensor is None or tensor.shape != (total, model.hidden_size):
-        raise InternalError("a frame's tensor does not fit its steps")
-    hidden = from_view(tensor, model.device)
-    if hidden.dtype != model.dtype:
-        hidden = hidden.to(model.dtype)
+    if tensor is None:
+        raise InternalError("a frame with steps has no tensor")
+    sides = {side.name: from_message(side, model.device) for side in frame.sides} if frame.sides else {}
+    given = model.check(total, Activations(from_view(tensor, model.device), sides))
     steps: list[tuple[ReplicaSession, Step]] = []
-    rows: list[torch.Tensor] = []
+    rows: list[slice] = []
     at = 0
     whole, several = True, len(frame.steps) > 1
     for step in frame.steps:
@@ -209,11 +212,11 @@ def received(
         else:
             steps.append((session, step))
             if several:
-                rows.append(hidden[at : at + step.tokens])
+                rows.append(slice(at, at + step.tokens))
         at += step.tokens
     if not steps:
         return None
-    batch = Batch(segments_of(steps), hidden=hidden if whole else torch.cat(rows))
+    batch = Batch(segments_of(steps), given=given if whole else given.rows(rows))
     alone = whole and not frame.closes and not frame.results
     return Work(steps, batch, frame.hops, network_us, frame if alone else None)
 

@@ -31,8 +31,8 @@ from .countdown import Countdown
 from .engine import Engine, Outcome
 from .link import Link
 from .partition.blocks import split_digests
+from .partition.interface import Partition
 from .partition.kv import KVPool
-from .partition.model import PartitionModel
 from .passes import Computed, Work, compute, next_hops, outgoing, received
 from .session import ReplicaSession, session_error
 from .short import size_of
@@ -54,9 +54,7 @@ class Replica:
     `head` is set by `Head` on stage 0: it receives results and errors there.
     """
 
-    def __init__(
-        self, replica_id: str, model_name: str, stage: int, model: PartitionModel, kv_bytes: int
-    ) -> None:
+    def __init__(self, replica_id: str, model_name: str, stage: int, model: Partition, kv_bytes: int) -> None:
         self.replica_id = replica_id
         self.model_name = model_name
         self.stage = stage

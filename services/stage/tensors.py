@@ -5,7 +5,8 @@ import warnings
 import torch
 
 from stagemesh.errors import InvalidArgument
-from stagemesh.tensor import TensorView
+from stagemesh.tensor import TensorView, check_layout
+from stagemesh.v1.tensor_pb2 import Tensor
 
 # Received bytes are read-only, and nothing here writes to them.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -17,6 +18,11 @@ _NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
@@ -44,3 +50,21 @@ def from_view(view: TensorView, device: torch.device, field: str = "tensor") -> 
         return torch.empty(view.shape, dtype=_DTYPES[view.dtype], device=device)
     flat = torch.frombuffer(view.data, dtype=_DTYPES[view.dtype]).view(view.shape)
     return flat if device.type == "cpu" else flat.to(device)
+
+
+def to_message(tensor: torch.Tensor, name: str) -> Tensor:
+    """A tensor as a message, for what is small or rare; `to_view` copies less."""
+    view = to_view(tensor, name)
+    return Tensor(name=name, dtype=view.dtype, shape=view.shape, data=bytes(view.data))
+
+
+def from_message(message: Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor of a message, to be read only.
+
+    Raises:
+        InvalidArgument: dtype, shape and length do not fit together.
+    """
+    data = message.data  # each look at it is a copy
+    check_layout(message.dtype, message.shape, len(data), message.name)
+    view = TensorView(message.dtype, tuple(message.shape), memoryview(data), message.name)
+    return from_view(view, device, message.name)

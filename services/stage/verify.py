@@ -18,10 +18,8 @@ from stagemesh import checkpoint as checkpoints
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import InvalidArgument, StagemeshError
 
-from .partition.kv import KVPool, SessionKV
-from .partition.model import Batch, PartitionModel, load_partition
-from .partition.pooling import read_pooling
-from .partition.ragged import Segment
+from .compare import compare_embeddings, compare_generation
+from .partition.load import load_partition
 
 # Prompts of different lengths, served together.
 PROMPT_LENGTHS = (5, 1, 23, 12)
@@ -76,10 +74,12 @@ def verify(source: str, stages: int) -> Certificate:
         load_partition(folder, found, task=found.task, first=a, end=b, dtype="F32")
         for a, b in itertools.pairwise(cuts)
     ]
-    _say("loading the whole model")
     prompts = _prompts(found)
-    compare = _compare_generation if found.task == "generate" else _compare_embeddings
-    error, compared, equal = compare(folder, parts, prompts)
+    _say(f"comparing {len(prompts)} prompts with the whole model")
+    if found.task == "generate":
+        difference = compare_generation(folder, parts, prompts, NEW_TOKENS)
+    else:
+        difference = compare_embeddings(folder, parts, prompts)
     return Certificate(
         architecture=found.architecture,
         revision=found.revision,
@@ -88,93 +88,23 @@ def verify(source: str, stages: int) -> Certificate:
         cuts=cuts,
         dtype="F32",
         path="ragged" if all(part.ragged for part in parts) else "own-cache",
-        max_abs_error=error,
-        tokens_compared=compared,
-        tokens_equal=equal,
+        max_abs_error=difference.max_abs_error,
+        tokens_compared=difference.tokens_compared,
+        tokens_equal=difference.tokens_equal,
         torch=torch.__version__,
         transformers=transformers.__version__,
-        passed=equal == compared and error <= TOLERANCE[found.task],
+        passed=difference.tokens_equal == difference.tokens_compared
+        and difference.max_abs_error <= TOLERANCE[found.task],
     )
 
 
 def _prompts(found: Checkpoint) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
-    longest = max(1, found.context_length - NEW_TOKENS)
+    longest = max(1, (found.context_length or 1000) - NEW_TOKENS)
     return [
         torch.randint(0, found.vocab_size, (min(length, longest),), generator=generator).tolist()
         for length in PROMPT_LENGTHS
     ]
-
-
-@torch.inference_mode()
-def _compare_generation(
-    folder: Path, parts: list[PartitionModel], prompts: list[list[int]]
-) -> tuple[float, int, int]:
-    """Greedy tokens of all prompts together against each prompt alone in the whole model; and the logits."""
-    whole = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
-    )
-    whole.eval()
-    _say(f"comparing {len(prompts)} prompts x {NEW_TOKENS} greedy tokens")
-    pools = [KVPool(2**10 * part.kv_layout.token_bytes, part.kv_layout) for part in parts]
-    kvs = [[pool.reserve(len(prompt) + NEW_TOKENS) for prompt in prompts] for pool in pools]
-    sequences = [list(prompt) for prompt in prompts]
-    positions = [0] * len(prompts)
-    worst, equal = 0.0, 0
-    for _ in range(NEW_TOKENS):
-        steps = [sequence[position:] for sequence, position in zip(sequences, positions, strict=True)]
-        logits = _pass(parts, kvs, steps, positions)
-        for row, sequence in enumerate(sequences):
-            positions[row] = len(sequence)
-            expected = whole(torch.tensor([sequence])).logits[0, -1].float()
-            worst = max(worst, float((logits[row] - expected).abs().max()))
-            token = int(expected.argmax())
-            equal += token == int(logits[row].argmax())
-            sequence.append(token)
-    return worst, len(prompts) * NEW_TOKENS, equal
-
-
-def _pass(
-    parts: list[PartitionModel], kvs: list[list[SessionKV]], steps: list[list[int]], positions: list[int]
-) -> torch.Tensor:
-    """Logits after the last row of each session, all sessions in one pass through every partition."""
-    hidden = None
-    segments: list[Segment] = []
-    for part, own in zip(parts, kvs, strict=True):
-        starts = itertools.accumulate([len(tokens) for tokens in steps], initial=0)
-        segments = [
-            Segment(start, len(tokens), position, kv)
-            for start, tokens, position, kv in zip(starts, steps, positions, own, strict=False)
-        ]
-        ids = torch.tensor([token for tokens in steps for token in tokens]) if part.is_first else None
-        hidden = part.forward(Batch(segments, token_ids=ids, hidden=hidden))
-    assert hidden is not None
-    return parts[-1].logits(hidden[[segment.start + segment.rows - 1 for segment in segments]])
-
-
-@torch.inference_mode()
-def _compare_embeddings(
-    folder: Path, parts: list[PartitionModel], prompts: list[list[int]]
-) -> tuple[float, int, int]:
-    """Pooled embeddings of all samples together against each sample alone in the whole model."""
-    whole = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    pooling = read_pooling(folder)
-    _say(f"comparing the embeddings of {len(prompts)} samples")
-    lengths = [len(prompt) for prompt in prompts]
-    starts = itertools.accumulate(lengths, initial=0)
-    segments = [Segment(start, length, 0) for start, length in zip(starts, lengths, strict=False)]
-    hidden = None
-    for part in parts:
-        ids = torch.tensor([token for prompt in prompts for token in prompt]) if part.is_first else None
-        types = torch.zeros_like(ids) if ids is not None else None
-        hidden = part.forward(Batch(segments, token_ids=ids, hidden=hidden, token_types=types))
-    assert hidden is not None
-    split = parts[-1].output("sentence_embedding", hidden, lengths)
-    worst = 0.0
-    for row, prompt in enumerate(prompts):
-        alone = whole(torch.tensor([prompt])).last_hidden_state[0].float()
-        worst = max(worst, float((split[row] - pooling(alone, [len(prompt)])[0]).abs().max()))
-    return worst, 0, 0
 
 
 def _say(line: str) -> None:

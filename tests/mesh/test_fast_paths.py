@@ -15,7 +15,8 @@ from stagemesh.services.stage.config import StageConfig
 from stagemesh.services.stage.partition import fused, packed
 from stagemesh.services.stage.partition.kernels import load_kernels
 from stagemesh.services.stage.partition.kv import KVPool
-from stagemesh.services.stage.partition.model import Batch, PartitionModel, load_partition
+from stagemesh.services.stage.partition.interface import Batch, Partition
+from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.partition.ragged import Segment
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -152,14 +153,15 @@ async def test_seeded_sampling(slow_client: AsyncClient, client: AsyncClient) ->
     assert sampled == await sample(client)
 
 
-def decode(part: PartitionModel, tokens: torch.Tensor) -> torch.Tensor:
+def decode(part: Partition, tokens: torch.Tensor) -> torch.Tensor:
     """Logits `[sessions, steps, vocab]` of these tokens `[sessions, steps]`, a step at a time, sessions together."""
     pool = KVPool(2**26, part.kv_layout)
     kvs = [pool.reserve(tokens.shape[1]) for _ in tokens]
     logits = []
     for step in range(tokens.shape[1]):
         segments = [Segment(row, 1, step, kv) for row, kv in enumerate(kvs)]
-        logits.append(part.logits(part.forward(Batch(segments, token_ids=tokens[:, step].contiguous()))))
+        ids = {"input_ids": tokens[:, step].contiguous()}
+        logits.append(part.logits(part.forward(Batch(segments, ids)).hidden))
     return torch.stack(logits, dim=1)
 
 

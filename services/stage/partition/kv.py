@@ -96,7 +96,8 @@ class KVPool:
         self.budget_bytes = budget_bytes
         self.layout = layout
         self.block_bytes = BLOCK * layout.token_bytes
-        self.blocks = Blocks(budget_bytes // self.block_bytes)
+        # A partition that keeps nothing has blocks of no bytes, and no sessions that ask for them.
+        self.blocks = Blocks(budget_bytes // self.block_bytes if self.block_bytes else 0)
         self._arenas: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layout.layers
 
     def __repr__(self) -> str:

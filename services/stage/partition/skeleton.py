@@ -1,58 +1,64 @@
 """The part of a transformers model that one partition runs: a skeleton on the meta device.
 
-Causal language models are cut by transformers' own pipeline plan (`base_model_pp_plan`): the modules it names
-before the layers stay on the first partition, those after on the last, and absent ones become identities, so
-that the model's own forward runs unchanged. Families without a plan have an entry in `_PLANS`.
+The whole model is built without memory, what belongs to other partitions is replaced by modules that pass on what
+they are given, and the model's own forward runs on what is left. What is where says the plan that the model library
+publishes (`base_model_pp_plan`), or `plans.py` for families without one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
 import transformers
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from stagemesh.errors import CheckpointError
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Dotted names inside the base model: the layer list, and what belongs before and after it."""
-
-    layers: str
-    before: tuple[str, ...]
-    after: tuple[str, ...]
+from .plans import Plan
 
 
-# Encoders without a pipeline plan of their own.
-_PLANS: dict[str, Plan] = {
-    "bert": Plan("encoder.layer", ("embeddings",), ()),
-}
+class Absent(nn.Module):
+    """Stands where a module of another partition was, and passes on what it is given first."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The first argument."""
+        return args[0] if args else next(iter(kwargs.values()))
 
 
 @dataclass(slots=True)
 class Skeleton:
     """A pruned model on the meta device.
 
-    `base` maps embeddings or hidden states `[1, tokens, hidden]` to hidden states; `head` (last partition of a
-    causal LM, else None) maps those to logits. `renamed` gives, for each kept layer's parameter prefix, its
-    prefix in the checkpoint.
+    Attributes:
+        model: the model with its head.
+        base: what is inside of it: embeddings, layers, final norm.
+        plan: how it was cut.
+        first: first layer that is kept.
+        end: one past the last.
+        total: layers of the whole model.
+        tied: parameters that have another's values in the whole model: name -> the other's name.
     """
 
     model: PreTrainedModel
     base: PreTrainedModel
-    head: nn.Module | None
     plan: Plan
-    task: str
-    renamed: dict[str, str]
+    first: int
+    end: int
+    total: int
+    tied: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The partition's layers, after `compact`; before it the whole model's, with absent ones."""
+        found = self.base.get_submodule(self.plan.layers)
+        assert isinstance(found, nn.ModuleList)
+        return found
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -75,74 +81,45 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise CheckpointError(f"the checkpoint's config.json cannot be used: {reason}") from error
 
 
-def plan_of(config: PreTrainedConfig) -> Plan:
-    """How this architecture is cut.
+def prune(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, first: int, end: int) -> Skeleton:
+    """Leave of a model on the meta device what layers `first` to `end` (exclusive) need.
+
+    Names stay as they are, so that weights find their places; see `compact`.
 
     Raises:
-        CheckpointError: it has no pipeline plan here or in transformers.
+        CheckpointError: the layer range is outside the model, or the cut is not a legal one.
     """
-    if config.model_type in _PLANS:
-        return _PLANS[config.model_type]
-    named = list(getattr(config, "base_model_pp_plan", None) or ())
-    if "layers" not in named:
-        raise CheckpointError(f"architecture {config.model_type!r} has no pipeline plan: it cannot be split")
-    middle = named.index("layers")
-    return Plan("layers", tuple(named[:middle]), tuple(named[middle + 1 :]))
-
-
-def build(config: PreTrainedConfig, task: str, first: int, end: int, attention: str) -> Skeleton:
-    """Build layers `first` to `end` (exclusive) on the meta device.
-
-    Args:
-        config: of the whole model; it is changed to that of the partition.
-        task: "generate" (a causal LM, with its head on the last partition) or "embed".
-        first: first layer.
-        end: one past the last layer.
-        attention: name of the attention implementation.
-
-    Raises:
-        CheckpointError: the architecture has no plan, or the layer range is outside the model.
-    """
-    plan = plan_of(config)
-    factory = AutoModelForCausalLM if task == "generate" else AutoModel
-    extra = {} if task == "generate" else {"add_pooling_layer": False}
-    with torch.device("meta"):
-        model = factory.from_config(config, attn_implementation=attention, **extra)
-    model.eval().requires_grad_(False)
-    base = model.base_model
     layers = base.get_submodule(plan.layers)
+    assert isinstance(layers, nn.ModuleList)
     total = len(layers)
     if not 0 <= first < end <= total:
         raise CheckpointError(f"layers {first}..{end} are outside the model's 0..{total}")
-    is_first, is_last = first == 0, end == total
-
-    for name in plan.before if not is_first else ():
-        base.set_submodule(name, nn.Identity(), strict=True)
-    for name in plan.after if not is_last else ():
-        base.set_submodule(name, nn.Identity(), strict=True)
-    kept = nn.ModuleList(layers[first:end])
-    base.set_submodule(plan.layers, kept, strict=True)
-    _renumber(kept, config, first, end)
-
-    head: nn.Module | None = None
-    if task == "generate":
-        head = model.get_output_embeddings() if is_last else None
-        if not is_last:
-            model.set_output_embeddings(nn.Identity())
-    prefix = "" if base is model else f"{model.base_model_prefix}."
-    renamed = {
-        f"{prefix}{plan.layers}.{local}.": f"{prefix}{plan.layers}.{first + local}."
-        for local in range(end - first)
-    }
-    return Skeleton(model, base, head, plan, task, renamed)
+    tied = dict(model.all_tied_weights_keys)
+    for name in plan.before if first else ():
+        base.set_submodule(name, Absent(), strict=True)
+    for name in plan.after if end < total else ():
+        base.set_submodule(name, Absent(), strict=True)
+    for index in range(total):
+        if not first <= index < end:
+            layers[index] = Absent()
+    if end < total:
+        for name, child in list(model.named_children()):
+            if child is not base and base is not model:
+                setattr(model, name, Absent())
+    return Skeleton(model, base, plan, first, end, total, tied)
 
 
-def _renumber(layers: nn.ModuleList, config: PreTrainedConfig, first: int, end: int) -> None:
-    """Make the kept layers count from 0: they index caches and per-layer settings with it."""
-    for local, layer in enumerate(layers):
+def compact(skeleton: Skeleton) -> None:
+    """Drop the absent layers and make the kept ones count from 0: caches and settings are indexed by that number."""
+    first, end = skeleton.first, skeleton.end
+    kept = nn.ModuleList(list(skeleton.layers)[first:end])
+    skeleton.base.set_submodule(skeleton.plan.layers, kept, strict=True)
+    for local, layer in enumerate(kept):
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = local
+    config = skeleton.base.config
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == skeleton.total and name.endswith(("_types", "_layout")):
+            setattr(config, name, value[first:end])
     config.num_hidden_layers = end - first
-    if getattr(config, "layer_types", None):
-        config.layer_types = list(config.layer_types[first:end])

@@ -1,24 +1,46 @@
-"""Fill a skeleton with its own tensors, mapped from safetensors files, and nothing else."""
+"""Fill a skeleton with its own tensors, mapped from safetensors files, and nothing else.
 
-from collections.abc import Callable
+Checkpoints do not always spell a tensor as the model does: experts lie apart that the model holds as one tensor, or a
+module was renamed. The model library knows how each family was written (`get_model_conversion_mapping`), and does the
+merging and renaming here too; what this file adds is that only files and tensors of this partition are touched.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
 
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import CheckpointError
 
-from .skeleton import Skeleton
+from .skeleton import Absent, Skeleton
+
+_STORED = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
 
 # Where a file of the checkpoint lies on this machine; fetches it first when it must.
 Locate = Callable[[str], Path]
 
 
-def load_weights(
-    skeleton: Skeleton, checkpoint: Checkpoint, locate: Locate, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Load every parameter and buffer of the skeleton; return the bytes that they take.
+def load_weights(skeleton: Skeleton, checkpoint: Checkpoint, locate: Locate, device: torch.device) -> int:
+    """Load every parameter and buffer of the skeleton in its own dtype; return the bytes that they take.
 
     Only files that hold one of its tensors are located, and only its tensors are read from them.
 
@@ -26,113 +48,111 @@ def load_weights(
         CheckpointError: a tensor is missing, has another shape, or its file cannot be read.
     """
     model = skeleton.model
-    wanted = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta}
-    tied = _tied(skeleton)
-    source = {
-        name: _name_in(checkpoint, _original(name, skeleton), model.base_model_prefix) for name in wanted
-    }
-    missing = sorted(name for name, found in source.items() if found is None and name not in tied)
+    mapping = get_model_conversion_mapping(model)
+    sources = _sources(model, checkpoint.tensors, mapping)
+    present = set(model.state_dict())
+    wanted = {name: target for name, target in sources.items() if target in present}
+    # What is tied to a tensor of another partition is read under its own name.
+    given = set(sources.values())
+    for target, other in skeleton.tied.items():
+        if target in present and target not in given and other not in present:
+            wanted.update({name: target for name, found in sources.items() if found == other})
+    missing, wrong = _load(model, checkpoint, locate, wanted, sources, mapping, device)
+    for target, other in skeleton.tied.items():
+        if target in present and other in present:
+            _share(model, target, other)
+            missing.discard(target)
+            missing.discard(other) if target in given else None
+    if wrong:
+        name, found, needed = wrong[0]
+        raise CheckpointError(
+            f"tensor {name!r} has shape {list(found)}, the architecture needs {list(needed)}"
+        )
     if missing:
-        raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors, first {missing[0]!r}")
-
-    loaded = 0
-    by_file: dict[str, list[str]] = {}
-    for name, found in source.items():
-        if found is not None:
-            by_file.setdefault(checkpoint.tensors[found].file, []).append(name)
-    for file, names in by_file.items():
-        try:
-            with safe_open(locate(file), framework="pt") as tensors:
-                for name in names:
-                    loaded += _place(skeleton, name, tensors.get_tensor(source[name]), dtype, device)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read: {str(error)[:200]}") from error
-    for name, other in tied.items():
-        if source.get(name) is None:
-            loaded += _place_tied(skeleton, checkpoint, locate, name, other, dtype, device)
-    _fill_buffers(skeleton, device)
-    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+        raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)!r}")
+    _fill_buffers(model, device)
+    model.requires_grad_(False)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    left = [name for name, tensor in tensors if tensor.is_meta]
     if left:
         raise CheckpointError(f"architecture leaves {left[0]!r} without a value: it cannot be split here")
-    return loaded
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
 
 
-def _original(name: str, skeleton: Skeleton) -> str:
-    """The name that a parameter has in the whole model: layers of a partition count from 0."""
-    for local, whole in skeleton.renamed.items():
-        if name.startswith(local):
-            return whole + name[len(local) :]
-    return name
+def _sources(model: PreTrainedModel, names: Iterable[str], mapping: list[Any]) -> dict[str, str]:
+    """The model's parameter (one of them, where a tensor is taken apart) that each tensor of a checkpoint goes to."""
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    own, prefix = model.state_dict(), model.base_model_prefix
+    found = {}
+    for name in names:
+        target, _ = rename_source_key(name, renamings, converters, prefix, own)
+        if target not in own and name in own:
+            target = name
+        found[name] = target
+    return found
 
 
-def _name_in(checkpoint: Checkpoint, name: str, prefix: str) -> str | None:
-    """The checkpoint's spelling: with or without the base model's prefix."""
-    for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-        if candidate in checkpoint.tensors:
-            return candidate
-    return None
-
-
-def _tied(skeleton: Skeleton) -> dict[str, str]:
-    """Parameters that share another's values in the whole model: name -> the other's name."""
-    model = skeleton.model
-    if skeleton.head is None or not getattr(model.config, "tie_word_embeddings", False):
-        return {}
-    head = next(name for name, module in model.named_modules() if module is skeleton.head)
-    embedding = f"{model.base_model_prefix}.{skeleton.plan.before[0]}" if skeleton.plan.before else ""
-    return {f"{head}.weight": f"{embedding}.weight"}
-
-
-def _place(
-    skeleton: Skeleton, name: str, value: torch.Tensor, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Put `value` in the place of a meta tensor; return its bytes."""
-    owner_name, _, leaf = name.rpartition(".")
-    owner = skeleton.model.get_submodule(owner_name)
-    current = getattr(owner, leaf)
-    if value.shape != current.shape:
-        raise CheckpointError(
-            f"tensor {name!r} has shape {list(value.shape)}, the architecture needs {list(current.shape)}"
-        )
-    # A copy, so that nothing holds the mapped file: a checkpoint may be replaced while it is served.
-    value = value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype, copy=True)
-    if isinstance(current, torch.nn.Parameter):
-        value = torch.nn.Parameter(value, requires_grad=False)
-        value._is_hf_initialized = True  # transformers' initialisers leave such tensors alone
-    setattr(owner, leaf, value)
-    return value.nbytes
-
-
-def _place_tied(
-    skeleton: Skeleton,
+def _load(
+    model: PreTrainedModel,
     checkpoint: Checkpoint,
     locate: Locate,
-    name: str,
-    other: str,
-    dtype: torch.dtype,
+    wanted: dict[str, str],
+    sources: dict[str, str],
+    mapping: list[Any],
     device: torch.device,
-) -> int:
-    """Give `name` the values of `other`: shared when this partition has it, else read."""
-    model = skeleton.model
-    try:
-        shared = model.get_parameter(other)
-    except AttributeError:
-        found = _name_in(checkpoint, other, model.base_model_prefix)
-        if found is None:
-            raise CheckpointError(f"the checkpoint lacks the tensor {other!r}") from None
-        with safe_open(locate(checkpoint.tensors[found].file), framework="pt") as tensors:
-            return _place(skeleton, name, tensors.get_tensor(found), dtype, device)
-    owner_name, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner_name), leaf, shared)
-    return 0
+) -> tuple[set[str], list[tuple[str, torch.Size, torch.Size]]]:
+    """Read the tensors in `wanted`; parameters that got none, and those whose shape does not fit."""
+    by_file: dict[str, list[str]] = {}
+    for name in wanted:
+        by_file.setdefault(checkpoint.tensors[name].file, []).append(name)
+    with ExitStack() as files:
+        state: dict[str, Any] = {}
+        for file, names in by_file.items():
+            try:
+                opened = files.enter_context(safe_open(locate(file), framework="pt"))
+                for name in names:
+                    # Under the checkpoint's name, for the mapping; tied ones under the model's.
+                    key = name if sources[name] == wanted[name] else wanted[name]
+                    state[key] = opened.get_slice(name)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file} cannot be read: {str(error)[:200]}") from error
+        config = LoadStateDictConfig(device_map={"": device}, weight_mapping=mapping)
+        info, _ = convert_and_load_state_dict_in_model(model, state, config)
+        _own_memory(model, checkpoint, wanted)
+    if info.conversion_errors:
+        first = next(iter(info.conversion_errors.values()))
+        raise CheckpointError(f"the checkpoint's tensors cannot be converted: {str(first)[:200]}")
+    return set(info.missing_keys), list(info.mismatched_keys)
 
 
-def _fill_buffers(skeleton: Skeleton, device: torch.device) -> None:
+def _own_memory(model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, str]) -> None:
+    """Copy what may still lie in a mapped file: a checkpoint may be replaced while it is served."""
+    for name, target in wanted.items():
+        tensor = _tensor(model, target)
+        same = _STORED.get(checkpoint.tensors[name].dtype) == tensor.dtype
+        if same and not tensor.is_meta and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def _share(model: PreTrainedModel, target: str, other: str) -> None:
+    """Make `target` the parameter that `other` is."""
+    owner, _, leaf = target.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, _tensor(model, other))
+
+
+def _tensor(model: PreTrainedModel, name: str) -> torch.Tensor:
+    owner, _, leaf = name.rpartition(".")
+    found: torch.Tensor = getattr(model.get_submodule(owner), leaf)
+    return found
+
+
+def _fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Compute the buffers that no checkpoint holds (rotary frequencies, position ids)."""
-    for module in skeleton.model.modules():
+    for module in model.modules():
         empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in empty:
             setattr(module, name, torch.zeros_like(getattr(module, name), device=device))
-        if empty:
+        if empty and not isinstance(module, Absent):
             with torch.no_grad():
-                skeleton.model._init_weights(module)
+                model._init_weights(module)

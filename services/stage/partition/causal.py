@@ -1,0 +1,331 @@
+"""A partition of a causal language model: hidden states, keys and values, logits."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from stagemesh.checkpoint import Checkpoint
+from stagemesh.errors import InternalError, InvalidArgument
+from stagemesh.tensor import TensorView
+
+from ..tensors import from_view
+from .attention import NAME, running
+from .cache import SessionCache
+from .fused import FAMILIES, FusedLayer, fuse_layers
+from .interface import Activations, Batch
+from .kernels import Kernels, load_kernels
+from .kv import KVLayout
+from .packed import pack_linears
+from .plans import plan_of
+from .ragged import Ragged, Segment
+from .skeleton import Skeleton, compact, prune, read_config
+from .weights import Locate, load_weights
+
+
+class CausalPartition:
+    """Layers `first` to `end` of a causal language model. See `interface.Partition`."""
+
+    generates = True
+    default_outputs: tuple[str, ...] = ("logits",)
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        config: PreTrainedConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        weight_bytes: int,
+        ragged: bool,
+        packed: int,
+        kernels: Kernels | None,
+    ) -> None:
+        self._skeleton = skeleton
+        self._base = skeleton.base
+        # Of the whole model: caches are made from it.
+        self._config = config
+        self.first_layer = skeleton.first
+        self.end_layer = skeleton.end
+        self.is_first = skeleton.first == 0
+        self.is_last = skeleton.end == skeleton.total
+        self.dtype = dtype
+        self.device = device
+        self.weight_bytes = weight_bytes
+        self.ragged = ragged
+        # Linear layers whose weights are packed.
+        self.packed = packed
+        # Whether decoder layers were replaced by fused ones.
+        self.fused = isinstance(skeleton.layers[0], FusedLayer)
+        self._kernels = kernels
+        text = config.get_text_config(decoder=True)
+        self.hidden_size: int = text.hidden_size
+        self.vocab_size: int = text.vocab_size
+        self.kv_layout = kv_layout(text, skeleton.end - skeleton.first, dtype, device)
+        self._accepts = frozenset(inspect.signature(self._base.forward).parameters)
+        self._head = _head_of(skeleton, plain=config.model_type in FAMILIES) if self.is_last else None
+
+    def __repr__(self) -> str:
+        return f"<CausalPartition {self.first_layer}..{self.end_layer} of {self._skeleton.total}>"
+
+    @property
+    def layers(self) -> int:
+        """How many layers this partition has."""
+        return self.end_layer - self.first_layer
+
+    # ---- what comes in ----
+
+    def inputs_of(self, tensors: Mapping[str, TensorView], lengths: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Token ids `[sum(lengths)]`."""
+        total = sum(lengths)
+        for name in tensors:
+            if name != "input_ids":
+                raise InvalidArgument(f"inputs: unknown tensor {name[:40]!r}", field="inputs")
+        if "input_ids" not in tensors:
+            raise InvalidArgument("inputs: input_ids is missing", field="input_ids")
+        view = tensors["input_ids"]
+        if view.dtype != "I64" or view.shape != (total,):
+            raise InvalidArgument(
+                f"input_ids: needs I64 [{total}], got {view.dtype} {list(view.shape)}", field="input_ids"
+            )
+        ids = from_view(view, self.device, "input_ids")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
+            raise InvalidArgument("input_ids: an id is outside the vocabulary", field="input_ids")
+        return {"input_ids": ids}
+
+    def check(self, rows: int, given: Activations) -> Activations:
+        """Hidden states `[rows, hidden]` in this partition's dtype."""
+        if given.hidden.shape != (rows, self.hidden_size):
+            raise InternalError("a frame's tensor does not fit its steps")
+        if given.hidden.dtype != self.dtype:
+            given.hidden = given.hidden.to(self.dtype)
+        return given
+
+    def probe(self, segments: list[Segment]) -> Batch:
+        """Ones, or hidden states drawn from a fixed seed."""
+        rows = sum(segment.rows for segment in segments)
+        if self.is_first:
+            ids = torch.ones(rows, dtype=torch.int64, device=self.device)
+            return Batch(segments, inputs={"input_ids": ids})
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(rows, self.hidden_size, generator=generator)
+        return Batch(segments, given=Activations(hidden.to(self.device, self.dtype)))
+
+    # ---- what is computed ----
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Activations:
+        """Hidden states `[tokens, hidden]` after this partition's layers (and the final norm on the last)."""
+        if self.ragged:
+            ragged = Ragged(batch.segments, True, self.device, self._kernels)
+            if self.fused:
+                hidden = self._forward_fused(batch, ragged)
+            else:
+                with running(ragged):
+                    hidden = self._call(batch, slice(None), ragged.positions, None)
+            ragged.done(batch.segments)
+            return Activations(hidden)
+        out = [self._forward_alone(batch, segment) for segment in batch.segments]
+        return Activations(out[0] if len(out) == 1 else torch.cat(out))
+
+    def _forward_fused(self, batch: Batch, ragged: Ragged) -> torch.Tensor:
+        """The same as the model library's own forward, layer by fused layer."""
+        base: Any = self._base
+        hidden = base.embed_tokens(_ids(batch)) if self.is_first else _hidden(batch).clone()
+        cos, sin = base.rotary_emb(hidden[None], ragged.positions[None])
+        delta: torch.Tensor | None = None
+        for layer in base.layers:
+            delta = layer(hidden, delta, (cos[0], sin[0]), ragged)
+        if self.is_last and self._kernels is not None:
+            return self._kernels.add_rms_norm(hidden, delta, base.norm.weight, base.norm.variance_epsilon)
+        return hidden.add_(delta)
+
+    def _forward_alone(self, batch: Batch, segment: Segment) -> torch.Tensor:
+        """One session with transformers' own cache: slower, for architectures the ragged path does not fit."""
+        positions = torch.arange(segment.position, segment.end, device=self.device)
+        rows = slice(segment.start, segment.start + segment.rows)
+        if segment.kv is None:
+            return self._call(batch, rows, positions, None)
+        if segment.kv.own is None:
+            segment.kv.own = SessionCache(self._config, self.first_layer, self.end_layer)
+        cache = segment.kv.own
+        assert isinstance(cache, SessionCache)
+        hidden = self._call(batch, rows, positions, cache)
+        segment.kv.length = cache.seen = segment.end
+        return hidden
+
+    def _call(
+        self, batch: Batch, rows: slice, positions: torch.Tensor, cache: SessionCache | None
+    ) -> torch.Tensor:
+        inputs: dict[str, object] = {
+            "position_ids": positions[None],
+            "use_cache": cache is not None,
+            "past_key_values": cache,
+        }
+        inputs = {name: value for name, value in inputs.items() if name in self._accepts}
+        if self.is_first:
+            inputs["input_ids"] = _ids(batch)[rows][None]
+        else:
+            inputs["inputs_embeds"] = _hidden(batch)[rows][None]
+        hidden: torch.Tensor = self._base(**inputs).last_hidden_state
+        return hidden[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[rows, hidden]` after the final norm -> float32 `[rows, vocab]`; on the last partition."""
+        if self._head is None:
+            raise ValueError("this partition has no head")
+        out: torch.Tensor = self._head(hidden)
+        return out.float()
+
+    def output(self, name: str, done: Activations, lengths: Sequence[int]) -> torch.Tensor:
+        """`logits` `[tokens, vocab]` or `last_hidden_state` `[tokens, hidden]`, float32."""
+        if name == "last_hidden_state":
+            return done.hidden.float()
+        if name == "logits":
+            return self.logits(done.hidden)
+        raise InvalidArgument(f"outputs: the model has no output {name[:40]!r}", field="outputs")
+
+
+def _ids(batch: Batch) -> torch.Tensor:
+    if batch.inputs is None:
+        raise ValueError("the batch has no token ids")
+    return batch.inputs["input_ids"]
+
+
+def _hidden(batch: Batch) -> torch.Tensor:
+    if batch.given is None:
+        raise ValueError("the batch has no hidden states")
+    return batch.given.hidden
+
+
+class _Given(nn.Module):
+    """In the place of the base model: answers with hidden states that were computed before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden: torch.Tensor | None = None
+
+    def forward(self, *_: object, **__: object) -> "_Answer":
+        return _Answer(last_hidden_state=self.hidden)
+
+
+class _Answer(SimpleNamespace):
+    """What a base model returns, of which everything optional is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.last_hidden_state if index == 0 else None
+
+
+class _WholeHead:
+    """Logits as the model itself makes them, with whatever it does before and after its output layer.
+
+    Args:
+        skeleton: of the last partition; its model's base is replaced.
+    """
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        self._model = skeleton.model
+        self._given = _Given()
+        name = next(name for name, child in self._model.named_children() if child is skeleton.base)
+        setattr(self._model, name, self._given)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[rows, hidden]` -> `[rows, vocab]`."""
+        self._given.hidden = hidden[None]
+        try:
+            logits: torch.Tensor = self._model(inputs_embeds=hidden[None], use_cache=False).logits
+        finally:
+            self._given.hidden = None
+        return logits[0]
+
+
+def _head_of(skeleton: Skeleton, plain: bool) -> Any:
+    """The output layer alone where the family is known to have nothing around it."""
+    return skeleton.model.get_output_embeddings() if plain else _WholeHead(skeleton)
+
+
+def kv_layout(config: PreTrainedConfig, layers: int, dtype: torch.dtype, device: torch.device) -> KVLayout:
+    """What `layers` layers of a model keep of each position; for other states than keys and values an estimate."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return KVLayout(layers, heads, head_dim, dtype, device)
+
+
+def load_causal(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    first: int,
+    end: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    locate: Locate,
+    fast: bool,
+) -> CausalPartition:
+    """Build and load one partition of a causal language model. See `load.load_partition`."""
+    config = read_config(folder)
+    ragged = _full_attention(config)
+    skeleton = build_causal(config, first, end, dtype, ragged)
+    weight_bytes = load_weights(skeleton, checkpoint, locate, device)
+    compact(skeleton)
+    packed, kernels = 0, None
+    if fast and device.type == "cpu":
+        kernels = load_kernels(dtype) if ragged else None
+        if kernels is not None and config.model_type in FAMILIES:
+            base: Any = skeleton.base
+            fuse_layers(base.layers, base.rotary_emb, kv_layout(config, end - first, dtype, device), kernels)
+        packed = pack_linears(skeleton.model)
+    return CausalPartition(
+        skeleton,
+        read_config(folder),
+        dtype=dtype,
+        device=device,
+        weight_bytes=weight_bytes,
+        ragged=ragged,
+        packed=packed,
+        kernels=kernels,
+    )
+
+
+def build_causal(
+    config: PreTrainedConfig, first: int, end: int, dtype: torch.dtype, ragged: bool
+) -> Skeleton:
+    """The skeleton of layers `first` to `end`; `config` becomes that of the partition when it is compacted.
+
+    Raises:
+        CheckpointError: the architecture has no plan, or the layer range is outside the model.
+    """
+    with torch.device("meta"):
+        model = _from_config(config, dtype, NAME if ragged else "sdpa")
+    model.eval()
+    base = model.base_model
+    return prune(model, base, plan_of(config, base), first, end)
+
+
+def _from_config(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> Any:
+    """The whole model; attention is the model's own where it does not take the one asked for."""
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    except ValueError:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+
+
+# Causal families whose attention goes through transformers' interface with plain keys and values.
+_RAGGED = FAMILIES
+
+
+def _full_attention(config: PreTrainedConfig) -> bool:
+    """Whether every layer attends to everything before it, in a family known to fit the ragged path."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return config.model_type in _RAGGED and kinds == {"full_attention"} and not window
