@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
 
-VERSION = b"stagemesh-cache-1"
+VERSION = b"stagemesh-cache-2"
 
 
 def generation_key(
@@ -18,6 +18,7 @@ def generation_key(
     max_tokens: int,
     stop: Sequence[str],
     stop_token_ids: Iterable[int],
+    min_tokens: int = 0,
 ) -> bytes:
     """Key of a generation. Greedy ones ignore what does not change them: seed and sampling filters."""
     greedy = sampling.temperature == 0
@@ -33,6 +34,9 @@ def generation_key(
         struct.pack("<Q", 0 if greedy else sampling.seed),
         _list(text.encode() for text in sorted(set(stop))),
         _list(struct.pack("<I", token) for token in sorted(set(stop_token_ids))),
+        struct.pack("<I", min_tokens),
+        struct.pack("<fff", *_penalties(sampling)),
+        _list(struct.pack("<If", token, bias) for token, bias in sorted(sampling.logit_bias.items()) if bias),
     )
 
 
@@ -60,6 +64,15 @@ def embed_key(spec: registry_pb2.ModelSpec, tenant: str, rows: Sequence[Sequence
 def cache_tags(spec: registry_pb2.ModelSpec) -> list[str]:
     """What an entry can be invalidated by."""
     return [f"model:{spec.name}", f"revision:{spec.revision}"]
+
+
+def _penalties(sampling: stage_pb2.Sampling) -> tuple[float, float, float]:
+    # Adding 0 makes a negative zero a positive one.
+    return (
+        sampling.repetition_penalty or 1.0,
+        sampling.frequency_penalty + 0.0,
+        sampling.presence_penalty + 0.0,
+    )
 
 
 def _model(spec: registry_pb2.ModelSpec, tenant: str) -> tuple[bytes, ...]:

@@ -6,8 +6,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .auth import Auth, load_keys
 from .cache_client import BYPASS, CacheClient
 from .cache_key import embed_key, infer_key
 from .channels import Channels
+from .choices import Choices
 from .config import RouterConfig
 from .context import RequestContext
 from .dispatch import Dispatch
@@ -115,24 +116,32 @@ class RouterCore:
             check_generate(request, spec)
             async with self._gate.admitted(ctx.deadline):
                 with observed.current():
-                    plan = await self._prepare(request, spec, ctx)
-                observed.prompt(len(plan.token_ids))
-                generation = Generation(
-                    plan,
-                    ctx,
-                    observed.span,
-                    self._rng.getrandbits(63) | 1,
-                    started=observed.started,
-                    cache=self._cache,
-                    dispatch=self._dispatch,
-                    telemetry=self.telemetry,
-                )
-                try:
-                    async with aclosing(generation.run()) as responses:
+                    plans = await self._prepare(request, spec, ctx)
+                observed.prompt(len(plans[0].token_ids))
+                generations = [self._generation(plan, ctx, observed) for plan in plans]
+                if len(generations) == 1:
+                    with _accounted(generations, observed):
+                        async with aclosing(generations[0].run()) as responses:
+                            async for response in responses:
+                                yield response
+            if len(generations) > 1:  # each answer is admitted by itself
+                choices = Choices(generations, lambda: self._gate.admitted(ctx.deadline))
+                with _accounted(generations, observed):
+                    async with aclosing(choices.run()) as responses:
                         async for response in responses:
                             yield response
-                finally:
-                    observed.completion(generation.completion_tokens, generation.finish_reason)
+
+    def _generation(self, plan: Plan, ctx: RequestContext, observed: Observed) -> Generation:
+        return Generation(
+            plan,
+            ctx,
+            observed.span,
+            self._rng.getrandbits(63) | 1,
+            started=observed.started,
+            cache=self._cache,
+            dispatch=self._dispatch,
+            telemetry=self.telemetry,
+        )
 
     async def infer(
         self, request: inference_pb2.InferRequest, ctx: RequestContext
@@ -226,7 +235,7 @@ class RouterCore:
 
     async def _prepare(
         self, request: inference_pb2.GenerateRequest, spec: registry_pb2.ModelSpec, ctx: RequestContext
-    ) -> Plan:
+    ) -> list[Plan]:
         with self.telemetry.span("router.tokenize"):
             text = await self._text(spec, ctx)
             return await prepare(
@@ -256,6 +265,16 @@ class RouterCore:
                     f"{field}: {len(row.ids)} tokens exceed the context of {longest}", field=field
                 )
         return [list(row.ids) for row in request.tokens]
+
+
+@contextmanager
+def _accounted(generations: list[Generation], observed: Observed) -> Iterator[None]:
+    """Count what was generated when the body is over, well or not."""
+    try:
+        yield
+    finally:
+        tokens = sum(generation.completion_tokens for generation in generations)
+        observed.completion(tokens, generations[0].finish_reason)
 
 
 def _check_embed(request: inference_pb2.EmbedRequest, spec: registry_pb2.ModelSpec) -> None:

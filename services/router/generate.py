@@ -89,7 +89,10 @@ class Generation:
                 ids = [token.id for token in event.tokens]
                 if finish == "stop" and ids and ids[-1] in ends:
                     ids.pop()  # it ends the text and is no part of it
-                text, stopped = stops.push(detokenizer.push(ids))
+                early = max(0, plan.min_tokens - self.completion_tokens)
+                text = detokenizer.push(ids[:early])  # nothing ends an answer here
+                piece, stopped = stops.push(detokenizer.push(ids[early:]))
+                text += piece
                 if finish and not stopped:
                     rest, stopped = stops.push(detokenizer.flush())
                     text += rest + ("" if stopped else stops.flush())

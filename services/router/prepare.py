@@ -1,7 +1,9 @@
 """From a checked request to what the head is told: token ids, sampling, stops, cache key."""
 
 import asyncio
+import hashlib
 import random
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ from stagemesh.v1 import inference_pb2, registry_pb2, stage_pb2
 
 from .cache_key import generation_key
 from .text import ModelText
-from .validate import check_length, check_token_ids
+from .validate import check_length, check_min_tokens, check_token_ids
 
 THREAD_AT_CHARACTERS = 2000
 """Longer texts are tokenised off the event loop."""
@@ -17,7 +19,7 @@ THREAD_AT_CHARACTERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One generation, ready to be looked up or dispatched.
+    """One answer, ready to be looked up or dispatched.
 
     `alternatives` is how many the caller wants per token: 0 with log probabilities on still gives each chosen
     token's own. `key` is None when the generation must not touch the cache.
@@ -27,6 +29,7 @@ class Plan:
     text: ModelText
     token_ids: list[int]
     max_tokens: int
+    min_tokens: int
     sampling: stage_pb2.Sampling
     stop: list[str]
     stop_token_ids: list[int]
@@ -44,38 +47,63 @@ async def prepare(
     rng: random.Random,
     *,
     default_max_tokens: int,
-) -> Plan:
-    """Tokenise and decide; raises `OutOfRange` or `InvalidArgument` when the prompt does not fit."""
+) -> list[Plan]:
+    """Tokenise and decide; a plan for each answer asked for.
+
+    Raises `OutOfRange` or `InvalidArgument` when the prompt does not fit.
+    """
     token_ids = await tokenise(request, text)
     check_token_ids(token_ids, spec, "prompt")
     asked = request.max_tokens if request.HasField("max_tokens") else None
     max_tokens = check_length(len(token_ids), asked, spec, default=default_max_tokens)
+    min_tokens = request.min_tokens
+    check_min_tokens(min_tokens, max_tokens)
     sampling = sampling_of(request, rng)
     stop_token_ids = sorted({*request.stop_token_ids, *(() if request.ignore_eos else text.eos_ids)})
-    key = None
-    if spec.cache and is_deterministic(request):
-        key = generation_key(
-            spec,
-            tenant,
-            token_ids,
-            sampling,
-            max_tokens=max_tokens,
-            stop=request.stop,
-            stop_token_ids=stop_token_ids,
+    if min_tokens:
+        sampling.held_ids.extend(stop_token_ids)
+        sampling.held_before = len(token_ids) + min_tokens
+    plans = []
+    for index in range(request.n or 1):
+        own = stage_pb2.Sampling()
+        own.CopyFrom(sampling)
+        own.seed = seed_of(sampling.seed, index)
+        key = None
+        if spec.cache and is_deterministic(request):
+            key = generation_key(
+                spec,
+                tenant,
+                token_ids,
+                own,
+                max_tokens=max_tokens,
+                stop=request.stop,
+                stop_token_ids=stop_token_ids,
+                min_tokens=min_tokens,
+            )
+        plans.append(
+            Plan(
+                spec=spec,
+                text=text,
+                token_ids=token_ids,
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                sampling=own,
+                stop=list(request.stop),
+                stop_token_ids=stop_token_ids,
+                alternatives=request.logprobs,
+                key=key,
+                lookup=key is not None and not request.cache_no_lookup,
+                store=key is not None and not request.cache_no_store,
+            )
         )
-    return Plan(
-        spec=spec,
-        text=text,
-        token_ids=token_ids,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        stop=list(request.stop),
-        stop_token_ids=stop_token_ids,
-        alternatives=request.logprobs,
-        key=key,
-        lookup=key is not None and not request.cache_no_lookup,
-        store=key is not None and not request.cache_no_store,
-    )
+    return plans
+
+
+def seed_of(seed: int, index: int) -> int:
+    """The seed of a request's answer `index`: the first one's is the request's own, so it is the answer to n = 1."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(struct.pack("<QI", seed, index), digest_size=8).digest(), "little")
 
 
 async def tokenise(request: inference_pb2.GenerateRequest, text: ModelText) -> list[int]:
@@ -106,6 +134,10 @@ def sampling_of(request: inference_pb2.GenerateRequest, rng: random.Random) -> s
         min_p=request.min_p if request.HasField("min_p") else 0.0,
         seed=request.seed if request.HasField("seed") else rng.getrandbits(63),
         logprobs=max(request.logprobs, 1) if request.HasField("logprobs") else 0,
+        repetition_penalty=0.0 if request.repetition_penalty == 1.0 else request.repetition_penalty,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        logit_bias=request.logit_bias,
     )
 
 

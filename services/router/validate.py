@@ -11,6 +11,11 @@ MAX_STOP_LENGTH = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 2.0
+MAX_ANSWERS = 128
+MAX_PENALTY = 2.0
+MAX_REPETITION_PENALTY = 100.0
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
 MAX_NAME = 80
 
 
@@ -38,6 +43,7 @@ def check_generate(request: inference_pb2.GenerateRequest, spec: registry_pb2.Mo
     check_task(spec, "generate")
     _check_input(request, spec)
     _check_sampling(request)
+    _check_bias(request, spec)
     _check_stops(request, spec)
 
 
@@ -118,6 +124,34 @@ def _check_sampling(request: inference_pb2.GenerateRequest) -> None:
         raise InvalidArgument(f"top_k: must be 0 (off) or more, not {request.top_k}", field="top_k")
     if request.HasField("logprobs"):
         _within("logprobs", request.logprobs, 0, MAX_LOGPROBS)
+    for name in ("presence_penalty", "frequency_penalty"):
+        if request.HasField(name):
+            _within(name, getattr(request, name), -MAX_PENALTY, MAX_PENALTY)
+    if request.HasField("repetition_penalty"):
+        _within("repetition_penalty", request.repetition_penalty, 0.0, MAX_REPETITION_PENALTY, above=True)
+    if request.HasField("n"):
+        _within("n", request.n, 1, MAX_ANSWERS)
+    if request.HasField("min_tokens") and request.min_tokens < 0:
+        raise InvalidArgument(f"min_tokens: must be 0 or more, not {request.min_tokens}", field="min_tokens")
+
+
+def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+    """`InvalidArgument` when an answer would have to be longer than it may."""
+    if min_tokens > max_tokens:
+        raise InvalidArgument(
+            f"min_tokens: {min_tokens} are more than the {max_tokens} that may be generated",
+            field="min_tokens",
+        )
+
+
+def _check_bias(request: inference_pb2.GenerateRequest, spec: registry_pb2.ModelSpec) -> None:
+    if len(request.logit_bias) > MAX_BIASES:
+        raise InvalidArgument(
+            f"logit_bias: at most {MAX_BIASES} tokens, not {len(request.logit_bias)}", field="logit_bias"
+        )
+    check_token_ids(list(request.logit_bias), spec, "logit_bias")
+    for token, bias in request.logit_bias.items():
+        _within(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS)
 
 
 def _within(field: str, value: float, least: float, most: float, *, above: bool = False) -> None:

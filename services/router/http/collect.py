@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from stagemesh.v1.inference_pb2 import GenerateResponse, Usage
 from stagemesh.v1.stage_pb2 import Token
 
-from .pump import Pump
+from ..pump import Pump
 
 
 @dataclass(slots=True)
@@ -26,17 +26,19 @@ class Answer:
             self.usage.CopyFrom(response.usage)
 
 
-async def collect(pump: Pump[GenerateResponse], count: int) -> tuple[GenerateResponse, list[Answer]]:
-    """Return the very first response (for the headers) and the whole answers, in the order of the sources."""
-    answers = [Answer() for _ in range(count)]
+async def collect(
+    pump: Pump[GenerateResponse], prompts: int, n: int = 1
+) -> tuple[GenerateResponse, list[Answer]]:
+    """Return the very first response (for the headers) and the whole answers: the first prompt's `n`, and so on."""
+    answers = [Answer() for _ in range(prompts * n)]
     first = await pump.peek()
-    async for index, response in pump:
-        answers[index].add(response)
+    async for prompt, response in pump:
+        answers[prompt * n + response.index].add(response)
     return first, answers
 
 
-def usage_body(usages: list[Usage]) -> dict[str, int]:
-    """Return OpenAI's `usage`, summed."""
-    prompt = sum(usage.prompt_tokens for usage in usages)
+def usage_body(usages: list[Usage], n: int = 1) -> dict[str, int]:
+    """Return OpenAI's `usage`, summed over answers; a prompt with `n` answers counts once."""
+    prompt = sum(usage.prompt_tokens for usage in usages) // n
     completion = sum(usage.completion_tokens for usage in usages)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from stagemesh.v1.inference_pb2 import GenerateResponse, Usage
 
 from ..context import RequestContext
+from ..pump import Pump
 from .body import read_json
 from .collect import collect, usage_body
 from .core import Core
@@ -17,7 +18,6 @@ from .disconnect import until_disconnect
 from .endpoint import Handler, context_of
 from .headers import answer_headers
 from .logprobs import CompletionLogprobs
-from .pump import Pump
 from .schema import CompletionBody, parse
 from .sse import SseResponse
 from .to_generate import completion_requests
@@ -29,7 +29,8 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
     async def handle(request: Request, context: RequestContext) -> Response:
         body = parse(CompletionBody, await read_json(request, max_body_bytes))
         asked = completion_requests(body, request.headers)
-        shape = _Shape(body, context, len(asked))
+        n = body.n or 1
+        shape = _Shape(body, context, len(asked) * n)
         if body.logprobs is not None:
             shape.with_logprobs((await core.text(body.model)).token_text)
         pump = Pump([core.generate(one, context_of(context, i, len(asked))) for i, one in enumerate(asked)])
@@ -44,7 +45,7 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
                     headers=answer_headers(context.request_id, first.cache, first.route),
                     seconds=context.deadline - time.monotonic(),
                 )
-            first, answers = await until_disconnect(request.receive, collect(pump, len(asked)))
+            first, answers = await until_disconnect(request.receive, collect(pump, len(asked), n))
         finally:
             if not streaming:
                 await pump.close()
@@ -52,7 +53,7 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
             shape.choice(index, answer.text, list(answer.tokens), answer.finish_reason)
             for index, answer in enumerate(answers)
         ]
-        document = shape.document(choices) | {"usage": usage_body([answer.usage for answer in answers])}
+        document = shape.document(choices) | {"usage": usage_body([answer.usage for answer in answers], n)}
         return JSONResponse(document, headers=answer_headers(context.request_id, first.cache, first.route))
 
     return handle
@@ -66,6 +67,7 @@ class _Shape:
         self._created = int(time.time())
         self._model = body.model
         self._count = count
+        self._n = body.n or 1
         self._usage_wanted = body.stream_options is not None and body.stream_options.include_usage
         self._logprobs: list[CompletionLogprobs] = []
 
@@ -93,13 +95,14 @@ class _Shape:
         """Yield a document for each response that says something, then the usage if it was asked for."""
         usages: list[Usage] = []
         more = {"usage": None} if self._usage_wanted else {}
-        async for index, response in pump:
+        async for prompt, response in pump:
             if response.HasField("usage"):
                 usages.append(response.usage)
             if not (response.text or response.tokens or response.finish_reason):
                 continue
+            index = prompt * self._n + response.index
             choice = self.choice(index, response.text, list(response.tokens), response.finish_reason)
             if response.text or response.finish_reason or choice["logprobs"]:
                 yield self.document([choice]) | more
         if self._usage_wanted:
-            yield self.document([]) | {"usage": usage_body(usages)}
+            yield self.document([]) | {"usage": usage_body(usages, self._n)}

@@ -7,32 +7,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stagemesh.errors import InvalidArgument
 
-# No effect on the answer: accepted from anybody.
-_WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-)
-# Not supported: accepted only with the value that asks for nothing (null always does).
+from ..validate import MAX_ANSWERS, MAX_BIAS, MAX_PENALTY, MAX_REPETITION_PENALTY
+
+# They name the caller's user and ask for nothing.
+_WITHOUT_EFFECT = ("user", "safety_identifier")
+# Not supported: accepted only with the values that ask for nothing (null always does). `best_of` may also be `n`.
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "dimensions": (),
     "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
+    "metadata": ({},),
     "modalities": (["text"],),
-    "n": (1,),
+    "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
+    "prompt_cache_key": (),
+    "prompt_cache_options": ({},),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none",),
+    "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -62,7 +64,14 @@ class GenerationBody(_Strict):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)] | None = None
+    # JSON spells token ids as texts.
+    logit_bias: dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]] | None = None
     # Beyond OpenAI's.
+    repetition_penalty: Annotated[float, Field(gt=0, le=MAX_REPETITION_PENALTY)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     ignore_eos: bool = False
@@ -125,7 +134,12 @@ _MESSAGE_NOTHING: dict[str, tuple[Any, ...]] = {
 
 def parse(kind: type[B], body: Mapping[str, Any]) -> B:
     """Return the checked body; raise `InvalidArgument` that names the first field at fault."""
-    fields = {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT}
+    fields = dict(body)
+    for name in _WITHOUT_EFFECT:
+        if not isinstance(fields.pop(name, None), str | None):
+            raise InvalidArgument(f"{name}: must be a text", field=name)
+    if type(fields.get("best_of")) is int and fields["best_of"] == fields.get("n"):
+        del fields["best_of"]
     fields = _refuse(fields, _NOTHING, kind, "")
     messages = fields.get("messages")
     if isinstance(messages, list):

@@ -8,15 +8,29 @@ from stagemesh.v1.inference_pb2 import EmbedRequest, GenerateRequest, Message, M
 
 from .schema import ChatBody, ChatMessage, CompletionBody, EmbeddingBody, GenerationBody
 
-MAX_PROMPTS = 256
+MAX_CHOICES = 256
 DEFAULT_COMPLETION_TOKENS = 16
+# Named alike in both.
+_SCALARS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+)
 
 
 def completion_requests(body: CompletionBody, headers: Mapping[str, str]) -> list[GenerateRequest]:
     """One request per prompt; raises `InvalidArgument` that names the field."""
     prompts = parse_texts_or_tokens(body.prompt, "prompt")
-    if len(prompts) > MAX_PROMPTS:
-        raise InvalidArgument(f"prompt: at most {MAX_PROMPTS} in one request", field="prompt")
+    if len(prompts) > MAX_CHOICES:
+        raise InvalidArgument(f"prompt: at most {MAX_CHOICES} in one request", field="prompt")
+    if len(prompts) * (body.n or 1) > MAX_CHOICES:
+        raise InvalidArgument(f"n: at most {MAX_CHOICES} answers to all prompts together", field="n")
     requests = []
     for prompt in prompts:
         request = _generation(body, body.max_tokens or DEFAULT_COMPLETION_TOKENS, headers)
@@ -97,11 +111,15 @@ def _generation(body: GenerationBody, max_tokens: int | None, headers: Mapping[s
     )
     if max_tokens is not None:
         request.max_tokens = max_tokens
-    for name in ("temperature", "top_p", "top_k", "min_p"):
+    for name in _SCALARS:
         if (value := getattr(body, name)) is not None:
             setattr(request, name, value)
     if body.seed is not None:
         request.seed = body.seed % 2**64
+    for token, bias in (body.logit_bias or {}).items():
+        if not token.isdecimal() or not token.isascii() or len(token) > 10 or int(token) >= 2**32:
+            raise InvalidArgument(f"logit_bias: {token[:20]!r} is no token id", field="logit_bias")
+        request.logit_bias[int(token)] = bias
     return request
 
 
