@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 
 import grpc.aio
@@ -94,12 +94,13 @@ class Dispatch:
         span: Span,
         request: Callable[[Route], stage_pb2.ForwardRequest],
         nbytes: int,
+        avoid: Collection[str] = (),
     ) -> tuple[Route, stage_pb2.ForwardResponse]:
         """One stateless micro-batch; tried on other routes when the first breaks.
 
-        `nbytes` is the size of the larger of request and answer.
+        `nbytes` is the size of the larger of request and answer; `avoid` holds replicas to keep away from.
         """
-        avoid: set[str] = set()
+        avoid = set(avoid)
         attempt = 0
         while True:
             attempt += 1
@@ -111,6 +112,20 @@ class Dispatch:
                 if not self._may_retry(spec, ctx, route, broke, avoid, attempt):
                     raise broke.error from None
                 self._retrying(spec, broke)
+
+    def elsewhere(
+        self, spec: registry_pb2.ModelSpec, ctx: RequestContext, route: Route, error: errors.InternalError
+    ) -> set[str]:
+        """Replicas to keep away from when `error`, which came along `route`, is tried again; empty: there is no other."""
+        broke = RouteBroke(error, blame(route, error.message, "")[1])
+        if not self._may_retry(spec, ctx, route, broke, broke.avoid, 1):
+            return set()
+        self._retrying(spec, broke)
+        return broke.avoid
+
+    def replicas(self, spec: registry_pb2.ModelSpec) -> int:
+        """How many routes can run beside one another: ready replicas of the stage that has the fewest, at least 1."""
+        return self._routing.replicas(spec)
 
     def _choose(
         self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str]

@@ -3,133 +3,197 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from functools import partial
 
-import numpy as np
 from opentelemetry.trace import Span
 
-from stagemesh.errors import InternalError, InvalidArgument
-from stagemesh.tensor import from_numpy, to_numpy
+from stagemesh.errors import InternalError, InvalidArgument, OutOfRange, StagemeshError
+from stagemesh.tensor import check_layout
 from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
 
 from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
-from .scatter import gather, pack, plan
-from .validate_tensors import PER_TOKEN, Batch, output_bytes
+from .scatter import Piece, check_piece, gather, pack, plan, plan_samples
+from .signature import output_bytes
+from .validate_tensors import Batch
 
 IN_FLIGHT = 8
-"""Micro-batches of one request under way at once, or two per stage where that is more."""
+"""Micro-batches of one request under way at once, or two per stage and replica where that is more."""
 THREAD_AT_BYTES = 2**18
 """Larger answers are put together off the event loop; handing over to a thread costs as much as copying this."""
 
 
-async def infer_batch(
-    batch: Batch,
-    spec: registry_pb2.ModelSpec,
-    ctx: RequestContext,
-    span: Span,
-    dispatch: Dispatch,
-    rng: random.Random,
-) -> tuple[list[tensor_pb2.Tensor], Route]:
-    """Outputs in the order asked for, [B, ...], and the route of the first micro-batch.
+class Inference:
+    """One request: its batch, and what it takes to ask for a part of it."""
 
-    When one micro-batch fails, the others are cancelled and its error is raised.
-    """
+    def __init__(
+        self,
+        batch: Batch,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        span: Span,
+        dispatch: Dispatch,
+        rng: random.Random,
+        *,
+        max_output_bytes: int,
+    ) -> None:
+        self._batch = batch
+        self._spec = spec
+        self._ctx = ctx
+        self._span = span
+        self._dispatch = dispatch
+        self._rng = rng
+        self._max_output_bytes = max_output_bytes
+        self._output_bytes = 0
 
-    async def ask(rows: range) -> tuple[Route, Sequence[tensor_pb2.Tensor]]:
-        return await _ask(batch, rows, spec, ctx, span, dispatch, rng.getrandbits(63) | 1)
+    async def run(self) -> tuple[list[tensor_pb2.Tensor], Route]:
+        """Outputs in the order asked for, [B, ...], and the route of the first micro-batch.
 
-    stages = len(spec.partitions)
-    parts = plan(batch.lengths, stages)
-    if len(parts) == 1:
-        return await _whole(batch, *await ask(parts[0]))
-    room = asyncio.Semaphore(max(IN_FLIGHT, 2 * stages))
+        A micro-batch that fails for a reason that is not its own is tried on other routes. When one fails for good
+        the others are cancelled, which frees what they hold on the stages, and its error, which names its rows, is
+        raised.
+        """
+        stages, replicas = len(self._spec.partitions), self._dispatch.replicas(self._spec)
+        parts = self._parts(stages, replicas)
+        if len(parts) == 1:
+            route, pieces = await self._ask(parts[0])
+            return await self._joined([pieces], parts), route
+        room = asyncio.Semaphore(max(IN_FLIGHT, 2 * stages * replicas))
 
-    async def one(rows: range) -> tuple[Route, list[np.ndarray]]:
-        async with room:
-            route, tensors = await ask(rows)
-            return route, _arrays(tensors)
+        async def one(rows: range) -> tuple[Route, list[Piece]]:
+            async with room:
+                try:
+                    return await self._ask(rows)
+                except StagemeshError as error:
+                    raise _with_rows(error, rows, len(self._batch.lengths)) from None
 
-    tasks: list[asyncio.Task[tuple[Route, list[np.ndarray]]]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(rows)) for rows in parts]
-    except BaseExceptionGroup as failed:
-        raise _first(failed) from None
-    answers = [task.result() for task in tasks]
-    groups = [[batch.lengths[row] for row in rows] for rows in parts]
-    outputs = []
-    for index, name in enumerate(batch.outputs):
-        pieces = [arrays[index] for _, arrays in answers]
-        joined = await asyncio.to_thread(gather, pieces, groups, batch.width, per_token=name in PER_TOKEN)
-        outputs.append(from_numpy(name, joined))
-    return outputs, answers[0][0]
+        tasks: list[asyncio.Task[tuple[Route, list[Piece]]]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(rows)) for rows in parts]
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        answers = [task.result() for task in tasks]
+        return await self._joined([pieces for _, pieces in answers], parts), answers[0][0]
 
+    def _parts(self, stages: int, replicas: int) -> list[range]:
+        batch = self._batch
+        if batch.fixed:
+            return [range(len(batch.lengths))]
+        if batch.by_token:
+            return plan(batch.lengths, stages, replicas)
+        return plan_samples(len(batch.lengths), batch.row_bytes, stages, replicas)
 
-async def _whole(
-    batch: Batch, route: Route, tensors: Sequence[tensor_pb2.Tensor]
-) -> tuple[list[tensor_pb2.Tensor], Route]:
-    """A request that was one micro-batch: nothing is copied or handed to a thread without need."""
-    padded = min(batch.lengths) < batch.width
-    outputs = []
-    for name, tensor, array in zip(batch.outputs, tensors, _arrays(tensors), strict=True):
-        per_token = name in PER_TOKEN
-        join = partial(gather, [array], [batch.lengths], batch.width, per_token=per_token)
-        large = per_token and padded and array.nbytes > THREAD_AT_BYTES
-        joined = await asyncio.to_thread(join) if large else join()
-        if per_token and padded:
-            outputs.append(from_numpy(name, joined))
-        else:  # the same bytes
-            tensor.name = name
-            tensor.shape[:] = joined.shape
-            outputs.append(tensor)
-    return outputs, route
+    async def _joined(
+        self, answers: Sequence[list[Piece]], parts: Sequence[range]
+    ) -> list[tensor_pb2.Tensor]:
+        batch = self._batch
+        groups = [[batch.lengths[row] for row in rows] for rows in parts]
+        outputs = []
+        for index, rule in enumerate(batch.outputs):
+            pieces = [each[index] for each in answers]
+            per_token = batch.by_token and rule.per_token
+            if sum(len(piece.data) for piece in pieces) > THREAD_AT_BYTES:
+                joined = await asyncio.to_thread(gather, pieces, groups, batch.width, per_token=per_token)
+            else:
+                joined = gather(pieces, groups, batch.width, per_token=per_token)
+            outputs.append(
+                tensor_pb2.Tensor(name=rule.name, dtype=joined.dtype, shape=joined.shape, data=joined.data)
+            )
+        return outputs
 
+    async def _ask(self, rows: range) -> tuple[Route, list[Piece]]:
+        """One micro-batch through the mesh.
 
-def _arrays(tensors: Sequence[tensor_pb2.Tensor]) -> list[np.ndarray]:
-    try:
-        return [to_numpy(tensor, "outputs") for tensor in tensors]
-    except InvalidArgument as error:
-        raise InternalError(f"a stage gave an unreadable tensor: {error.message}") from None
-
-
-async def _ask(
-    batch: Batch,
-    rows: range,
-    spec: registry_pb2.ModelSpec,
-    ctx: RequestContext,
-    span: Span,
-    dispatch: Dispatch,
-    session: int,
-) -> tuple[Route, Sequence[tensor_pb2.Tensor]]:
-    """One micro-batch through the mesh: its outputs as they came, as many as were asked for."""
-    lengths = [batch.lengths[row] for row in rows]
-    tokens = sum(lengths)
-    whole = tokens == len(lengths) * batch.width
-    inputs = []
-    for name, array in batch.inputs.items():
-        packed = array[rows.start : rows.stop] if whole else pack(array, rows, batch.lengths)
-        inputs.append(tensor_pb2.Tensor(name=name, dtype="I64", shape=(tokens,), data=packed.tobytes()))
-
-    def request(route: Route) -> stage_pb2.ForwardRequest:
-        return stage_pb2.ForwardRequest(
-            session=session,
-            model=spec.name,
-            revision=spec.revision,
-            route=route,
-            lengths=lengths,
-            inputs=inputs,
-            outputs=batch.outputs,
-            deadline_unix_ms=deadline_unix_ms(ctx),
+        What cannot be used, an answer that makes no sense or a fault inside a stage, is asked for once more elsewhere.
+        """
+        batch = self._batch
+        lengths = batch.lengths[rows.start : rows.stop]
+        tokens = sum(lengths)
+        inputs = [self._packed(index, rows, tokens) for index in range(len(batch.inputs))]
+        nbytes = max(
+            sum(len(each.data) for each in inputs),
+            output_bytes(batch.outputs, batch.by_token, len(lengths), tokens),
         )
+        asked: Route = []
 
-    nbytes = max(8 * tokens * len(inputs), output_bytes(batch.outputs, len(lengths), tokens, spec))
-    route, answer = await dispatch.forward(spec, ctx, span, request, nbytes)
-    if len(answer.outputs) != len(batch.outputs):
-        raise InternalError(
-            f"a stage gave {len(answer.outputs)} outputs, {len(batch.outputs)} were asked for"
-        )
-    return route, answer.outputs
+        def request(route: Route) -> stage_pb2.ForwardRequest:
+            asked[:] = route
+            return stage_pb2.ForwardRequest(
+                session=self._rng.getrandbits(63) | 1,
+                model=self._spec.name,
+                revision=self._spec.revision,
+                route=route,
+                lengths=lengths,
+                inputs=inputs,
+                outputs=[each.name for each in batch.outputs],
+                deadline_unix_ms=deadline_unix_ms(self._ctx),
+            )
+
+        avoid: set[str] = set()
+        while True:
+            try:
+                route, answer = await self._dispatch.forward(
+                    self._spec, self._ctx, self._span, request, nbytes, avoid
+                )
+                pieces = self._read(answer, lengths)
+                break
+            except InternalError as error:
+                if avoid or not (avoid := self._dispatch.elsewhere(self._spec, self._ctx, asked, error)):
+                    raise
+        self._count(pieces, rows, tokens)
+        return route, pieces
+
+    def _packed(self, index: int, rows: range, tokens: int) -> tensor_pb2.Tensor:
+        """Rows of one input, [tokens or samples, ...], without padding."""
+        batch = self._batch
+        given = batch.inputs[index]
+        array = given.array[rows.start : rows.stop]
+        shape = array.shape
+        if batch.by_token:
+            shape = (tokens, *array.shape[2:])
+            if tokens < len(rows) * batch.width:
+                array = pack(given.array, rows, batch.lengths)
+        return tensor_pb2.Tensor(name=given.name, dtype=given.dtype, shape=shape, data=array.tobytes())
+
+    def _read(self, answer: stage_pb2.ForwardResponse, lengths: Sequence[int]) -> list[Piece]:
+        """The outputs, checked; raises `InternalError` for an answer that makes no sense."""
+        rules = self._batch.outputs
+        if len(answer.outputs) != len(rules):
+            raise InternalError(f"a stage gave {len(answer.outputs)} outputs, {len(rules)} were asked for")
+        pieces = []
+        for rule, tensor in zip(rules, answer.outputs, strict=True):
+            piece = Piece(tensor.dtype, tuple(tensor.shape), tensor.data)
+            try:
+                if tensor.encoding or tensor.HasField("shared"):
+                    raise InvalidArgument("its payload is not in `data`")
+                check_layout(piece.dtype, piece.shape, len(piece.data), "outputs")
+            except InvalidArgument as error:
+                raise InternalError(f"a stage gave an unreadable tensor: {error.message}") from None
+            check_piece(piece, lengths, per_token=self._batch.by_token and rule.per_token)
+            pieces.append(piece)
+        return pieces
+
+    def _count(self, pieces: Sequence[Piece], rows: range, tokens: int) -> None:
+        """Outputs whose size only the model knows are limited here, as they come in."""
+        for rule, piece in zip(self._batch.outputs, pieces, strict=True):
+            size = len(piece.data)
+            if self._batch.by_token and rule.per_token:
+                size = size * len(rows) * self._batch.width // tokens
+            self._output_bytes += size
+        if self._output_bytes > self._max_output_bytes:
+            raise OutOfRange(
+                f"inputs: the answer takes more than the {self._max_output_bytes} bytes of one message; "
+                "send fewer rows",
+                field="inputs",
+            )
+
+
+def _with_rows(error: StagemeshError, rows: range, count: int) -> StagemeshError:
+    """The same error, which says what it is about."""
+    which = f"row {rows.start}" if len(rows) == 1 else f"rows {rows.start} to {rows.stop - 1}"
+    return type(error)(
+        f"{error.message} ({which} of {count})", field=error.field, retry_after_s=error.retry_after_s
+    )
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -83,6 +83,10 @@ class Routing:
             self._hops[stage, replica_id] = hop
         return hop
 
+    def replicas(self, spec: registry_pb2.ModelSpec) -> int:
+        """Ready replicas of the stage that has the fewest, at least 1."""
+        return max(1, min(map(len, self._membership.ready(spec)), default=1))
+
     def has_other(
         self, spec: registry_pb2.ModelSpec, route: list[stage_pb2.RouteHop], avoid: Collection[str]
     ) -> bool:

@@ -7,109 +7,162 @@ from dataclasses import dataclass
 import numpy as np
 
 from stagemesh.errors import InvalidArgument, OutOfRange
-from stagemesh.tensor import NUMPY_DTYPES
-from stagemesh.v1 import inference_pb2, registry_pb2, tensor_pb2
+from stagemesh.tensor import ITEM_BYTES, MAX_RANK
+from stagemesh.v1 import inference_pb2, tensor_pb2
+from stagemesh.v1.registry_pb2 import ModelSpec, TensorSpec
+
+from .lossless import BITS, convert
+from .signature import IDS, MASK, MASK_RULE, Signature, output_bytes, signature_of
 
 MAX_DIMENSION = 2**31 - 1
-_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8, "U32": 4, "U64": 8}
-_IDS = ("I64", "I32")
-_ACCEPTS: dict[str, tuple[str, ...]] = {
-    "input_ids": _IDS,
-    "attention_mask": ("I64", "I32", "BOOL", "U8", "I8"),
-    "token_type_ids": _IDS,
-}
-INPUTS = {
-    "generate": ("input_ids", "attention_mask"),
-    "embed": ("input_ids", "attention_mask", "token_type_ids"),
-}
-OUTPUTS = {"generate": ("logits",), "embed": ("sentence_embedding", "last_hidden_state")}
-PER_TOKEN = frozenset({"logits", "last_hidden_state"})
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input as the model computes with it; of BF16 `array` holds the bits."""
+
+    name: str
+    dtype: str
+    array: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Checked inputs: I64 arrays [B, T] without the mask, which became `lengths` [B]; outputs by name."""
+    """Checked inputs of B samples.
 
-    inputs: dict[str, np.ndarray]
+    `by_token`: inputs are [B, T, ...] without the mask, which became `lengths` [B] (tokens of each sample); else
+    inputs are [B, ...] and `lengths` are ones. `fixed`: the model takes this batch as a whole or not at all.
+    """
+
+    inputs: list[Input]
     lengths: list[int]
-    outputs: list[str]
+    outputs: list[TensorSpec]
+    by_token: bool
+    fixed: bool = False
 
     @property
     def width(self) -> int:
-        """T, padding included."""
-        return int(self.inputs["input_ids"].shape[1])
+        """T, padding included; 1 where a row is a sample."""
+        return int(self.inputs[0].array.shape[1]) if self.by_token else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """What one sample's inputs or outputs take at most, by the larger of the two."""
+        given = sum(each.array.nbytes for each in self.inputs) // len(self.lengths)
+        return max(given, output_bytes(self.outputs, self.by_token, 1, self.width), 1)
 
 
-def check_infer(
-    request: inference_pb2.InferRequest, spec: registry_pb2.ModelSpec, *, max_output_bytes: int
-) -> Batch:
+def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_output_bytes: int) -> Batch:
     """Turn a request into a batch; raises `InvalidArgument` or `OutOfRange` naming the field."""
-    known = INPUTS.get(spec.task, ())
+    signature = signature_of(spec)
+    known = {each.name: each for each in signature.inputs}
     arrays: dict[str, np.ndarray] = {}
+    dtypes: dict[str, str] = {}
     where: dict[str, str] = {}
+    converted = 0
     for index, tensor in enumerate(request.inputs):
         field = f"inputs[{index}]"
-        if tensor.name not in known:
+        rule = known.get(tensor.name)
+        if rule is None:
             raise InvalidArgument(
                 f"{field}.name: no input {tensor.name[:80]!r}; model {spec.name!r} takes {', '.join(known)}",
                 field=f"{field}.name",
             )
         if tensor.name in arrays:
             raise InvalidArgument(f"{field}.name: {tensor.name!r} is given twice", field=f"{field}.name")
-        shape, data = check_tensor(tensor, field, _ACCEPTS[tensor.name], rank=2)
-        array = np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(shape)
-        arrays[tensor.name] = array.astype(np.int64, copy=False)
-        where[tensor.name] = field
-    if "input_ids" not in arrays:
-        raise InvalidArgument("inputs: input_ids is missing", field="inputs")
-    ids = arrays["input_ids"]
-    for name, array in arrays.items():
-        if array.shape != ids.shape:
-            raise InvalidArgument(
-                f"{where[name]}.shape: {name} is {list(array.shape)} but input_ids is {list(ids.shape)}",
-                field=f"{where[name]}.shape",
-            )
-    mask = arrays.pop("attention_mask", None)
-    lengths = (
-        [ids.shape[1]] * ids.shape[0]
-        if mask is None
-        else mask_lengths(mask, f"{where['attention_mask']}.data")
-    )
-    _check_ids(ids, spec, f"{where['input_ids']}.data")
-    if "token_type_ids" in arrays and bool((arrays["token_type_ids"] < 0).any()):
-        field = f"{where['token_type_ids']}.data"
-        raise InvalidArgument(f"{field}: a token type is negative", field=field)
-    if spec.context_length and max(lengths) > spec.context_length:
+        shape, data = check_tensor(tensor, field, rule)
+        array = np.frombuffer(data, BITS[tensor.dtype]).reshape(shape)
+        native = rule.dtypes[0] if rule.dtypes and rule is not MASK_RULE else tensor.dtype
+        if native != tensor.dtype:
+            converted += array.size * ITEM_BYTES[native]
+            if converted > max_output_bytes:
+                raise OutOfRange(
+                    f"{field}.data: takes {converted} bytes as {native}, more than the {max_output_bytes} of one "
+                    "message; send fewer rows",
+                    field=f"{field}.data",
+                )
+            array = convert(array, tensor.dtype, native, f"{field}.data")
+        arrays[tensor.name], dtypes[tensor.name], where[tensor.name] = array, native, field
+    for rule in signature.inputs:
+        if rule.name not in arrays and not rule.optional:
+            raise InvalidArgument(f"inputs: {rule.name} is missing", field="inputs")
+    _check_agreement(arrays, where, signature)
+    mask = arrays.pop(MASK, None) if signature.by_token else None
+    inputs = [
+        Input(each.name, dtypes[each.name], arrays[each.name])
+        for each in signature.inputs
+        if each.name in arrays
+    ]
+    if not inputs:
+        raise InvalidArgument("inputs: give at least one", field="inputs")
+    rows = inputs[0].array.shape[0]
+    width = inputs[0].array.shape[1] if signature.by_token else 1
+    lengths = [width] * rows if mask is None else mask_lengths(mask, f"{where[MASK]}.data")
+    if signature.by_token:
+        _check_tokens(arrays, where, spec, lengths)
+    outputs = _outputs(request.outputs, spec, signature)
+    total = output_bytes(outputs, signature.by_token, rows, rows * width)
+    if total > max_output_bytes:
         raise OutOfRange(
-            f"{where['input_ids']}.shape: {max(lengths)} tokens exceed the context of {spec.context_length}",
-            field=f"{where['input_ids']}.shape",
+            f"inputs: the answer would take {total} bytes, more than the {max_output_bytes} of one message; "
+            "send fewer rows",
+            field="inputs",
         )
-    outputs = _outputs(request.outputs, spec)
-    _check_output_size(outputs, ids.shape, spec, max_output_bytes)
-    return Batch(arrays, lengths, outputs)
+    return Batch(inputs, lengths, outputs, signature.by_token, fixed=signature.fixed_batch > 0)
 
 
-def check_tensor(
-    tensor: tensor_pb2.Tensor, field: str, dtypes: Sequence[str], *, rank: int
-) -> tuple[list[int], bytes]:
+def token_batch(columns: dict[str, Sequence[Sequence[int]]], spec: ModelSpec, output: str) -> Batch:
+    """Token rows of different lengths, by input name, as a padded batch that gives `output`."""
+    signature = signature_of(spec)
+    lengths = [len(row) for row in next(iter(columns.values()))]
+    inputs = []
+    for rule in signature.inputs:
+        if (rows := columns.get(rule.name)) is None:
+            continue
+        native = rule.dtypes[0] if rule.dtypes else "I64"
+        padded = np.zeros((len(lengths), max(lengths)), dtype=BITS[native])
+        for row, values in zip(padded, rows, strict=True):
+            row[: len(values)] = values
+        inputs.append(Input(rule.name, native, padded))
+    return Batch(inputs, lengths, _outputs([output], spec, signature), by_token=True)
+
+
+def check_tensor(tensor: tensor_pb2.Tensor, field: str, rule: TensorSpec) -> tuple[list[int], bytes]:
     """Check dtype, rank, every dimension, their product and the byte length; shape and payload of the tensor."""
-    if tensor.dtype not in dtypes:
+    if tensor.dtype not in (rule.dtypes or ITEM_BYTES):
         raise InvalidArgument(
-            f"{field}.dtype: {tensor.dtype[:20]!r} is not one of {', '.join(dtypes)}", field=f"{field}.dtype"
+            f"{field}.dtype: {tensor.dtype[:20]!r} is not one of {', '.join(rule.dtypes or ITEM_BYTES)}",
+            field=f"{field}.dtype",
         )
+    if tensor.dtype not in ITEM_BYTES:
+        raise InvalidArgument(f"{field}.dtype: {tensor.dtype[:20]!r} cannot be sent", field=f"{field}.dtype")
     if tensor.encoding or tensor.HasField("shared"):
         raise InvalidArgument(f"{field}.encoding: must be raw bytes in `data`", field=f"{field}.encoding")
     shape = list(tensor.shape)
-    if len(shape) != rank:
+    if len(shape) > MAX_RANK:
         raise InvalidArgument(
-            f"{field}.shape: must have {rank} dimensions, not {len(shape)}", field=f"{field}.shape"
+            f"{field}.shape: {len(shape)} dimensions are more than {MAX_RANK}", field=f"{field}.shape"
+        )
+    if len(shape) != len(rule.shape):
+        raise InvalidArgument(
+            f"{field}.shape: must have {len(rule.shape)} dimensions, not {len(shape)}", field=f"{field}.shape"
         )
     if any(size < 1 or size > MAX_DIMENSION for size in shape):
         raise InvalidArgument(
             f"{field}.shape: every dimension of {shape} must be between 1 and {MAX_DIMENSION}",
             field=f"{field}.shape",
         )
-    expected = math.prod(shape) * _SIZES[tensor.dtype]
+    if rule.shape[0] > 0 and shape[0] != rule.shape[0]:
+        raise InvalidArgument(
+            f"{field}.shape: the model takes batches of exactly {rule.shape[0]}, not of {shape[0]}",
+            field=f"{field}.shape",
+        )
+    if any(size != wanted for size, wanted in zip(shape, rule.shape, strict=True) if wanted >= 0):
+        wanted = ", ".join("any" if size < 0 else str(size) for size in rule.shape)
+        raise InvalidArgument(
+            f"{field}.shape: {tensor.name} must be [{wanted}], not {shape}", field=f"{field}.shape"
+        )
+    expected = math.prod(shape) * ITEM_BYTES[tensor.dtype]
     if expected >= 2**63:
         raise InvalidArgument(f"{field}.shape: the product of {shape} overflows", field=f"{field}.shape")
     data = tensor.data  # each look at it is a copy
@@ -118,26 +171,58 @@ def check_tensor(
             f"{field}.data: {tensor.dtype} of shape {shape} takes {expected} bytes, not {len(data)}",
             field=f"{field}.data",
         )
+    if tensor.dtype == "BOOL" and data.strip(b"\x00\x01"):
+        raise InvalidArgument(f"{field}.data: BOOL must be bytes of 0 or 1", field=f"{field}.data")
     return shape, data
 
 
 def mask_lengths(mask: np.ndarray, field: str) -> list[int]:
     """Tokens per row of a mask [B, T] of ones, then zeros; `InvalidArgument` for any other mask."""
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise InvalidArgument(f"{field}: attention_mask must hold only 0 and 1", field=field)
+        raise InvalidArgument(f"{field}: {MASK} must hold only 0 and 1", field=field)
     if bool((np.diff(mask.astype(np.int8), axis=1) > 0).any()):
-        raise InvalidArgument(
-            f"{field}: attention_mask must be padded on the right (ones, then zeros)", field=field
-        )
+        raise InvalidArgument(f"{field}: {MASK} must be padded on the right (ones, then zeros)", field=field)
     lengths = [int(length) for length in mask.sum(axis=1)]
     if 0 in lengths:
-        raise InvalidArgument(f"{field}: row {lengths.index(0)} of attention_mask has no token", field=field)
+        raise InvalidArgument(f"{field}: row {lengths.index(0)} of {MASK} has no token", field=field)
     return lengths
 
 
-def _check_ids(ids: np.ndarray, spec: registry_pb2.ModelSpec, field: str) -> None:
+def _check_agreement(arrays: dict[str, np.ndarray], where: dict[str, str], signature: Signature) -> None:
+    """All inputs have the same B, and the same T where a row is a token."""
+    first = next((each.name for each in signature.inputs if each.name in arrays), "")
+    same = 2 if signature.by_token else 1
+    for name, array in arrays.items():
+        if array.shape[:same] != arrays[first].shape[:same]:
+            raise InvalidArgument(
+                f"{where[name]}.shape: {name} is {list(array.shape)} but {first} is {list(arrays[first].shape)}",
+                field=f"{where[name]}.shape",
+            )
+
+
+def _check_tokens(
+    arrays: dict[str, np.ndarray], where: dict[str, str], spec: ModelSpec, lengths: Sequence[int]
+) -> None:
+    """What holds for a model of text."""
+    if IDS in arrays:
+        _check_ids(arrays[IDS], spec, f"{where[IDS]}.data")
+    types = arrays.get("token_type_ids")
+    if types is not None and bool((types < 0).any()):
+        field = f"{where['token_type_ids']}.data"
+        raise InvalidArgument(f"{field}: a token type is negative", field=field)
+    if spec.context_length and max(lengths) > spec.context_length:
+        field = f"{next(iter(where.values()))}.shape"
+        if IDS in where:
+            field = f"{where[IDS]}.shape"
+        raise OutOfRange(
+            f"{field}: {max(lengths)} tokens exceed the context of {spec.context_length}", field=field
+        )
+
+
+def _check_ids(ids: np.ndarray, spec: ModelSpec, field: str) -> None:
     # As unsigned numbers the negative ones are the largest: one pass tells both.
-    if spec.vocab_size and int(ids.view(np.uint64).max()) < spec.vocab_size:
+    unsigned = ids.view(f"u{ids.dtype.itemsize}")
+    if spec.vocab_size and int(unsigned.max()) < spec.vocab_size:
         return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (spec.vocab_size and high >= spec.vocab_size):
@@ -147,8 +232,9 @@ def _check_ids(ids: np.ndarray, spec: registry_pb2.ModelSpec, field: str) -> Non
         )
 
 
-def _outputs(wanted: Sequence[str], spec: registry_pb2.ModelSpec) -> list[str]:
-    known = OUTPUTS[spec.task]
+def _outputs(wanted: Sequence[str], spec: ModelSpec, signature: Signature) -> list[TensorSpec]:
+    """Those asked for; without any the first of a model of text, and all of any other."""
+    known = {each.name: each for each in signature.outputs}
     for index, name in enumerate(wanted):
         field = f"outputs[{index}]"
         if name not in known:
@@ -157,25 +243,6 @@ def _outputs(wanted: Sequence[str], spec: registry_pb2.ModelSpec) -> list[str]:
             )
         if name in wanted[:index]:
             raise InvalidArgument(f"{field}: {name!r} is asked for twice", field=field)
-    return list(wanted) or [known[0]]
-
-
-def output_bytes(outputs: Sequence[str], rows: int, tokens: int, spec: registry_pb2.ModelSpec) -> int:
-    """What the outputs of so many samples take, with so many tokens in all."""
-    total = 0
-    for name in outputs:
-        columns = spec.vocab_size if name == "logits" else spec.hidden_size
-        total += 4 * columns * (tokens if name in PER_TOKEN else rows)
-    return total
-
-
-def _check_output_size(
-    outputs: Sequence[str], shape: tuple[int, ...], spec: registry_pb2.ModelSpec, limit: int
-) -> None:
-    rows, width = shape
-    total = output_bytes(outputs, rows, rows * width, spec)
-    if total > limit:
-        raise OutOfRange(
-            f"inputs: the answer would take {total} bytes, more than the {limit} of one message; send fewer rows",
-            field="inputs",
-        )
+    if wanted:
+        return [known[name] for name in wanted]
+    return list(signature.outputs[:1] if signature.by_token else signature.outputs)

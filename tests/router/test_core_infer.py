@@ -33,7 +33,7 @@ async def test_a_large_ragged_batch_comes_back_in_order(mesh):
     assert (answer.model, answer.revision) == ("m", "r1")
     assert len(answer.route) == 2
     used = [len(stage.forwarded) for stage in mesh.stages.values()]
-    assert sum(used) == len(plan([int(length) for length in mask.sum(1)], 2)) > 5
+    assert sum(used) == len(plan([int(length) for length in mask.sum(1)], 2, 2)) > 5
     assert all(used), "micro-batches travel over more than one route"
     assert core.loads.counts("0a")[1] == core.loads.counts("0b")[1] == 0
 

@@ -5,10 +5,14 @@ from hypothesis import strategies as st
 from stagemesh.services.router.scatter import (
     MAX_TOKENS,
     PARTS_PER_STAGE,
+    WORTH_BYTES,
     WORTH_TOKENS,
+    Piece,
     gather,
     pack,
     plan,
+    plan_samples,
+    wanted_parts,
 )
 from stagemesh.services.router.validate_tensors import check_infer, mask_lengths
 
@@ -42,11 +46,11 @@ def tensor(name="input_ids", array=IDS, **change):
 def test_a_good_batch():
     batch = check(tensor(), tensor("attention_mask", MASK), tensor("token_type_ids", IDS * 0))
     assert batch.lengths == [3, 2]
-    assert batch.outputs == ["sentence_embedding"]
-    assert sorted(batch.inputs) == ["input_ids", "token_type_ids"]
+    assert [each.name for each in batch.outputs] == ["sentence_embedding"]
+    assert [each.name for each in batch.inputs] == ["input_ids", "token_type_ids"]
     assert batch.width == 3
     assert check(tensor(array=IDS.astype(np.int32))).lengths == [3, 3]
-    assert check(tensor(), task="generate").outputs == ["logits"]
+    assert [each.name for each in check(tensor(), task="generate").outputs] == ["logits"]
 
 
 BAD = [
@@ -142,24 +146,63 @@ def test_small_requests_and_single_stages_stay_whole():
     assert plan([128] * 8, 1) == [range(8)]
 
 
-@given(lengths_of_rows, st.integers(1, 50))
-def test_what_is_scattered_is_gathered_in_order(lengths, max_tokens):
+def piece(array):
+    return Piece("F64", array.shape, array.astype("<f8").tobytes())
+
+
+def array(made):
+    assert made.dtype == "F64"
+    return np.frombuffer(made.data).reshape(made.shape)
+
+
+@given(lengths_of_rows, st.integers(1, 50), st.integers(1, 5), st.integers(1, 4))
+def test_what_is_scattered_is_gathered_in_order(lengths, max_tokens, stages, replicas):
     width = max(lengths)
     rng = np.random.default_rng(0)
     padded = np.zeros((len(lengths), width, 2))
     for row, length in enumerate(lengths):
         padded[row, :length] = rng.normal(size=(length, 2))
-    parts = plan(lengths, max_tokens=max_tokens)
+    parts = plan(lengths, stages, replicas, max_tokens=max_tokens)
     groups = [[lengths[row] for row in rows] for rows in parts]
-    packed = [pack(padded, rows, lengths) for rows in parts]
-    np.testing.assert_array_equal(gather(packed, groups, width, per_token=True), padded)
-    samples = [padded[rows.start : rows.stop, 0] for rows in parts]
-    np.testing.assert_array_equal(gather(samples, groups, width, per_token=False), padded[:, 0])
+    packed = [piece(pack(padded, rows, lengths)) for rows in parts]
+    np.testing.assert_array_equal(array(gather(packed, groups, width, per_token=True)), padded)
+    samples = [piece(padded[rows.start : rows.stop, 0]) for rows in parts]
+    np.testing.assert_array_equal(array(gather(samples, groups, width, per_token=False)), padded[:, 0])
+
+
+@given(
+    st.integers(1, 3000), st.integers(1, 2**20), st.integers(1, 9), st.integers(1, 4), st.integers(1, 2**22)
+)
+def test_samples_are_cut_evenly_within_bounds(rows, row_bytes, stages, replicas, max_bytes):
+    parts = plan_samples(rows, row_bytes, stages, replicas, max_bytes=max_bytes, max_rows=200)
+    assert [row for part in parts for row in part] == list(range(rows))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) <= min(sizes) + 1
+    assert max(sizes) <= 200
+    assert max(sizes) == 1 or max(sizes) * row_bytes <= max_bytes
+    # Enough of them for every stage of every replica, as long as each is worth its way.
+    if len(parts) < wanted_parts(stages, replicas):
+        assert max(sizes) == 1 or rows * row_bytes < (len(parts) + 1) * WORTH_BYTES
+
+
+def test_one_big_batch_is_shared_by_all_replicas():
+    assert len(plan_samples(64, 2**14, 1, 1)) == 1
+    assert len(plan_samples(64, 2**14, 1, 3)) >= 6
+    assert len(plan_samples(64, 2**14, 2, 3)) >= 24
+    assert len(plan([128] * 64, 1, 3)) >= 6
+    assert len(plan([128] * 64, 2, 3)) >= 24
+    assert plan_samples(64, 64, 2, 3) == [range(64)], "so little is not worth sharing"
 
 
 def test_an_answer_with_missing_rows_is_refused():
+    for pieces, groups, per_token in (
+        ([np.zeros((4, 2))], [[2, 3]], True),
+        ([np.zeros((2, 2)), np.zeros((1, 3))], [[2, 3], [1]], False),
+        ([np.zeros(())], [[1]], False),
+    ):
+        with pytest.raises(InternalError):
+            gather([piece(each) for each in pieces], groups, 3, per_token=per_token)
     with pytest.raises(InternalError):
-        gather([np.zeros((4, 2))], [[2, 3]], 3, per_token=True)
-    with pytest.raises(InternalError):
-        gather([np.zeros((2, 2)), np.zeros((1, 3))], [[2, 3], [1]], 3, per_token=False)
-    assert gather([np.ones((1, 2))], [[1]], 2, per_token=True).tolist() == [[[1, 1], [0, 0]]]
+        gather([piece(np.zeros(1)), Piece("I64", (1,), bytes(8))], [[1], [1]], 1, per_token=False)
+    one = gather([piece(np.ones((1, 2)))], [[1]], 2, per_token=True)
+    assert array(one).tolist() == [[[1, 1], [0, 0]]]
