@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
-import numpy as np
+from opentelemetry.trace import Span
 
 from stagemesh.errors import DeadlineExceeded, InvalidArgument, OutOfRange
 from stagemesh.etcd import Etcd
@@ -26,7 +26,7 @@ from .config import RouterConfig
 from .context import RequestContext
 from .dispatch import Dispatch
 from .generate import Generation
-from .infer import infer_batch
+from .infer import Inference
 from .loads import Loads
 from .membership import Membership
 from .membership_watch import MembershipWatch
@@ -37,7 +37,7 @@ from .status import mesh_status
 from .telemetry import Telemetry
 from .text import ModelText, Texts
 from .validate import check_generate, check_model, check_task, check_texts, check_token_ids
-from .validate_tensors import Batch, check_infer
+from .validate_tensors import Batch, check_infer, token_batch
 from .warm import Warmer
 
 __all__ = ["RequestContext", "RouterCore"]
@@ -67,6 +67,7 @@ class RouterCore:
         self.loads = Loads()
         self.channels = Channels(config.max_message_bytes)
         self._rng = random.Random() if rng is None else rng
+        self._max_output_bytes = config.max_message_bytes - 2**16
         self._gate = AdmissionGate(Admission(max_active=config.max_sessions, max_waiting=config.max_waiting))
         routing = Routing(self.membership, self.loads, default_policy=config.policy)
         self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng)
@@ -146,20 +147,19 @@ class RouterCore:
     async def infer(
         self, request: inference_pb2.InferRequest, ctx: RequestContext
     ) -> inference_pb2.InferResponse:
-        """Named tensors [B, T] in, named tensors [B, ...] out."""
+        """Named tensors [B, ...] in, named tensors [B, ...] out."""
         with Observed(self.telemetry, "infer", request.model, ctx) as observed, observed.current():
             spec = check_model(request.model, self.membership.models)
-            batch = check_infer(request, spec, max_output_bytes=self.config.max_message_bytes - 2**16)
+            batch = check_infer(request, spec, max_output_bytes=self._max_output_bytes)
             async with self._gate.admitted(ctx.deadline):
-                key = infer_key(spec, ctx.tenant, request.inputs, batch.outputs) if spec.cache else None
+                names = [each.name for each in batch.outputs]
+                key = infer_key(spec, ctx.tenant, request.inputs, names) if spec.cache else None
                 status: int = BYPASS
                 response: inference_pb2.InferResponse | None = None
                 if key is not None and not request.cache_no_lookup:
                     status, response = await self._cache.lookup(ctx.tenant, key, inference_pb2.InferResponse)
                 if response is None:
-                    outputs, route = await infer_batch(
-                        batch, spec, ctx, observed.span, self._dispatch, self._rng
-                    )
+                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
                     response = inference_pb2.InferResponse(
                         model=spec.name, revision=spec.revision, outputs=outputs
                     )
@@ -189,10 +189,8 @@ class RouterCore:
                 if key is not None:
                     status, response = await self._cache.lookup(ctx.tenant, key, inference_pb2.EmbedResponse)
                 if response is None:
-                    batch = _ragged(rows)
-                    outputs, route = await infer_batch(
-                        batch, spec, ctx, observed.span, self._dispatch, self._rng
-                    )
+                    batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
+                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
                     response = inference_pb2.EmbedResponse(embeddings=outputs[0])
                     response.usage.prompt_tokens = tokens
                     if key is not None:
@@ -242,6 +240,13 @@ class RouterCore:
                 request, spec, text, ctx.tenant, self._rng, default_max_tokens=self.config.max_tokens
             )
 
+    def _inference(
+        self, batch: Batch, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span
+    ) -> Inference:
+        return Inference(
+            batch, spec, ctx, span, self._dispatch, self._rng, max_output_bytes=self._max_output_bytes
+        )
+
     async def _text(self, spec: registry_pb2.ModelSpec, ctx: RequestContext) -> ModelText:
         try:
             async with asyncio.timeout(max(ctx.deadline - time.monotonic(), 0)):
@@ -289,11 +294,3 @@ def _check_embed(request: inference_pb2.EmbedRequest, spec: registry_pb2.ModelSp
         if not row.ids:
             raise InvalidArgument(f"tokens[{index}]: is empty", field=f"tokens[{index}]")
         check_token_ids(row.ids, spec, f"tokens[{index}]")
-
-
-def _ragged(rows: list[list[int]]) -> Batch:
-    """Token rows of different lengths as a padded batch."""
-    ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = tokens
-    return Batch({"input_ids": ids}, [len(row) for row in rows], ["sentence_embedding"])
