@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from stagemesh.services.stage.forward_stream import forward_stream
 
-from stagemesh.errors import ResourceExhausted, Unavailable
+from stagemesh.errors import InternalError, InvalidArgument, ResourceExhausted, Unavailable
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.tensor import from_numpy, to_numpy
 from stagemesh.v1 import stage_pb2, stage_pb2_grpc
@@ -23,6 +23,7 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
 
     def __init__(self, mode="good"):
         self.mode = mode
+        self.labels = 0
         self.opened = []
         self.forwarded = []
         self.cancelled = 0
@@ -94,19 +95,53 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
     async def _forward(self, request, context):
         self.forwarded.append(request)
         await self._misbehave(0, context)
+        if self.mode.startswith("bad row ") and self._has_row(
+            request, int(self.mode.removeprefix("bad row "))
+        ):
+            raise InternalError("internal error")
+        if self.mode == "shuffle":  # later parts come back first
+            await asyncio.sleep(0.2 / len(self.forwarded))
+        if request.inputs[0].name != "input_ids":
+            return self._samples(request)
         ids = to_numpy(request.inputs[0])
         assert len(ids) == sum(request.lengths), "padding reached the stage"
         loads = [ReplicaLoad(replica_id=hop.replica_id, step_ms=5) for hop in request.route]
         answer = stage_pb2.ForwardResponse(loads=loads)
         ends = np.cumsum(request.lengths)
         for name in request.outputs:
-            if name == "sentence_embedding":
+            if name == "logits" and self.labels:
+                firsts = ids[ends - request.lengths]
+                array = firsts[:, None].astype(np.float32) - 50 * np.arange(self.labels, dtype=np.float32)
+            elif name == "sentence_embedding":
                 sums = [ids[end - n : end].sum() for n, end in zip(request.lengths, ends, strict=True)]
                 array = np.repeat(np.array(sums, np.float32)[:, None], HIDDEN, axis=1)
             else:
                 array = np.repeat(ids.astype(np.float32)[:, None], HIDDEN, axis=1)
             answer.outputs.append(from_numpy(name, array[1:] if self.mode == "missing row" else array))
         return answer
+
+    def _samples(self, request):
+        """Each output `NAME_out` is the input NAME."""
+        assert set(request.lengths) == {1}
+        answer = stage_pb2.ForwardResponse(
+            loads=[ReplicaLoad(replica_id=hop.replica_id, step_ms=5) for hop in request.route]
+        )
+        inputs = {each.name: each for each in request.inputs}
+        assert all(each.shape[0] == len(request.lengths) for each in request.inputs)
+        for name in request.outputs:
+            given = answer.outputs.add()
+            given.CopyFrom(inputs[name.removesuffix("_out")])
+            given.name = name
+        if self.mode == "too few outputs":
+            del answer.outputs[-1]
+        if self.mode == "cut payload":
+            answer.outputs[0].data = answer.outputs[0].data[:-1]
+        return answer
+
+    @staticmethod
+    def _has_row(request, number):
+        first = request.inputs[0]
+        return number in to_numpy(first).reshape(len(request.lengths), -1)[:, 0]
 
     async def GetNodeStatus(self, request, context):
         return stage_pb2.NodeStatus(
@@ -119,12 +154,16 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
     async def _misbehave(self, index, context):
         if self.mode == "break first" and index == 0:
             raise Unavailable("stage 1 was lost: Socket closed")
+        if self.mode == "gone" and index == 0:
+            raise Unavailable("Socket closed")
         if self.mode == "break later" and index == 2:
             raise Unavailable("stage 1 was lost: Socket closed")
         if self.mode == "no memory" and index == 0:
             raise ResourceExhausted("no KV memory", retry_after_s=0.5)
         if self.mode == "bug" and index == 0:
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        if self.mode == "refuse" and index == 0:
+            raise InvalidArgument("x: is not what it should be", field="x")
         if self.mode == "hold" and index == 0:
             try:
                 await self.release.wait()
