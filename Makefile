@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv protos check test bench demo serve clean
+.PHONY: venv protos check test bench parity demo serve clean
 
 venv: .venv/.installed
 
@@ -31,6 +31,11 @@ test: venv
 NAME ?= all
 bench: venv
 	$(BIN)/python -m bench $(NAME)
+
+# Split against whole for every architecture, in as many processes as there are cores: some 10 minutes on 2. Writes
+# stagemesh/parity.json and docs/parity.md. One row: python -m tests.parity FAMILY --stages 3
+parity: venv
+	$(BIN)/python -m tests.parity --all
 
 demo: venv
 	$(BIN)/stagemesh demo

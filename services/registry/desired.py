@@ -8,6 +8,7 @@ from stagemesh.checkpoint import Checkpoint, partition_bytes
 from stagemesh.errors import InvalidArgument
 from stagemesh.v1.registry_pb2 import DeployRequest, ModelSpec, Partition, ScaleRequest
 
+from .certified import check_certified
 from .cuts import even_cuts
 
 DTYPES = ("F32", "BF16", "F16", "F64")
@@ -52,7 +53,7 @@ def name_of(source: str) -> str:
 def build_spec(
     name: str, request: DeployRequest, checkpoint: Checkpoint, *, source: str, hub_revision: str
 ) -> ModelSpec:
-    """The desired state, without generation and creation time. Raises `InvalidArgument` for too many stages."""
+    """The desired state, without generation and creation time. Raises `InvalidArgument` for too many stages, and what `check_certified` does."""
     stages = request.stages or 1
     if stages > checkpoint.layers:
         raise InvalidArgument(
@@ -86,6 +87,7 @@ def build_spec(
         policy=request.policy,
         cache=request.cache if request.HasField("cache") else True,
         cache_ttl_s=request.cache_ttl_s,
+        uncertified=not check_certified(request, checkpoint, stages),
     )
 
 

@@ -12,7 +12,6 @@ import transformers
 
 from .partition.interface import Activations, Batch, Partition
 from .partition.kv import KVPool, SessionKV
-from .partition.pooling import read_pooling
 from .partition.ragged import Segment
 from .tensors import from_message, from_view, to_message, to_view
 
@@ -62,7 +61,7 @@ def compare_generation(
         logits = _advance(parts, kvs, sequences, positions, chunk)
         for row, sequence in enumerate(sequences):
             expected = whole(torch.tensor([sequence]), use_cache=False).logits[0, -1].float()
-            worst = max(worst, _distance(logits[row], expected))
+            worst = max(worst, distance(logits[row], expected))
             scale = max(scale, float(expected.abs().max()))
             token = int(expected.argmax())
             equal += token == int(logits[row].argmax())
@@ -70,7 +69,8 @@ def compare_generation(
     return Difference(worst, scale, len(prompts) * new, equal)
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest absolute difference; infinite where shapes differ or a value is not a number."""
     if one.shape != other.shape:
         return float("inf")
     apart = (one - other).abs()
@@ -129,20 +129,3 @@ def over_the_wire(given: Activations, device: torch.device) -> Activations:
     sides = [to_message(side, name) for name, side in given.sides.items()]
     hidden = from_view(to_view(given.hidden), device)
     return Activations(hidden, {side.name: from_message(side, device) for side in sides})
-
-
-@torch.inference_mode()
-def compare_embeddings(folder: Path, parts: Sequence[Partition], prompts: list[list[int]]) -> Difference:
-    """Pooled embeddings of all samples together against each sample alone in the whole model."""
-    whole = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    pooling = read_pooling(folder)
-    lengths = [len(prompt) for prompt in prompts]
-    done, _ = run_pass(parts, prompts, [0] * len(prompts), [[None] * len(prompts)] * len(parts))
-    split = parts[-1].output("sentence_embedding", done, lengths)
-    worst, scale = 0.0, 0.0
-    for row, prompt in enumerate(prompts):
-        alone = whole(torch.tensor([prompt])).last_hidden_state[0].float()
-        expected = pooling(alone, [len(prompt)])[0]
-        worst = max(worst, _distance(split[row], expected))
-        scale = max(scale, float(expected.abs().max()))
-    return Difference(worst, scale)

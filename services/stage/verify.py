@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,34 +17,24 @@ import transformers
 from stagemesh import checkpoint as checkpoints
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import InvalidArgument, StagemeshError
+from stagemesh.parity import Certificate
 
-from .compare import compare_embeddings, compare_generation
+from .compare import Difference, compare_generation
+from .compare_outputs import compare_outputs
+from .partition.interface import Partition
 from .partition.load import load_partition
 
 # Prompts of different lengths, served together.
 PROMPT_LENGTHS = (5, 1, 23, 12)
 NEW_TOKENS = 16
-# Largest absolute difference of float32 outputs that still counts as the same.
-TOLERANCE = {"generate": 1e-3, "embed": 1e-5}
+# Of a prompt in one pass, when it is served a second time in pieces.
+CHUNK = 5
+# Largest difference of float32 outputs that still counts as the same, for each 1 of their largest value (at least 1).
+TOLERANCE_LOGITS, TOLERANCE_OUTPUTS = 1e-4, 1e-5
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What a comparison found. Errors are absolute, on float32 logits or embeddings."""
-
-    architecture: str
-    revision: str
-    task: str
-    stages: int
-    cuts: list[int]
-    dtype: str
-    path: str
-    max_abs_error: float
-    tokens_compared: int
-    tokens_equal: int
-    torch: str
-    transformers: str
-    passed: bool
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def even_cuts(layers: int, stages: int) -> list[int]:
@@ -60,42 +50,87 @@ def even_cuts(layers: int, stages: int) -> list[int]:
     return [round(index * layers / stages) for index in range(stages + 1)]
 
 
-def verify(source: str, stages: int) -> Certificate:
+def verify(source: str, stages: int, threads: int = 0, say: Callable[[str], None] = _say) -> Certificate:
     """Load the model whole and split, in float32 on the CPU, and compare. Takes memory for both.
+
+    Args:
+        source: a local folder, or a hub id whose files are here.
+        stages: partitions.
+        threads: of torch; 0 leaves them as they are.
+        say: told what is being done.
 
     Raises:
         StagemeshError: the checkpoint cannot be used, or cannot be split that way.
     """
+    if threads > 0:
+        torch.set_num_threads(threads)
     folder = checkpoints.resolve(source)
     found = checkpoints.inspect(folder)
     cuts = even_cuts(found.layers, stages)
-    _say(f"loading {stages} partitions, cuts {cuts}")
+    say(f"loading {stages} partitions, cuts {cuts}")
     parts = [
         load_partition(folder, found, task=found.task, first=a, end=b, dtype="F32")
         for a, b in itertools.pairwise(cuts)
     ]
-    prompts = _prompts(found)
-    _say(f"comparing {len(prompts)} prompts with the whole model")
+    say("comparing with the whole model")
     if found.task == "generate":
-        difference = compare_generation(folder, parts, prompts, NEW_TOKENS)
+        difference, reason = _generation(folder, found, parts)
     else:
-        difference = compare_embeddings(folder, parts, prompts)
+        difference, reason = _outputs(folder, found, parts)
     return Certificate(
         architecture=found.architecture,
-        revision=found.revision,
+        model_type=found.model_type,
         task=found.task,
+        revision=found.revision,
         stages=stages,
-        cuts=cuts,
+        cuts=tuple(cuts),
         dtype="F32",
-        path="ragged" if all(part.ragged for part in parts) else "own-cache",
+        path=_path(parts),
         max_abs_error=difference.max_abs_error,
+        scale=difference.scale,
         tokens_compared=difference.tokens_compared,
         tokens_equal=difference.tokens_equal,
+        passed=not reason,
+        reason=reason,
         torch=torch.__version__,
         transformers=transformers.__version__,
-        passed=difference.tokens_equal == difference.tokens_compared
-        and difference.max_abs_error <= TOLERANCE[found.task],
     )
+
+
+def _generation(folder: Path, found: Checkpoint, parts: list[Partition]) -> tuple[Difference, str]:
+    """All prompts whole, and once more in chunks, as a busy stage computes them."""
+    prompts = _prompts(found)
+    difference = compare_generation(folder, parts, prompts, NEW_TOKENS)
+    reason = _too_far(difference, TOLERANCE_LOGITS)
+    if not reason:
+        again = compare_generation(folder, parts, prompts, 2, CHUNK)
+        reason = _too_far(again, TOLERANCE_LOGITS)
+        reason = f"with prompts in chunks: {reason}" if reason else ""
+    return difference, reason
+
+
+def _outputs(folder: Path, found: Checkpoint, parts: list[Partition]) -> tuple[Difference, str]:
+    difference = compare_outputs(folder, found, parts)
+    return difference, _too_far(difference, TOLERANCE_OUTPUTS)
+
+
+def _too_far(difference: Difference, tolerance: float) -> str:
+    """Why a difference is not none; empty when it is."""
+    if difference.tokens_equal < difference.tokens_compared:
+        return f"{difference.tokens_compared - difference.tokens_equal} of {difference.tokens_compared} tokens differ"
+    if not difference.scale > 0:
+        return "the whole model's outputs are all zero: nothing was compared"
+    if not difference.max_abs_error <= tolerance * max(1.0, difference.scale):
+        return f"outputs differ by {difference.max_abs_error:.1e} at a scale of {difference.scale:.1e}"
+    return ""
+
+
+def _path(parts: list[Partition]) -> str:
+    if not all(part.generates for part in parts):
+        return "stateless"
+    if all(getattr(part, "fused", False) for part in parts):
+        return "fused"
+    return "ragged" if all(part.ragged for part in parts) else "own-cache"
 
 
 def _prompts(found: Checkpoint) -> list[list[int]]:
@@ -107,13 +142,14 @@ def _prompts(found: Checkpoint) -> list[list[int]]:
     ]
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Return 0 when split and whole agree, 1 when not or when the model cannot be compared."""
-    parser = argparse.ArgumentParser(prog="stagemesh verify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="stagemesh verify",
+        description="Run a model split and whole, and write down how they compare. A split of more than one stage is "
+        "served only when a certificate vouches for it: one of those that come with stagemesh, for the "
+        "architecture, or one that this command wrote, for a checkpoint (deploy --certificate FILE).",
+    )
     parser.add_argument("model", help="local checkpoint folder, or a hub id whose files are here already")
     parser.add_argument(
         "--stages", type=int, default=2, help="partitions to cut it into (default: %(default)s)"
@@ -123,27 +159,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: one per CPU)")
     options = parser.parse_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    if options.threads > 0:
-        torch.set_num_threads(options.threads)
     try:
-        certificate = verify(options.model, options.stages)
+        certificate = verify(options.model, options.stages, options.threads)
     except StagemeshError as error:
         print(f"stagemesh: {error.message}", file=sys.stderr)
         return 1
-    text = json.dumps(asdict(certificate), indent=2)
+    text = json.dumps(certificate.to_json(), indent=2)
     if options.out:
         options.out.write_text(text + "\n")
-    if options.json:
-        print(text)
-    else:
-        verdict = "agree" if certificate.passed else "DIFFER"
-        print(
-            f"{certificate.architecture} in {certificate.stages} stages (cuts {certificate.cuts}): split and whole "
-            f"{verdict}; max abs error {certificate.max_abs_error:.2e}, "
-            f"{certificate.tokens_equal}/{certificate.tokens_compared} tokens equal"
-        )
+    print(text if options.json else _sentence(certificate))
     return 0 if certificate.passed else 1
+
+
+def _sentence(found: Certificate) -> str:
+    verdict = "agree" if found.passed else f"DIFFER ({found.reason})"
+    tokens = f", {found.tokens_equal}/{found.tokens_compared} tokens equal" if found.tokens_compared else ""
+    return (
+        f"{found.architecture} in {found.stages} stages (cuts {list(found.cuts)}, {found.path}): split and whole "
+        f"{verdict}; max abs error {found.max_abs_error:.2e} at a scale of {found.scale:.2e}{tokens}"
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from rich.console import Console
 
 from stagemesh.cli.guard import one_line_errors
-from stagemesh.cli.options import DEFAULT_REGISTRY, Json, Registry
+from stagemesh.cli.options import DEFAULT_REGISTRY, Certificate, Force, Json, Registry, certificate_text
 from stagemesh.cli.progress import Progress
 from stagemesh.local import deployment
 from stagemesh.v1 import registry_pb2
@@ -32,6 +32,8 @@ def deploy(
     policy: Annotated[str, typer.Option(help="Balancing policy; the router's default when not given.")] = "",
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
     cache_ttl: Annotated[int, typer.Option(help="Seconds an answer stays valid; 0: default.", min=0)] = 0,
+    force: Force = False,
+    certificate: Certificate = None,
     registry: Registry = DEFAULT_REGISTRY,
     wait: Wait = True,
     timeout: WaitTimeout = 600.0,
@@ -48,6 +50,8 @@ def deploy(
         policy=policy,
         cache=cache,
         cache_ttl_s=cache_ttl,
+        force=force,
+        certificate=certificate_text(certificate),
     )
 
     async def run() -> registry_pb2.ModelSpec:

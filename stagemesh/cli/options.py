@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,3 +20,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 DEFAULT_REGISTRY = "127.0.0.1:8002"
 DEFAULT_REGISTRY_PORT = 8002
+
+Force = Annotated[bool, typer.Option("--force", help="Serve a split that no parity certificate vouches for.")]
+Certificate = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificate",
+        help="What `stagemesh verify --out` wrote for this checkpoint and number of stages.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
+
+
+def certificate_text(file: Path | None) -> str:
+    """What the file holds; empty without one."""
+    return "" if file is None else file.read_text()

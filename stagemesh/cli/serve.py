@@ -3,13 +3,13 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from stagemesh.cli.guard import one_line_errors
-from stagemesh.cli.options import DEFAULT_REGISTRY_PORT
+from stagemesh.cli.options import DEFAULT_REGISTRY_PORT, Certificate, Force, certificate_text
 from stagemesh.cli.progress import Progress
 from stagemesh.cli.signals import run_until_signal
 from stagemesh.errors import ConfigError
@@ -17,6 +17,9 @@ from stagemesh.local import LocalMesh
 from stagemesh.local.etcd_server import etcd_binary
 from stagemesh.local.leftovers import Leftovers
 from stagemesh.local.ports import claim
+
+if TYPE_CHECKING:
+    from stagemesh.checkpoint import Checkpoint
 
 
 @one_line_errors
@@ -41,6 +44,8 @@ def serve(
     policy: Annotated[str, typer.Option(help="Balancing policy; the router's default when not given.")] = "",
     threads: Annotated[int, typer.Option(help="Threads per stage; 0: cores shared out.", min=0)] = 0,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
+    force: Force = False,
+    certificate: Certificate = None,
     api_keys: Annotated[
         str, typer.Option(help="File with API keys for the router.", show_default=False)
     ] = "",
@@ -51,7 +56,10 @@ def serve(
     if not etcd:
         etcd_binary()
     check_programs()
-    check_source(model)
+    found = check_source(model)
+    proof = certificate_text(certificate)
+    if not (force or proof):
+        check_split(found, model, stages)
     mesh_flags = {"router": {"api-keys": os.path.abspath(api_keys)}} if api_keys else {}
     out = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -72,7 +80,15 @@ def serve(
             )
             try:
                 async with mesh:
-                    spec = await mesh.deploy(model, name, dtype=dtype, policy=policy, cache=cache)
+                    spec = await mesh.deploy(
+                        model,
+                        name,
+                        dtype=dtype,
+                        policy=policy,
+                        cache=cache,
+                        force=force,
+                        certificate=proof,
+                    )
                     out.print(f"{spec.name} is served by {stages} stages x {replicas} replicas")
                     for line in addresses(mesh):
                         out.print(line)
@@ -92,11 +108,18 @@ def serve(
         raise ConfigError("left behind: " + ", ".join(left))
 
 
-def check_source(model: str) -> None:
-    """Raise `CheckpointError` or `NotFound` for a checkpoint that cannot be served; reads headers only."""
+def check_source(model: str) -> "Checkpoint":
+    """What the checkpoint is; raises `CheckpointError` or `NotFound` when it cannot be served. Reads headers only."""
     from stagemesh.checkpoint import inspect_source
 
-    inspect_source(model)
+    return inspect_source(model)
+
+
+def check_split(found: "Checkpoint", model: str, stages: int) -> None:
+    """Raise `FailedPrecondition` when no certificate vouches for the split: the registry would refuse it."""
+    from stagemesh import parity
+
+    parity.require(parity.shipped(), found, model, stages)
 
 
 def check_programs() -> None:

@@ -229,6 +229,8 @@ class LocalMesh:
         dtype: str = "",
         policy: str = "",
         cache: bool = True,
+        force: bool = False,
+        certificate: str = "",
         wait: bool = True,
         timeout_s: float = 600.0,
     ) -> registry_pb2.ModelSpec:
@@ -245,6 +247,8 @@ class LocalMesh:
             dtype=dtype,
             policy=policy,
             cache=cache,
+            force=force,
+            certificate=certificate,
         )
         spec = await deployment.deploy(self.registry_address, request)
         if wait:
