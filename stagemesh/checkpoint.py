@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stagemesh.checkpoint_cuts import legal_cuts
 from stagemesh.checkpoint_files import TensorInfo, read_index, read_json, sample_weights
 from stagemesh.checkpoint_hub import fetch_headers, fetch_metadata, is_hub_id
 from stagemesh.errors import CheckpointError, NotFound
@@ -65,6 +66,8 @@ class Checkpoint:
     tied_bytes: int
     # Hex digest of what the checkpoint contains; the same wherever a copy of it lies.
     revision: str
+    # Between which layers it may be cut: how many layers lie before each cut.
+    cuts: tuple[int, ...] = ()
 
 
 def is_local(source: str) -> bool:
@@ -184,6 +187,7 @@ def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -
         head_bytes=head,
         tied_bytes=tied,
         revision=_revision(folder, config, tensors, weights),
+        cuts=tuple(legal_cuts(config, layers)),
     )
 
 

@@ -1,33 +1,51 @@
 """Where a model is cut: contiguous slices of layers, evened out by parameter bytes. Pure and exact."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 
 
 def even_cuts(
-    layer_bytes: Sequence[int], stages: int, *, embedding_bytes: int = 0, head_bytes: int = 0
+    layer_bytes: Sequence[int],
+    stages: int,
+    *,
+    embedding_bytes: int = 0,
+    head_bytes: int = 0,
+    allowed: Collection[int] | None = None,
 ) -> list[tuple[int, int]]:
     """Cut layers into `stages` half-open ranges, none empty, so that the largest partition is smallest.
 
     The first partition also holds the embedding, the last one the head. Among the cuts with the smallest largest
     partition, one whose sizes differ least (smallest sum of squares) is taken.
-    Raises `ValueError` unless 1 <= stages <= len(layer_bytes).
+
+    Args:
+        layer_bytes: of each layer.
+        stages: partitions.
+        embedding_bytes: of what the first partition has besides.
+        head_bytes: of what the last one has besides.
+        allowed: how many layers may lie before a cut; by default any number.
+
+    Raises:
+        ValueError: fewer than one stage, or more than the pieces that the allowed cuts make.
     """
     layers = len(layer_bytes)
-    if not 1 <= stages <= layers:
-        raise ValueError(f"{stages} stages for {layers} layers")
+    ends = {cut for cut in range(1, layers) if allowed is None or cut in allowed} | {layers}
+    if not 1 <= stages <= len(ends):
+        raise ValueError(f"{stages} stages for {layers} layers in {len(ends)} pieces")
     before = [0, *accumulate(layer_bytes)]
 
     def size(first: int, end: int) -> int:
         extra = (embedding_bytes if first == 0 else 0) + (head_bytes if end == layers else 0)
         return before[end] - before[first] + extra
 
-    slices = _cheapest(layers, stages, lambda cost, first, end: max(cost, size(first, end)))
+    def largest_of(cost: int, first: int, end: int) -> int | None:
+        return max(cost, size(first, end)) if end in ends else None
+
+    slices = _cheapest(layers, stages, largest_of)
     largest = max(size(first, end) for first, end in slices)
 
     def squares(cost: int, first: int, end: int) -> int | None:
         own = size(first, end)
-        return cost + own * own if own <= largest else None
+        return cost + own * own if end in ends and own <= largest else None
 
     return _cheapest(layers, stages, squares)
 

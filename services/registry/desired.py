@@ -55,15 +55,18 @@ def build_spec(
 ) -> ModelSpec:
     """The desired state, without generation and creation time. Raises `InvalidArgument` for too many stages, and what `check_certified` does."""
     stages = request.stages or 1
-    if stages > checkpoint.layers:
+    if stages > len(checkpoint.cuts) + 1:
         raise InvalidArgument(
-            f"stages: {stages} is more than the {checkpoint.layers} layers of the model", field="stages"
+            f"stages: {stages} is more than {len(checkpoint.cuts) + 1}, the most that the model's "
+            f"{checkpoint.layers} layers can be cut into",
+            field="stages",
         )
     cuts = even_cuts(
         checkpoint.layer_bytes,
         stages,
         embedding_bytes=checkpoint.embedding_bytes,
         head_bytes=checkpoint.head_bytes + (checkpoint.tied_bytes if stages > 1 else 0),
+        allowed=checkpoint.cuts,
     )
     return ModelSpec(
         name=name,

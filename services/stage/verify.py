@@ -16,6 +16,7 @@ import transformers
 
 from stagemesh import checkpoint as checkpoints
 from stagemesh.checkpoint import Checkpoint
+from stagemesh.checkpoint_cuts import nearest_cuts
 from stagemesh.errors import InvalidArgument, StagemeshError
 from stagemesh.parity import Certificate
 
@@ -37,17 +38,20 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def even_cuts(layers: int, stages: int) -> list[int]:
-    """Layer boundaries of an even split, first and last included.
+def even_cuts(found: Checkpoint, stages: int) -> list[int]:
+    """Layer boundaries of an even split where the model may be cut, first and last included.
 
     Raises:
-        InvalidArgument: more stages than layers, or fewer than one.
+        InvalidArgument: more stages than that makes, or fewer than one.
     """
-    if not 1 <= stages <= layers:
+    most = len(found.cuts) + 1
+    if not 1 <= stages <= most:
         raise InvalidArgument(
-            f"stages: {stages} is not between 1 and the model's {layers} layers", field="stages"
+            f"stages: {stages} is not between 1 and {most}, the most that the model's {found.layers} layers "
+            "can be cut into",
+            field="stages",
         )
-    return [round(index * layers / stages) for index in range(stages + 1)]
+    return nearest_cuts(found.cuts, found.layers, stages)
 
 
 def verify(source: str, stages: int, threads: int = 0, say: Callable[[str], None] = _say) -> Certificate:
@@ -66,7 +70,7 @@ def verify(source: str, stages: int, threads: int = 0, say: Callable[[str], None
         torch.set_num_threads(threads)
     folder = checkpoints.resolve(source)
     found = checkpoints.inspect(folder)
-    cuts = even_cuts(found.layers, stages)
+    cuts = even_cuts(found, stages)
     say(f"loading {stages} partitions, cuts {cuts}")
     parts = [
         load_partition(folder, found, task=found.task, first=a, end=b, dtype="F32")

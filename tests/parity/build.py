@@ -63,10 +63,17 @@ def shrunken(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
     given = {
         name: value
         for name, value in SMALL.items()
-        if name in ALWAYS or getattr(default, name, None) is not None
+        if name in ALWAYS or _has(default, name)
     }
     given.update(settings)
     return kind(**{name: value for name, value in given.items() if value is not None})
+
+
+def _has(config: PreTrainedConfig, name: str) -> bool:
+    try:
+        return getattr(config, name, None) is not None
+    except RuntimeError:
+        return False  # it differs from layer to layer: the family's own settings say
 
 
 def write(folder: Path, config: PreTrainedConfig, model_class: Any = AutoModelForCausalLM) -> None:

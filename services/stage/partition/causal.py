@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from stagemesh.checkpoint import Checkpoint
-from stagemesh.errors import InternalError, InvalidArgument
+from stagemesh.errors import CheckpointError, InternalError, InvalidArgument
 from stagemesh.tensor import TensorView
 
 from ..tensors import from_view
 from .attention import NAME, running
-from .cache import SessionCache
+from .boundary import Boundary
+from .cache import PartCache
+from .families import Family, family_of
 from .fused import FAMILIES, FusedLayer, fuse_layers
 from .interface import Activations, Batch
 from .kernels import Kernels, load_kernels
@@ -37,7 +40,7 @@ class CausalPartition:
     def __init__(
         self,
         skeleton: Skeleton,
-        config: PreTrainedConfig,
+        family: Family,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -48,8 +51,7 @@ class CausalPartition:
     ) -> None:
         self._skeleton = skeleton
         self._base = skeleton.base
-        # Of the whole model: caches are made from it.
-        self._config = config
+        self._family = family
         self.first_layer = skeleton.first
         self.end_layer = skeleton.end
         self.is_first = skeleton.first == 0
@@ -63,12 +65,20 @@ class CausalPartition:
         # Whether decoder layers were replaced by fused ones.
         self.fused = isinstance(skeleton.layers[0], FusedLayer)
         self._kernels = kernels
-        text = config.get_text_config(decoder=True)
+        text = family.text
         self.hidden_size: int = text.hidden_size
         self.vocab_size: int = text.vocab_size
         self.kv_layout = kv_layout(text, skeleton.end - skeleton.first, dtype, device)
         self._accepts = frozenset(inspect.signature(self._base.forward).parameters)
-        self._head = _head_of(skeleton, plain=config.model_type in FAMILIES) if self.is_last else None
+        # Fused layers are not run by the model's own forward.
+        layers = None if self.fused else skeleton.layers
+        self._boundary = Boundary(self._base, layers, family, self.is_first, self.is_last)
+        family.attach(self._base, self.first_layer, self.end_layer)
+        # What comes beside hidden states: name -> shape of a row and dtype.
+        self._sides = {name: (shape, dtype) for name, shape in family.sides(self.first_layer).items()}
+        if self._boundary.looks_at_ids and not self.is_first:
+            self._sides["input_ids"] = ((), torch.int64)
+        self._head = _head_of(skeleton, plain=text.model_type in FAMILIES) if self.is_last else None
 
     def __repr__(self) -> str:
         return f"<CausalPartition {self.first_layer}..{self.end_layer} of {self._skeleton.total}>"
@@ -99,9 +109,19 @@ class CausalPartition:
         return {"input_ids": ids}
 
     def check(self, rows: int, given: Activations) -> Activations:
-        """Hidden states `[rows, hidden]` in this partition's dtype."""
-        if given.hidden.shape != (rows, self.hidden_size):
+        """Hidden states `[rows, ...]` and the family's sides, in the dtypes they are computed in."""
+        shapes = {name: (rows, *shape) for name, (shape, _) in self._sides.items()}
+        found = {name: tuple(side.shape) for name, side in given.sides.items()}
+        if given.hidden.shape != (rows, *self._family.row_shape()) or shapes != found:
             raise InternalError("a frame's tensor does not fit its steps")
+        for name, (_, dtype) in self._sides.items():
+            side = given.sides[name]
+            if dtype.is_floating_point != side.is_floating_point():
+                raise InternalError("a frame's tensor does not fit its steps")
+            given.sides[name] = side.to(dtype)
+        ids = given.sides.get("input_ids")
+        if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise InternalError("a frame's token id is outside the vocabulary")
         if given.hidden.dtype != self.dtype:
             given.hidden = given.hidden.to(self.dtype)
         return given
@@ -113,30 +133,40 @@ class CausalPartition:
             ids = torch.ones(rows, dtype=torch.int64, device=self.device)
             return Batch(segments, inputs={"input_ids": ids})
         generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(rows, self.hidden_size, generator=generator)
-        return Batch(segments, given=Activations(hidden.to(self.device, self.dtype)))
+        hidden = torch.randn(rows, *self._family.row_shape(), generator=generator)
+        sides = {
+            name: torch.ones(rows, *shape, dtype=dtype, device=self.device)
+            for name, (shape, dtype) in self._sides.items()
+        }
+        return Batch(segments, given=Activations(hidden.to(self.device, self.dtype), sides))
 
     # ---- what is computed ----
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Activations:
-        """Hidden states `[tokens, hidden]` after this partition's layers (and the final norm on the last)."""
+        """Hidden states `[tokens, ...]` after this partition's layers (`[tokens, hidden]` after the final norm)."""
         if self.ragged:
             ragged = Ragged(batch.segments, True, self.device, self._kernels)
             if self.fused:
                 hidden = self._forward_fused(batch, ragged)
             else:
                 with running(ragged):
-                    hidden = self._call(batch, slice(None), ragged.positions, None)
+                    hidden = self._call(batch, slice(None), ragged.positions, None).hidden
             ragged.done(batch.segments)
             return Activations(hidden)
         out = [self._forward_alone(batch, segment) for segment in batch.segments]
-        return Activations(out[0] if len(out) == 1 else torch.cat(out))
+        if len(out) == 1:
+            return out[0]
+        names = out[0].sides
+        return Activations(
+            torch.cat([one.hidden for one in out]),
+            {name: torch.cat([one.sides[name] for one in out]) for name in names},
+        )
 
     def _forward_fused(self, batch: Batch, ragged: Ragged) -> torch.Tensor:
         """The same as the model library's own forward, layer by fused layer."""
         base: Any = self._base
-        hidden = base.embed_tokens(_ids(batch)) if self.is_first else _hidden(batch).clone()
+        hidden = base.embed_tokens(_ids(batch)) if self.is_first else _given(batch).hidden.clone()
         cos, sin = base.rotary_emb(hidden[None], ragged.positions[None])
         delta: torch.Tensor | None = None
         for layer in base.layers:
@@ -145,23 +175,23 @@ class CausalPartition:
             return self._kernels.add_rms_norm(hidden, delta, base.norm.weight, base.norm.variance_epsilon)
         return hidden.add_(delta)
 
-    def _forward_alone(self, batch: Batch, segment: Segment) -> torch.Tensor:
+    def _forward_alone(self, batch: Batch, segment: Segment) -> Activations:
         """One session with transformers' own cache: slower, for architectures the ragged path does not fit."""
         positions = torch.arange(segment.position, segment.end, device=self.device)
         rows = slice(segment.start, segment.start + segment.rows)
         if segment.kv is None:
             return self._call(batch, rows, positions, None)
         if segment.kv.own is None:
-            segment.kv.own = SessionCache(self._config, self.first_layer, self.end_layer)
+            segment.kv.own = self._family.cache(self.first_layer, self.end_layer)
         cache = segment.kv.own
-        assert isinstance(cache, SessionCache)
-        hidden = self._call(batch, rows, positions, cache)
+        assert isinstance(cache, PartCache)
+        done = self._call(batch, rows, positions, cache)
         segment.kv.length = cache.seen = segment.end
-        return hidden
+        return done
 
     def _call(
-        self, batch: Batch, rows: slice, positions: torch.Tensor, cache: SessionCache | None
-    ) -> torch.Tensor:
+        self, batch: Batch, rows: slice, positions: torch.Tensor, cache: PartCache | None
+    ) -> Activations:
         inputs: dict[str, object] = {
             "position_ids": positions[None],
             "use_cache": cache is not None,
@@ -169,11 +199,18 @@ class CausalPartition:
         }
         inputs = {name: value for name, value in inputs.items() if name in self._accepts}
         if self.is_first:
-            inputs["input_ids"] = _ids(batch)[rows][None]
+            ids: torch.Tensor | None = _ids(batch)[rows]
+            hidden = self._boundary.run(ids, None, inputs)
         else:
-            inputs["inputs_embeds"] = _hidden(batch)[rows][None]
-        hidden: torch.Tensor = self._base(**inputs).last_hidden_state
-        return hidden[0]
+            given = _given(batch)
+            sides = {name: side[rows] for name, side in given.sides.items()}
+            ids = sides.get("input_ids")
+            self._family.take(sides)
+            hidden = self._boundary.run(ids, given.hidden[rows], inputs)
+        sides = {} if self.is_last else self._family.give()
+        if self._boundary.looks_at_ids and not self.is_last and ids is not None:
+            sides["input_ids"] = ids
+        return Activations(hidden, sides)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -198,10 +235,10 @@ def _ids(batch: Batch) -> torch.Tensor:
     return batch.inputs["input_ids"]
 
 
-def _hidden(batch: Batch) -> torch.Tensor:
+def _given(batch: Batch) -> Activations:
     if batch.given is None:
         raise ValueError("the batch has no hidden states")
-    return batch.given.hidden
+    return batch.given
 
 
 class _Given(nn.Module):
@@ -274,10 +311,16 @@ def load_causal(
 ) -> CausalPartition:
     """Build and load one partition of a causal language model. See `load.load_partition`."""
     config = read_config(folder)
+    for cut in {first, end} & set(range(1, checkpoint.layers)):
+        if cut not in checkpoint.cuts:
+            raise CheckpointError(
+                f"the model may not be cut after {cut} layers: the layers that follow share states"
+            )
+    family = family_of(read_config(folder))
     ragged = _full_attention(config)
     skeleton = build_causal(config, first, end, dtype, ragged)
     weight_bytes = load_weights(skeleton, checkpoint, locate, device)
-    compact(skeleton)
+    compact(skeleton, family.caches)
     packed, kernels = 0, None
     if fast and device.type == "cpu":
         kernels = load_kernels(dtype) if ragged else None
@@ -287,7 +330,7 @@ def load_causal(
         packed = pack_linears(skeleton.model)
     return CausalPartition(
         skeleton,
-        read_config(folder),
+        family,
         dtype=dtype,
         device=device,
         weight_bytes=weight_bytes,
@@ -309,7 +352,15 @@ def build_causal(
         model = _from_config(config, dtype, NAME if ragged else "sdpa")
     model.eval()
     base = model.base_model
-    return prune(model, base, plan_of(config, base), first, end)
+    plan, family = plan_of(config, base), family_of(config)
+    before, after = (_present(base, names) for names in (family.before, family.after))
+    return prune(
+        model, base, replace(plan, before=plan.before + before, after=plan.after + after), first, end
+    )
+
+
+def _present(base: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if hasattr(base, name))
 
 
 def _from_config(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> Any:

@@ -96,9 +96,9 @@ def prune(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, first: int,
         raise CheckpointError(f"layers {first}..{end} are outside the model's 0..{total}")
     tied = dict(model.all_tied_weights_keys)
     for name in plan.before if first else ():
-        base.set_submodule(name, Absent(), strict=True)
+        _drop(base, name)
     for name in plan.after if end < total else ():
-        base.set_submodule(name, Absent(), strict=True)
+        _drop(base, name)
     for index in range(total):
         if not first <= index < end:
             layers[index] = Absent()
@@ -109,17 +109,31 @@ def prune(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, first: int,
     return Skeleton(model, base, plan, first, end, total, tied)
 
 
-def compact(skeleton: Skeleton) -> None:
-    """Drop the absent layers and make the kept ones count from 0: caches and settings are indexed by that number."""
+def _drop(base: PreTrainedModel, name: str) -> None:
+    """Make a module an absent one; of a list every member, since a forward takes them one by one."""
+    module = base.get_submodule(name)
+    if isinstance(module, nn.ModuleList):
+        for index in range(len(module)):
+            module[index] = Absent()
+    else:
+        base.set_submodule(name, Absent(), strict=True)
+
+
+def compact(skeleton: Skeleton, caches: int = 1) -> None:
+    """Drop the absent layers and make the kept ones count from 0: caches and settings are indexed by that number.
+
+    Args:
+        skeleton: filled.
+        caches: entries of the model's cache that one layer has.
+    """
     first, end = skeleton.first, skeleton.end
     kept = nn.ModuleList(list(skeleton.layers)[first:end])
     skeleton.base.set_submodule(skeleton.plan.layers, kept, strict=True)
     for local, layer in enumerate(kept):
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = local
+                module.layer_idx = local if caches == 1 else module.layer_idx - first * caches
     config = skeleton.base.config
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == skeleton.total and name.endswith(("_types", "_layout")):
             setattr(config, name, value[first:end])
-    config.num_hidden_layers = end - first

@@ -149,10 +149,14 @@ def _tensor(model: PreTrainedModel, name: str) -> torch.Tensor:
 
 def _fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Compute the buffers that no checkpoint holds (rotary frequencies, position ids)."""
-    for module in model.modules():
+    owners: dict[str, PreTrainedModel] = {}
+    for path, module in model.named_modules():
+        # The innermost model that a module belongs to knows what its buffers are.
+        owner = owners.get(path.rpartition(".")[0], model)
+        owners[path] = owner = module if isinstance(module, PreTrainedModel) else owner
         empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in empty:
             setattr(module, name, torch.zeros_like(getattr(module, name), device=device))
         if empty and not isinstance(module, Absent):
             with torch.no_grad():
-                model._init_weights(module)
+                owner._init_weights(module)

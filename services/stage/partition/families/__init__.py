@@ -1,0 +1,23 @@
+"""What single families of language models need beside their pipeline plan, one small class each."""
+
+from transformers import PreTrainedConfig
+
+from .longcat import Longcat
+from .minimax import MiniMax
+from .per_layer import AlternatingStreams, PerLayerInputs
+from .plain import Family
+from .streams import Streams
+
+_FAMILIES: dict[str, type[Family]] = {
+    "deepseek_v4": Streams,
+    "gemma3n_text": AlternatingStreams,
+    "gemma4_text": PerLayerInputs,
+    "hy_v4": Streams,
+    "longcat_flash": Longcat,
+    "minimax": MiniMax,
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The adapter of a model type; most need none and get the plain one."""
+    return _FAMILIES.get(config.model_type, Family)(config)
