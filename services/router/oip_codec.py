@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,10 @@ _CONTENTS = {
     "FP32": ("fp32_contents", "<f4"),
     "FP64": ("fp64_contents", "<f8"),
 }
+
+RAW_OUTPUTS = "binary_data_output"
+# Set by clients of the protocol for servers that keep state or queues for them.
+_WITHOUT_EFFECT = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout")
 
 
 def uses_raw(request: oip.ModelInferRequest) -> bool:
@@ -99,15 +103,40 @@ def read_texts(request: oip.ModelInferRequest, index: int) -> list[str]:
         raise InvalidArgument(f"{field}: is not UTF-8", field=field) from None
 
 
-def add_output(response: oip.ModelInferResponse, tensor: tensor_pb2.Tensor, *, raw: bool) -> None:
-    """Append an output, raw or typed as the request was."""
-    datatype = NAMES[tensor.dtype]
-    output = response.outputs.add(name=tensor.name, datatype=datatype, shape=[int(n) for n in tensor.shape])
-    if raw or datatype not in _CONTENTS:
-        response.raw_output_contents.append(tensor.data)
-        return
-    attribute, code = _CONTENTS[datatype]
-    getattr(output.contents, attribute).extend(np.frombuffer(tensor.data, code).tolist())
+def check_parameters(request: oip.ModelInferRequest) -> None:
+    """`InvalidArgument` naming a parameter of a tensor inference that would change the answer and is not supported."""
+    for name, value in parameter_values(request.parameters).items():
+        if name == RAW_OUTPUTS and not isinstance(value, bool):
+            raise InvalidArgument(f"parameters.{name}: must be true or false", field=f"parameters.{name}")
+        if name not in _WITHOUT_EFFECT and name != RAW_OUTPUTS and not name.startswith("triton_"):
+            raise InvalidArgument(f"parameters.{name}: not supported", field=f"parameters.{name}")
+    given: tuple[tuple[str, Sequence[Any]], ...] = (("inputs", request.inputs), ("outputs", request.outputs))
+    for kind, tensors in given:
+        for index, tensor in enumerate(tensors):
+            for name in sorted(tensor.parameters):
+                field = f"{kind}[{index}].parameters.{name}"
+                raise InvalidArgument(f"{field}: not supported", field=field)
+
+
+def add_outputs(
+    response: oip.ModelInferResponse, tensors: Sequence[tensor_pb2.Tensor], request: oip.ModelInferRequest
+) -> None:
+    """Append the outputs: as `binary_data_output` says, else raw or typed as the request was.
+
+    All of them are raw when one has a dtype without typed contents, since the protocol does not mix the two.
+    """
+    asked = parameter_values(request.parameters).get(RAW_OUTPUTS, uses_raw(request))
+    raw = bool(asked) or any(NAMES[tensor.dtype] not in _CONTENTS for tensor in tensors)
+    for tensor in tensors:
+        datatype = NAMES[tensor.dtype]
+        output = response.outputs.add(
+            name=tensor.name, datatype=datatype, shape=[int(n) for n in tensor.shape]
+        )
+        if raw:
+            response.raw_output_contents.append(tensor.data)
+        else:
+            attribute, code = _CONTENTS[datatype]
+            getattr(output.contents, attribute).extend(np.frombuffer(tensor.data, code).tolist())
 
 
 def add_text(response: oip.ModelInferResponse, name: str, text: str, *, raw: bool) -> None:

@@ -3,22 +3,26 @@
 from stagemesh.oip import open_inference_pb2 as oip
 from stagemesh.v1 import registry_pb2
 
+from .oip_codec import NAMES
+from .signature import signature_of
+
 EXTENSIONS = ["model_stream_infer", "binary_tensor_data"]
+TEXT_TASKS = ("generate", "embed")
 
 
 def model_metadata(spec: registry_pb2.ModelSpec) -> oip.ModelMetadataResponse:
-    """Inputs and outputs by task; -1 where the size varies. `text_input` is an alternative to the tensors."""
-    hidden, vocabulary = spec.hidden_size or -1, spec.vocab_size or -1
+    """Inputs and outputs as the model's spec says; -1 where the size varies, the first dimension is the batch.
+
+    `text_input` is an alternative to the tensors, of models that generate or embed.
+    """
+    signature = signature_of(spec)
     metadata = oip.ModelMetadataResponse(name=spec.name, versions=[spec.revision], platform="stagemesh")
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if spec.task == "embed" else [])]
-    for name in names:
-        metadata.inputs.add(name=name, datatype="INT64", shape=[-1, -1])
-    if spec.task == "embed":
-        metadata.inputs.add(name="text_input", datatype="BYTES", shape=[-1])
-        metadata.outputs.add(name="sentence_embedding", datatype="FP32", shape=[-1, hidden])
-        metadata.outputs.add(name="last_hidden_state", datatype="FP32", shape=[-1, -1, hidden])
-    else:
-        metadata.inputs.add(name="text_input", datatype="BYTES", shape=[1])
-        metadata.outputs.add(name="logits", datatype="FP32", shape=[-1, -1, vocabulary])
+    for rules, described in ((signature.inputs, metadata.inputs), (signature.outputs, metadata.outputs)):
+        for rule in rules:
+            datatype = NAMES[rule.dtypes[0] if rule.dtypes else "F32"]
+            described.add(name=rule.name, datatype=datatype, shape=rule.shape)
+    if spec.task in TEXT_TASKS:
+        metadata.inputs.add(name="text_input", datatype="BYTES", shape=[1 if spec.task == "generate" else -1])
+    if spec.task == "generate":
         metadata.outputs.add(name="text_output", datatype="BYTES", shape=[-1])
     return metadata

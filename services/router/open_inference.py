@@ -14,16 +14,16 @@ from stagemesh.v1 import inference_pb2, registry_pb2
 from .context import RequestContext
 from .core import RouterCore
 from .grpc_context import answered, open_context
-from .oip_codec import add_output, add_text, to_tensors, uses_raw
+from .oip_codec import add_outputs, add_text, check_parameters, to_tensors, uses_raw
 from .oip_generate import TEXT_OUTPUT, generation_of, has_text, only_text
-from .oip_metadata import EXTENSIONS, model_metadata
+from .oip_metadata import EXTENSIONS, TEXT_TASKS, model_metadata
 from .validate import check_model
 
 log = logging.getLogger(__name__)
 
 
 class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
-    """Tensors in and out for every model; `text_input` for generations and embeddings."""
+    """Tensors of any rank and dtype for every model; `text_input` for generations and embeddings."""
 
     def __init__(self, core: RouterCore, version: str) -> None:
         self._core = core
@@ -73,7 +73,8 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         spec = self._spec(request.model_name, request.model_version)
         if spec.task == "generate" and has_text(request):
             return await self._whole_text(request, spec, ctx, rpc)
-        if has_text(request):
+        check_parameters(request)
+        if spec.task in TEXT_TASKS and has_text(request):
             embedding = await self._core.embed(
                 inference_pb2.EmbedRequest(model=spec.name, texts=only_text(request)), ctx
             )
@@ -151,8 +152,7 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelInferRequest, spec: registry_pb2.ModelSpec, tensors: list
     ) -> oip.ModelInferResponse:
         response = _response(request, spec)
-        for tensor in tensors:
-            add_output(response, tensor, raw=uses_raw(request))
+        add_outputs(response, tensors, request)
         return response
 
     def _text(

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-import numpy as np
 import numpy.typing as npt
 
+from stagemesh.client.arrays import tensor_of
 from stagemesh.errors import InvalidArgument
-from stagemesh.tensor import from_numpy
 from stagemesh.v1 import inference_pb2
 
 ChatMessage = Mapping[str, str]
@@ -75,11 +74,11 @@ def generate_request(
 def infer_request(
     model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], cache: bool
 ) -> inference_pb2.InferRequest:
-    """Build the request from named arrays of shape [batch, ...]."""
+    """Build the request from named arrays of shape [batch, ...], of any rank and dtype that the model takes."""
     request = inference_pb2.InferRequest()
     _set(request, "model", model)
     for name, array in inputs.items():
-        request.inputs.append(from_numpy(name, np.asarray(array)))
+        request.inputs.append(tensor_of(name, array))
     _extend(request.outputs, "outputs", outputs)
     request.cache_no_lookup = request.cache_no_store = not cache
     return request

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from stagemesh.tensor import to_numpy
+from stagemesh.client.arrays import array_of
 from stagemesh.v1 import inference_pb2, stage_pb2
 
 _CACHE_WORDS = {
@@ -199,7 +199,7 @@ def inference_of(response: inference_pb2.InferResponse) -> Inference:
     """Outputs as arrays; raises `InvalidArgument` when the answer's tensors are malformed."""
     return Inference(
         outputs={
-            tensor.name: to_numpy(tensor, f"outputs[{index}]")
+            tensor.name: array_of(tensor, f"outputs[{index}]")
             for index, tensor in enumerate(response.outputs)
         },
         revision=response.revision,
@@ -212,7 +212,7 @@ def inference_of(response: inference_pb2.InferResponse) -> Inference:
 def embedding_of(response: inference_pb2.EmbedResponse) -> Embedding:
     """Vectors as one array."""
     return Embedding(
-        vectors=to_numpy(response.embeddings, "embeddings"),
+        vectors=array_of(response.embeddings, "embeddings"),
         usage=Usage(response.usage.prompt_tokens, response.usage.completion_tokens),
         route=route_of(response.route),
         cache=cache_word(response.cache),

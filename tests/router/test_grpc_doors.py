@@ -16,6 +16,7 @@ from stagemesh.grpc_server import GrpcServer, create_channel
 from stagemesh.oip import open_inference_pb2 as oip
 from stagemesh.oip import open_inference_pb2_grpc as oip_grpc
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
+from stagemesh.v1.registry_pb2 import RowKind, TensorSpec
 
 
 class Doors:
@@ -166,20 +167,24 @@ print(json.dumps({
 """
 
 
+async def run_client(script, address):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        script,
+        address,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, err.decode()[-2000:]
+    return json.loads(out)
+
+
 async def test_an_unmodified_client_of_the_open_inference_protocol(mesh):
     async with Doors(await mesh.start(task="embed")) as doors:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            CLIENT,
-            doors.address,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": ""},
-        )
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, err.decode()[-2000:]
-    said = json.loads(out)
+        said = await run_client(CLIENT, doors.address)
     assert said["ready"] == [True, True, True]
     assert said["version"] == "1.2.3"
     assert said["inputs"] == ["input_ids", "attention_mask", "token_type_ids", "text_input"]
@@ -187,3 +192,71 @@ async def test_an_unmodified_client_of_the_open_inference_protocol(mesh):
     assert said["hidden"] == [2, 3, 4]
     assert said["texts"] == [[3.0] * 4, [3.0] * 4]
     assert "input_ids is missing" in said["error"]
+
+
+# Tensors of an exported model with two inputs and two outputs, of several ranks and dtypes.
+TENSORS = """
+import json, sys, queue
+import ml_dtypes
+import numpy as np
+import tritonclient.grpc as triton
+client = triton.InferenceServerClient(sys.argv[1])
+rng = np.random.default_rng(0)
+def given(name, array, datatype):
+    made = triton.InferInput(name, list(array.shape), datatype)
+    made.set_data_from_numpy(array)
+    return made
+image = rng.integers(0, 255, (200, 3, 4, 5)).astype(np.uint8)
+brain = np.array([[1.0, -2.5]] * 200, ml_dtypes.bfloat16)
+inputs = [given("image", image, "UINT8"), given("brain", brain, "BF16")]
+whole = client.infer("m", inputs)
+one = client.infer("m", inputs, outputs=[triton.InferRequestedOutput("image_out")])
+errors = []
+for asked, parameters in (
+    ([triton.InferRequestedOutput("image_out", class_count=3)], None),
+    (None, {"beams": 3}),
+):
+    try:
+        client.infer("m", inputs, outputs=asked, parameters=parameters)
+    except triton.InferenceServerException as caught:
+        errors.append(str(caught))
+answers = queue.Queue()
+client.start_stream(lambda result, error: answers.put((result, error)))
+client.async_stream_infer("m", inputs[:1])
+client.async_stream_infer("m", inputs)
+first, second = answers.get(timeout=20), answers.get(timeout=20)
+client.stop_stream()
+metadata = client.get_model_metadata("m", as_json=True)
+print(json.dumps({
+    "image": bool((whole.as_numpy("image_out") == image).all()),
+    "brain": whole.as_numpy("brain_out").tolist() == brain.tolist(),
+    "one": [each.name for each in one.get_response().outputs],
+    "errors": errors,
+    "stream": [str(first[1]), bool((second[0].as_numpy("image_out") == image).all())],
+    "inputs": metadata["inputs"],
+    "outputs": metadata["outputs"],
+}))
+"""
+
+
+async def test_an_unmodified_client_sends_tensors_of_any_rank(mesh):
+    image = TensorSpec(name="image", dtypes=["U8"], shape=[-1, 3, -1, -1])
+    brain = TensorSpec(name="brain", dtypes=["BF16"], shape=[-1, 2])
+    outputs = [
+        TensorSpec(name=f"{each.name}_out", dtypes=each.dtypes, shape=each.shape) for each in (image, brain)
+    ]
+    lists = {"inputs": [image, brain], "outputs": outputs, "rows": RowKind.ROW_KIND_SAMPLE}
+    async with Doors(await mesh.start(task="tensor", spec=lists)) as doors:
+        said = await run_client(TENSORS, doors.address)
+    assert said["image"]
+    assert said["brain"]
+    assert said["one"] == ["image_out"]
+    assert "outputs[0].parameters.classification" in said["errors"][0]
+    assert "parameters.beams" in said["errors"][1]
+    assert "brain is missing" in said["stream"][0]
+    assert said["stream"][1], "the stream survives a bad request"
+    assert said["inputs"] == [
+        {"name": "image", "datatype": "UINT8", "shape": ["-1", "3", "-1", "-1"]},
+        {"name": "brain", "datatype": "BF16", "shape": ["-1", "2"]},
+    ]
+    assert [each["name"] for each in said["outputs"]] == ["image_out", "brain_out"]

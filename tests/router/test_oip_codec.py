@@ -3,11 +3,20 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.oip_codec import add_output, add_text, read_texts, to_tensors
+from stagemesh.services.router.oip_codec import (
+    _CONTENTS,
+    DTYPES,
+    add_outputs,
+    add_text,
+    check_parameters,
+    read_texts,
+    to_tensors,
+)
 from stagemesh.services.router.oip_generate import generation_of
 
 from stagemesh.errors import InvalidArgument
 from stagemesh.oip import open_inference_pb2 as oip
+from stagemesh.tensor import ITEM_BYTES
 from stagemesh.v1.tensor_pb2 import Tensor
 
 
@@ -73,15 +82,73 @@ def test_hostile_text_payloads_raise_only_our_error(data):
         pass
 
 
+F32 = Tensor(name="o", dtype="F32", shape=[2], data=struct.pack("<2f", 1.5, -2))
+
+
 def test_outputs_are_raw_or_typed_as_asked():
-    tensor = Tensor(name="o", dtype="F32", shape=[2], data=struct.pack("<2f", 1.5, -2))
     raw, typed = oip.ModelInferResponse(), oip.ModelInferResponse()
-    add_output(raw, tensor, raw=True)
-    add_output(typed, tensor, raw=False)
-    assert list(raw.raw_output_contents) == [tensor.data]
+    add_outputs(raw, [F32], ask(raw=b""))
+    add_outputs(typed, [F32], ask(int64_contents=[1, 2]))
+    assert list(raw.raw_output_contents) == [F32.data]
     assert list(typed.outputs[0].contents.fp32_contents) == [1.5, -2]
+    assert not typed.raw_output_contents
     add_text(raw, "text_output", "é", raw=True)
     assert raw.raw_output_contents[1] == b"\x02\x00\x00\x00\xc3\xa9"
+
+
+def test_binary_data_output_decides_over_the_form_of_the_request():
+    for wanted in (True, False):
+        request = ask(raw=b"") if not wanted else ask(int64_contents=[1, 2])
+        request.parameters["binary_data_output"].bool_param = wanted
+        check_parameters(request)
+        response = oip.ModelInferResponse()
+        add_outputs(response, [F32], request)
+        assert bool(response.raw_output_contents) is wanted
+
+
+def test_one_output_without_typed_contents_makes_all_of_them_raw():
+    halves = Tensor(name="h", dtype="BF16", shape=[1], data=b"\x80\x3f")
+    response = oip.ModelInferResponse()
+    add_outputs(response, [F32, halves], ask(int64_contents=[1, 2]))
+    assert list(response.raw_output_contents) == [F32.data, halves.data]
+    assert [each.datatype for each in response.outputs] == ["FP32", "BF16"]
+    assert not any(each.HasField("contents") for each in response.outputs)
+
+
+@given(
+    st.sampled_from(sorted(set(DTYPES) - {"FP16", "BF16"})),
+    st.lists(st.integers(0, 1), min_size=1, max_size=6),
+    st.integers(1, 5),
+)
+def test_typed_contents_of_every_dtype_and_rank_come_back(datatype, values, rank):
+    shape = [1] * (rank - 1) + [len(values)]
+    (tensor,) = to_tensors(ask(datatype, shape, **{_CONTENTS[datatype][0]: values}))
+    assert (tensor.dtype, list(tensor.shape)) == (DTYPES[datatype], shape)
+    assert len(tensor.data) == len(values) * ITEM_BYTES[tensor.dtype]
+    response = oip.ModelInferResponse()
+    add_outputs(response, [tensor], ask(int64_contents=[1, 2]))
+    assert list(getattr(response.outputs[0].contents, _CONTENTS[datatype][0])) == values
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("request", "binary_data"),
+        ("request", "beams"),
+        ("inputs", "shared_memory_region"),
+        ("inputs", "binary_data_size"),
+        ("outputs", "classification"),
+        ("outputs", "binary_data"),
+    ],
+)
+def test_parameters_that_are_not_supported_are_named(place, name):
+    request = ask(raw=b"")
+    request.outputs.add(name="o")
+    holder = request if place == "request" else getattr(request, place)[0]
+    holder.parameters[name].int64_param = 1
+    with pytest.raises(InvalidArgument) as caught:
+        check_parameters(request)
+    assert caught.value.field == ("" if place == "request" else f"{place}[0].") + f"parameters.{name}"
 
 
 def generation(**parameters):
