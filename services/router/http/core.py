@@ -8,6 +8,8 @@ from stagemesh.v1.inference_pb2 import (
     EmbedResponse,
     GenerateRequest,
     GenerateResponse,
+    InferRequest,
+    InferResponse,
     ModelInfo,
 )
 
@@ -30,6 +32,9 @@ class Core(Protocol):
 
     async def embed(self, request: EmbedRequest, context: RequestContext) -> EmbedResponse:
         """Return the embeddings."""
+
+    async def infer(self, request: InferRequest, context: RequestContext) -> InferResponse:
+        """Return named tensors."""
 
     def models(self) -> Sequence[ModelInfo]:
         """Every deployed model."""

@@ -118,6 +118,30 @@ class EmbeddingBody(_Strict):
     encoding_format: Literal["float", "base64"] | None = None
 
 
+class Document(_Strict):
+    """A document to rank; text is all there is to it."""
+
+    text: str
+
+
+class RerankBody(_Strict):
+    """`POST /v1/rerank`."""
+
+    model: str
+    query: str
+    documents: list[str | Document]
+    # All of them when left out, or when there are fewer.
+    top_n: _Count | None = None
+    return_documents: bool = False
+
+
+class ClassifyBody(_Strict):
+    """`POST /v1/classify`."""
+
+    model: str
+    input: str | list[str]
+
+
 B = TypeVar("B", bound=_Strict)
 
 # What a client sends back of an earlier answer's message.
@@ -181,7 +205,7 @@ def _first_fault(error: ValidationError) -> InvalidArgument:
     for part in fault["loc"]:
         if isinstance(part, int):
             field += f"[{part}]"
-        elif part in ("str", "TextPart") or part.startswith("list["):
+        elif part in ("str", "TextPart", "Document") or part.startswith("list["):
             continue  # pydantic's name of a union's branch
         else:
             field += f".{part}" if field else part
