@@ -92,6 +92,7 @@ class RouterCore:
         await self._watch.__aexit__()
         await self._cache.close()
         await self.channels.close()
+        await self.texts.close()
 
     def context(self, metadata: Mapping[str, str], timeout_s: float | None = None) -> RequestContext:
         """Who asks: `metadata` are gRPC metadata or HTTP headers, names in lower case.

@@ -113,7 +113,7 @@ async def tokenise(request: inference_pb2.GenerateRequest, text: ModelText) -> l
         return list(request.tokens.ids)
     if kind == "chat":
         messages = [{"role": each.role, "content": each.content} for each in request.chat.messages]
-        return await asyncio.to_thread(text.encode_chat, messages)
+        return await text.encode_conversation(messages)
     if len(request.prompt) > THREAD_AT_CHARACTERS:
         return await asyncio.to_thread(text.encode, request.prompt)
     return text.encode(request.prompt)

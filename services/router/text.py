@@ -1,6 +1,7 @@
 """Tokenizers of the deployed models: loaded once each, off the event loop, never running a checkpoint's code."""
 
 import asyncio
+import importlib.util
 import json
 import logging
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from typing import Any
 from stagemesh.errors import CheckpointError
 from stagemesh.v1.registry_pb2 import ModelSpec
 
+from .templates import Templates
 from .text_detokenize import Detokenizer
 from .text_model import ModelText
 from .text_stop import StopStrings
@@ -35,7 +37,8 @@ _Key = tuple[str, str]
 class Texts:
     """`ModelText` per (name, revision): the last 64 are kept, one load at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, templates: Templates | None = None) -> None:
+        self._templates = Templates() if templates is None else templates
         self._loaded: OrderedDict[_Key, ModelText] = OrderedDict()
         self._failed: dict[_Key, tuple[float, CheckpointError]] = {}
         self._loading: dict[_Key, asyncio.Task[ModelText]] = {}
@@ -45,12 +48,17 @@ class Texts:
         return f"Texts({[name for name, _ in self._loaded]}, loading={[name for name, _ in self._loading]})"
 
     async def prepare(self) -> None:
-        """Import the library behind the tokenizers, which takes a second.
+        """Import the library behind the tokenizers, which takes a second, and start what renders chat templates.
 
         Under the same lock as loads: two threads that import transformers at once can see half of it.
         """
         async with self._one_at_a_time:
             await asyncio.to_thread(_auto_tokenizer)
+        await asyncio.to_thread(self._templates.warm)
+
+    async def close(self) -> None:
+        """End what renders chat templates."""
+        await asyncio.to_thread(self._templates.close)
 
     async def get(self, spec: ModelSpec) -> ModelText:
         """Return the model's text side; raise `CheckpointError` when its tokenizer cannot be read.
@@ -74,7 +82,7 @@ class Texts:
     async def _load(self, key: _Key, spec: ModelSpec) -> ModelText:
         try:
             async with self._one_at_a_time:
-                text = await asyncio.to_thread(load, spec)
+                text = await asyncio.to_thread(load, spec, templates=self._templates)
         except CheckpointError as error:
             self._failed = {key: (asyncio.get_running_loop().time(), error)}
             raise
@@ -87,7 +95,7 @@ class Texts:
         return text
 
 
-def load(spec: ModelSpec) -> ModelText:
+def load(spec: ModelSpec, templates: Templates | None = None) -> ModelText:
     """Read the tokenizer and the end tokens of `spec`'s checkpoint; raise `CheckpointError`. Blocks."""
     folder = _folder(spec)
     try:
@@ -101,10 +109,14 @@ def load(spec: ModelSpec) -> ModelText:
         raise CheckpointError(
             f"the tokenizer of model {spec.name!r} cannot be loaded ({type(error).__name__})"
         ) from error
-    if not eos_ids and tokenizer is not None and tokenizer.eos_token_id is not None:
-        eos_ids = [int(tokenizer.eos_token_id)]
+    # Chat checkpoints often end a turn with the tokenizer's end token and name another one in the settings.
+    own = tokenizer.eos_token_id if tokenizer is not None else None
+    if own is not None and int(own) not in eos_ids:
+        eos_ids.append(int(own))
+    eos_ids = [token for token in eos_ids if 0 <= token < (spec.vocab_size or 2**32)]
     longest = sentence.get("max_seq_length")
-    return ModelText(spec, tokenizer, eos_ids, longest if isinstance(longest, int) and longest > 0 else None)
+    longest = longest if isinstance(longest, int) and longest > 0 else None
+    return ModelText(spec, tokenizer, eos_ids, longest, templates)
 
 
 def _folder(spec: ModelSpec) -> Path:
@@ -136,7 +148,26 @@ def _auto_tokenizer() -> Any:
 
 
 def _tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").exists():
+        _check_sentencepiece(folder)
     return _auto_tokenizer().from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
+
+def _check_sentencepiece(folder: Path) -> None:
+    """Raise `CheckpointError` for a sentencepiece model that nothing here can read.
+
+    transformers would go on and read it as something else. The file is a protobuf message whose first field is a
+    list; what else is called `tokenizer.model` is text.
+    """
+    for path in folder.glob("*.model"):
+        with path.open("rb") as file:
+            is_sentencepiece = file.read(1) == b"\n"
+        if is_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
+            raise CheckpointError(
+                f"the checkpoint has {path.name}, a sentencepiece model, and no tokenizer.json: install the package "
+                "sentencepiece where the router runs, or convert it once with transformers "
+                "(AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)) where that package is"
+            )
 
 
 def _json(path: Path) -> dict[str, Any]:

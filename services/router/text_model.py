@@ -1,18 +1,27 @@
 """The text side of one model: prompts to tokens, tokens to text."""
 
+import asyncio
 import copy
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from stagemesh.errors import CheckpointError, FailedPrecondition, InvalidArgument, OutOfRange
+from stagemesh.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted
 from stagemesh.v1.registry_pb2 import ModelSpec
 
+from .templates import Templates, TemplateTooSlow
 from .text_detokenize import Detokenizer
-from .text_limits import run_limited
 
 # A rendered conversation may be this much longer than what was sent, in characters.
 _TEMPLATE_OVERHEAD = 256 * 2**10
-_TEMPLATE_SECONDS = 2.0
+# A template that took too long so often in a row is put aside for a while: it may be the conversations' fault.
+_MAX_STRIKES = 3
+_ASIDE_S = 30.0
+# How long a conversation waits for others of its model to be rendered.
+_TURN_S = 10.0
+_THREADS = 4
 _MAX_MESSAGES = 4096
 # Characters per token beyond which a text cannot fit the context, whatever the tokenizer.
 _CHARACTERS_PER_TOKEN = 128
@@ -26,7 +35,12 @@ class ModelText:
     """
 
     def __init__(
-        self, spec: ModelSpec, tokenizer: Any, eos_ids: Sequence[int], max_embed_tokens: int | None = None
+        self,
+        spec: ModelSpec,
+        tokenizer: Any,
+        eos_ids: Sequence[int],
+        max_embed_tokens: int | None = None,
+        templates: Templates | None = None,
     ) -> None:
         self.model = spec.name
         self.eos_ids = list(eos_ids)
@@ -36,12 +50,26 @@ class ModelText:
         self._tokenizer = tokenizer
         # Truncation is a setting of the tokenizer object: each of the two is used with one setting only.
         self._batch_tokenizer: Any = None
-        self._template_broken = False
+        # What renders chat templates; of its processes this model takes one at a time.
+        self._templates = Templates() if templates is None else templates
+        self._template: str | None = None
+        self._turn = threading.Lock()
+        self._strikes = 0
+        self._aside_until = 0.0
+        # Of its own: conversations that wait for a slow template must not take the threads of other models.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="chat")
         self._special: frozenset[int] = frozenset()
         if tokenizer is not None:
             tokenizer.truncation_side = tokenizer.padding_side = "right"
             added = tokenizer.added_tokens_decoder
             self._special = frozenset(token for token, content in added.items() if content.special)
+            self._template = _chat_template(tokenizer)
+            self._named = {
+                name: [str(each) for each in token] if isinstance(token, list) else str(token)
+                for name, token in tokenizer.special_tokens_map.items()
+            }
+            # Rows of the model's vocabulary beyond the tokenizer's, and holes in it, are no text.
+            self._known = frozenset(tokenizer.get_vocab().values())
             self._encode(["a"], field="prompt")
             if spec.task == "embed" or max_embed_tokens:
                 self._batch_tokenizer = copy.deepcopy(tokenizer)
@@ -58,7 +86,7 @@ class ModelText:
     @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` can be used."""
-        return self._tokenizer is not None and bool(self._tokenizer.chat_template)
+        return bool(self._template)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` with the special tokens that the checkpoint adds.
@@ -70,10 +98,12 @@ class ModelText:
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Return the ids of a conversation, `[{"role": ..., "content": ...}, ...]`, ready for the answer.
 
-        Blocks up to two seconds: call it from a thread. Raises `InvalidArgument` (field "messages") without a
-        chat template or when the template refuses the conversation, and `OutOfRange` when it is too long.
+        Special tokens are those that the template writes; none is added. Blocks: see `encode_conversation`. Raises
+        `InvalidArgument` (field "messages") without a chat template or when the template refuses the conversation,
+        `OutOfRange` when it is too long, `CheckpointError` for a template that cannot be used or takes too long,
+        and `ResourceExhausted` when others of this model take all the time.
         """
-        tokenizer = self._need_tokenizer("messages")
+        self._need_tokenizer("messages")
         if not self.has_chat_template:
             raise InvalidArgument(
                 f"messages: model {self.model!r} has no chat template; use completions with a prompt",
@@ -84,8 +114,12 @@ class ModelText:
         size = sum(len(message.get("content") or "") for message in messages)
         if len(messages) > _MAX_MESSAGES or size > self._longest():
             raise OutOfRange("messages: longer than the model's context", field="messages")
-        text = self._render(tokenizer, messages, size + _TEMPLATE_OVERHEAD)
+        text = self._render(messages, size + _TEMPLATE_OVERHEAD)
         return self._encode([text], field="messages", special=False)[0]
+
+    async def encode_conversation(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """`encode_chat` in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode_chat, messages)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, truncated to `max_embed_tokens`, special tokens included.
@@ -102,6 +136,8 @@ class ModelText:
         """Return the text of one token as log probabilities show it, special tokens by name."""
         if self._tokenizer is None:
             return f"token_id:{token}"
+        if token not in self._known:
+            return ""
         text: str = self._tokenizer.decode([token], skip_special_tokens=False)
         return text
 
@@ -110,7 +146,8 @@ class ModelText:
         return Detokenizer(self.decode, self._special)
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        known = [token for token in ids if token in self._known]
+        text: str = self._tokenizer.decode(known, skip_special_tokens=True)
         return text
 
     def _longest(self) -> int:
@@ -151,28 +188,40 @@ class ModelText:
         )
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def _render(self, tokenizer: Any, messages: Sequence[dict[str, Any]], longest: int) -> str:
-        too_slow = CheckpointError(
-            f"messages: the chat template of model {self.model!r} takes too long", field="messages"
-        )
-        if self._template_broken:
-            raise too_slow
-
-        def render() -> str:
-            rendered: str = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False
+    def _render(self, messages: Sequence[dict[str, Any]], longest: int) -> str:
+        """The conversation as the template writes it; raises what `encode_chat` says."""
+        assert self._template is not None
+        variables = {
+            **self._named,
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        if not self._turn.acquire(timeout=_TURN_S):
+            raise ResourceExhausted(
+                "messages: too many conversations wait for the model's chat template",
+                field="messages",
+                retry_after_s=_TURN_S,
             )
-            return rendered
-
         try:
-            text = run_limited(render, _TEMPLATE_SECONDS, too_slow)
-        except CheckpointError:
-            self._template_broken = True
+            if time.monotonic() < self._aside_until:
+                raise TemplateTooSlow("messages: the model's chat template takes too long", field="messages")
+            text = self._templates.render(self._template, variables, longest)
+        except TemplateTooSlow:
+            self._strikes += 1
+            if self._strikes >= _MAX_STRIKES and time.monotonic() >= self._aside_until:
+                self._aside_until = time.monotonic() + _ASIDE_S
             raise
-        except Exception as error:  # whatever a template's author makes jinja raise
-            raise InvalidArgument(
-                f"messages: the model's chat template refuses them: {str(error)[:200]}", field="messages"
-            ) from error
-        if len(text) > longest:
-            raise OutOfRange("messages: the rendered conversation is too long", field="messages")
+        finally:
+            self._turn.release()
+        self._strikes = 0
         return text
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    """The template for conversations without tools: the only one, or of several the one named so."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None

@@ -8,11 +8,13 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stagemesh.services.router import text as text_module
+from stagemesh.services.router.templates import Templates
 from stagemesh.services.router.text import ModelText, Texts, load
 
 from stagemesh.errors import CheckpointError, FailedPrecondition, InvalidArgument, OutOfRange
@@ -153,28 +155,66 @@ def with_template(folder: Path, template: str) -> ModelText:
     return load(demo_spec(source=str(folder)))
 
 
-def test_a_template_without_end_is_cut_off_and_not_tried_again(
+def test_a_template_without_end_is_put_aside_and_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loops = "{% for a in range(9999) %}" * 4 + "{% set x = a %}" + "{% endfor %}" * 4
-    slow = with_template(tmp_path / "slow", loops.replace("9999", "60"))
-    monkeypatch.setattr("stagemesh.services.router.text_model._TEMPLATE_SECONDS", 0.05)
+    loops = "{% if messages[0].content == 'slow' %}" + "{% for a in range(9999) %}" * 4
+    slow = with_template(tmp_path / "slow", loops + "{% endfor %}" * 4 + "{% endif %}ok")
+    slow._templates = templates = Templates(cpu_s=0.1)
+    ask = [{"role": "user", "content": "slow"}]
     for _ in range(3):
-        with pytest.raises(CheckpointError):
-            slow.encode_chat([{"role": "user", "content": "hi"}])
-    assert sum(thread.name == "chat-template" for thread in threading.enumerate()) <= 1
+        with pytest.raises(CheckpointError, match="too long"):
+            slow.encode_chat(ask)
+    started = templates.started
+    with pytest.raises(CheckpointError, match="too long"):
+        slow.encode_chat([{"role": "user", "content": "quick"}])
+    assert templates.started == started, "it was put aside, and still run"
+    monkeypatch.setattr(slow, "_aside_until", 0.0)
+    assert slow.encode_chat([{"role": "user", "content": "quick"}]) == slow.encode("ok")[1:]
+    with pytest.raises(CheckpointError, match="too long"):
+        slow.encode_chat(ask)
+    assert slow.encode_chat([{"role": "user", "content": "quick"}]) == slow.encode("ok")[1:], (
+        "one is not three in a row"
+    )
+    templates.close()
 
 
-def test_a_template_cannot_reach_the_machine(tmp_path: Path) -> None:
-    model = with_template(tmp_path / "evil", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(InvalidArgument):
-        model.encode_chat([{"role": "user", "content": "hi"}])
-    refuses = with_template(tmp_path / "refuses", "{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InvalidArgument, match="roles must alternate"):
-        refuses.encode_chat([{"role": "user", "content": "hi"}])
-    huge = with_template(tmp_path / "huge", "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}")
-    with pytest.raises(OutOfRange):
-        huge.encode_chat([{"role": "user", "content": "hi"}])
+def test_the_templates_own_bos_is_the_only_one(demo: ModelText, tmp_path: Path) -> None:
+    folder = copy_demo(tmp_path / "bos")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [1], "tokens": ["<|bos|>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    text = load(demo_spec(source=str(folder)))
+    assert text.encode("hi")[0] == 1
+    assert text.encode_chat([{"role": "user", "content": "hi"}]).count(1) == 1
+
+
+def test_ids_that_are_no_token_are_no_text(demo: ModelText) -> None:
+    """A model's vocabulary may be padded beyond its tokenizer's."""
+    ids = demo.encode("def f")
+    beyond = [5000, 4095 + 10**6]
+    assert demo.decode([*ids, *beyond]) == "def f"
+    pieces = demo.detokenizer()
+    assert pieces.push(beyond) + pieces.push(ids) + pieces.push(beyond) + pieces.flush() == "def f"
+    assert demo.token_text(5000) == ""
+
+
+def test_a_sentencepiece_model_alone_says_what_to_do(tmp_path: Path) -> None:
+    folder = copy_demo(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    if importlib.util.find_spec("sentencepiece") is not None:
+        pytest.skip("sentencepiece is here and reads it")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model.*install the package sentencepiece"):
+        load(demo_spec(source=str(folder)))
 
 
 def test_several_end_tokens_and_their_order_of_sources(tmp_path: Path) -> None:
@@ -183,7 +223,9 @@ def test_several_end_tokens_and_their_order_of_sources(tmp_path: Path) -> None:
     assert load(demo_spec(source=str(folder))).eos_ids == [2, 5]
     (folder / "generation_config.json").unlink()
     (folder / "config.json").write_text('{"eos_token_id": 7, "model_type": "llama"}')
-    assert load(demo_spec(source=str(folder))).eos_ids == [7]
+    assert load(demo_spec(source=str(folder))).eos_ids == [7, 2]
+    (folder / "config.json").write_text('{"eos_token_id": [-1, 7, 4096], "model_type": "llama"}')
+    assert load(demo_spec(source=str(folder), vocab_size=4096)).eos_ids == [7, 2]
     (folder / "config.json").write_text('{"model_type": "llama"}')
     assert load(demo_spec(source=str(folder))).eos_ids == [2]
 
@@ -201,9 +243,9 @@ def test_a_checkpoint_without_tokenizer_takes_token_ids_only(tmp_path: Path) -> 
 async def test_one_load_for_many_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
 
-    def counted(spec: ModelSpec) -> ModelText:
+    def counted(spec: ModelSpec, **more: Any) -> ModelText:
         loads.append(spec.revision)
-        return load(spec)
+        return load(spec, **more)
 
     monkeypatch.setattr(text_module, "load", counted)
     texts = Texts()
@@ -216,10 +258,10 @@ async def test_one_load_for_many_callers(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_caller_that_gives_up_does_not_start_another_load(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, loads = threading.Event(), []
 
-    def slow(spec: ModelSpec) -> ModelText:
+    def slow(spec: ModelSpec, **more: Any) -> ModelText:
         loads.append(spec.name)
         go_on.wait(20)
-        return load(spec)
+        return load(spec, **more)
 
     monkeypatch.setattr(text_module, "load", slow)
     texts = Texts()
