@@ -15,7 +15,11 @@ setup(
         Extension(
             "stagemesh.services.stage.partition._kernels",
             [f"{KERNELS}.c"],
-            depends=[f"{KERNELS}.h"],
+            depends=[
+                f"{KERNELS}.h",
+                "services/stage/partition/products.h",
+                "services/stage/partition/chunks.h",
+            ],
             extra_compile_args=[
                 "-O3",
                 f"-march={os.environ.get('STAGEMESH_MARCH', 'native')}",

@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 
 # Frames a sender may have under way: enough to hide the way back, few enough to bound memory.
 WINDOW = 16
-# Credits go back that many at once: a message for each would cost as much as the frame did.
-CREDIT_BATCH = WINDOW // 4
+# Credits go back that many at once: a message for each would cost as much as the frame did. A sender that has none
+# left then waits for a receiver that still holds half of a window, and so for nobody who is idle.
+CREDIT_BATCH = WINDOW // 2
 # Feedback messages that wait to be sent; errors are never dropped, so a full queue blocks the reader.
 FEEDBACK_QUEUE = 1024
 

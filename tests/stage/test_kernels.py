@@ -160,3 +160,53 @@ def test_large_pages_are_handed_out_once() -> None:
     assert all(float(part.min()) == number for number, part in enumerate(parts))
     assert all(part.data_ptr() % 64 == 0 for part in parts)
     assert parts[2].data_ptr() % LARGE_PAGE == 0
+
+
+@given(
+    DTYPES,
+    st.integers(1, 90),
+    st.integers(0, 150),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([32, 64, 128]),
+    st.booleans(),
+    st.integers(1, 2),
+)
+@FAST
+def test_chunk_attention(
+    dtype: torch.dtype,
+    rows: int,
+    position: int,
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    causal: bool,
+    threads: int,
+) -> None:
+    """As torch's over float32, for any place of a chunk, with queries and keys that lie among others."""
+    kernels = kernels_for(dtype)
+    heads, length = kv_heads * group, position + rows
+    wide = random(dtype, rows, (heads + 2) * head_dim)
+    keys, values = (random(dtype, length, kv_heads + 1, head_dim, seed=i)[:, :kv_heads] for i in (1, 2))
+    out = torch.full((rows, heads * head_dim), torch.nan).to(dtype)
+    kernels.chunk(wide, out, keys, values, position, causal, 0.2, threads)
+    queries = wide[:, : heads * head_dim].unflatten(1, (heads, head_dim)).transpose(0, 1).float()
+    mask = torch.ones(rows, length, dtype=torch.bool).tril(position) if causal else None
+    k, v = (half.transpose(0, 1).float().repeat_interleave(group, 0) for half in (keys, values))
+    wanted = torch.nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=0.2)
+    assert_near(out, wanted.transpose(0, 1).flatten(1).to(dtype))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_chunk_attention_hides_nothing_that_is_not_finite(value: float) -> None:
+    kernels = kernels_for(torch.float32)
+    query = random(torch.float32, 9, 64)
+    keys, values = (random(torch.float32, 70, 1, 64, seed=i) for i in (1, 2))
+    keys[64, 0, 0] = value
+    out = torch.zeros(9, 64)
+    kernels.chunk(query, out, keys, values, 61, True, 0.1, 1)
+    assert torch.isfinite(out[:3]).all(), "rows before it do not see it"
+    if value != value:
+        assert out[3:].isnan().all()
+    else:
+        assert not torch.isfinite(out[3:]).all()

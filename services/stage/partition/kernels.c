@@ -89,6 +89,32 @@ static inline v16 step_bf16(v16 sum, const uint16_t *w, const uint16_t *x) {
 #endif
 }
 
+/* Sizes of a chunk's attention, see chunks.h: queries and keys of a block, which stay in the second-level cache. */
+#define QUERIES 128
+#define KEYS 64
+
+int64_t stagemesh_chunk_floats(int64_t head_dim) {
+    return 2 * QUERIES * head_dim + QUERIES * KEYS + 2 * KEYS * head_dim + 2 * QUERIES;
+}
+
+/* TILE rows of x times PANEL columns of w, over `depth`; added to what is there when `more`. */
+static inline __attribute__((always_inline)) void product(const float *x, int64_t x_stride, const float *w,
+                                                          int64_t w_stride, float *out, int64_t stride, int64_t depth,
+                                                          const int more) {
+    v16 sums[TILE][2];
+    for (int r = 0; r < TILE; r++)
+        for (int c = 0; c < 2; c++) sums[r][c] = more ? *(v16 *)(out + r * stride + 16 * c) : (v16){0};
+    for (int64_t k = 0; k < depth; k++, w += w_stride) {
+#pragma GCC unroll 8
+        for (int r = 0; r < TILE; r++) {
+            sums[r][0] = step_f32(sums[r][0], w, x + r * x_stride + k);
+            sums[r][1] = step_f32(sums[r][1], w + 16, x + r * x_stride + k);
+        }
+    }
+    for (int r = 0; r < TILE; r++)
+        for (int c = 0; c < 2; c++) *(v16 *)(out + r * stride + 16 * c) = sums[r][c];
+}
+
 #define T float
 #define NAME(x) x##_f32
 #define LOAD(v) (v)
@@ -97,6 +123,7 @@ static inline v16 step_bf16(v16 sum, const uint16_t *w, const uint16_t *x) {
 #define STEP(a, w, x) step_f32(a, w, x)
 #include "kernels.h"
 #include "products.h"
+#include "chunks.h"
 #undef PAIR
 #undef STEP
 #undef T
@@ -112,3 +139,4 @@ static inline v16 step_bf16(v16 sum, const uint16_t *w, const uint16_t *x) {
 #define STEP(a, w, x) step_bf16(a, w, x)
 #include "kernels.h"
 #include "products.h"
+#include "chunks.h"

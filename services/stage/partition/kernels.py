@@ -22,6 +22,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "silu_mul": [_P, _P, _I, _I],
     "pack_panels": [_P, _P, _I, _I],
     "linear": [_P, _P, _P, _P, _I, _I, _I, ctypes.c_int],
+    "chunk": [*[_P] * 5, *[_I] * 8, ctypes.c_int, _F, ctypes.c_int],
     "paged_decode": [*[_P] * 8, *[_I] * 8, _F, ctypes.c_int],
 }
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -35,6 +36,9 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, max_head_dim: int) -> None:
         self.dtype = dtype
         self.max_head_dim = max_head_dim
+        self._chunk_floats = library.stagemesh_chunk_floats
+        self._chunk_floats.argtypes = [_I]
+        self._chunk_floats.restype = _I
         for name, arguments in _SIGNATURES.items():
             function = library[f"{name}_{_SUFFIX[dtype]}"]
             function.argtypes = arguments
@@ -121,6 +125,50 @@ class Kernels:
             inputs.data_ptr(), panels.data_ptr(), added, out.data_ptr(), rows, depth, columns, threads
         )
         return out
+
+    def chunk(
+        self,
+        query: torch.Tensor,
+        out: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        position: int,
+        causal: bool,
+        scale: float,
+        threads: int,
+    ) -> None:
+        """Attention of consecutive rows of one session, `position` onwards, over all keys up to theirs.
+
+        Args:
+            query: `[rows, columns]`; the first `heads * head_dim` columns of a row are its queries.
+            out: `[rows, heads * head_dim]`, contiguous; is written.
+            keys: `[position + rows, kv_heads, head_dim]`; a position's own values lie side by side. Values likewise.
+            values: see keys.
+            position: of the first row.
+            causal: a row sees the positions up to its own; else all.
+            scale: factor on the scores.
+            threads: how many may work on it.
+        """
+        _, kv_heads, head_dim = keys.shape
+        scratch = torch.empty(threads * self._chunk_floats(head_dim))
+        self._chunk(  # type: ignore[attr-defined]
+            query.data_ptr(),
+            out.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            scratch.data_ptr(),
+            query.shape[0],
+            position,
+            query.stride(0),
+            keys.stride(0),
+            values.stride(0),
+            out.shape[1] // head_dim,
+            kv_heads,
+            head_dim,
+            causal,
+            scale,
+            threads,
+        )
 
     def paged_decode(
         self,

@@ -1,13 +1,22 @@
 """A pass over rows of many sessions without padding: where each row's keys and values lie, made once for all layers."""
 
+import functools
+import logging
+import time
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from .blocks import BLOCK
-from .kernels import Kernels
+from .kernels import PANEL, Kernels
 from .kv import KVPool, SessionKV
+
+log = logging.getLogger(__name__)
+
+# Segments of fewer rows read their keys for too few queries to be worth arranging them.
+_CHUNK_ROWS = 8
+_TRIES = 5
 
 
 @dataclass(slots=True)
@@ -105,12 +114,39 @@ class Ragged:
             )
         for segment in self._rest:
             rows = slice(segment.start, segment.start + segment.rows)
-            queries = query[rows, : heads * head_dim].unflatten(1, (heads, head_dim))
             k, v = keys[rows], values[rows]
             if segment.kv is not None and arena is not None and segment.position:
                 k, v = (segment.kv.read(half, segment.end) for half in arena)
+            if self._chunk_fits(segment, k, v, heads):
+                assert self.kernels is not None
+                self.kernels.chunk(
+                    query[rows],
+                    out[rows],
+                    _side_by_side(k),
+                    _side_by_side(v),
+                    segment.position,
+                    self.causal,
+                    scale,
+                    self._threads,
+                )
+                continue
+            queries = query[rows, : heads * head_dim].unflatten(1, (heads, head_dim))
             out[rows] = _attend(queries, k, v, segment, self.causal, scale).flatten(1)
         return out
+
+    def _chunk_fits(self, segment: Segment, keys: torch.Tensor, values: torch.Tensor, heads: int) -> bool:
+        """Whether the compiled kernel computes this segment."""
+        return (
+            self.kernels is not None
+            and segment.rows >= _CHUNK_ROWS
+            and keys.dtype == values.dtype == self.kernels.dtype
+            and keys.shape == values.shape
+            and keys.shape[0] == segment.end
+            and keys.shape[2] % PANEL == 0
+            and keys.shape[2] <= self.kernels.max_head_dim
+            and heads % keys.shape[1] == 0
+            and _chunk_pays(self.kernels)
+        )
 
     def done(self, segments: list[Segment]) -> None:
         """Every layer has run."""
@@ -159,3 +195,41 @@ def _attend(
     out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     out = out.reshape(kv_heads, group, rows, head_dim).permute(2, 0, 1, 3)
     return out.reshape(rows, heads, head_dim)
+
+
+def _side_by_side(tensor: torch.Tensor) -> torch.Tensor:
+    """`[positions, heads, width]` with each position's values in a row; copied only if they are not."""
+    fits = tensor.stride(2) == 1 and tensor.stride(1) == tensor.shape[2]
+    return tensor if fits else tensor.contiguous()
+
+
+@functools.cache
+@torch.inference_mode()
+def _chunk_pays(kernels: Kernels) -> bool:
+    """Whether the kernel gives torch's result here, sooner: a chunk behind 256 positions, tried once per dtype.
+
+    The first chunk that comes along is the canary's, before a replica is ready.
+    """
+    rows, position, heads, kv_heads, head_dim, threads = 32, 256, 4, 2, 64, torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, heads), (position + rows, kv_heads), (position + rows, kv_heads))
+    query, keys, values = (
+        torch.randn(*shape, head_dim, generator=generator).to(kernels.dtype) for shape in shapes
+    )
+    segment, scale = Segment(0, rows, position), head_dim**-0.5
+    flat = query.flatten(1)
+    out = torch.empty_like(flat)
+    ours_s, torch_s = [], []
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        kernels.chunk(flat, out, keys, values, position, True, scale, threads)
+        between = time.perf_counter()
+        wanted = _attend(query, keys, values, segment, True, scale)
+        ours_s.append(between - began)
+        torch_s.append(time.perf_counter() - between)
+    tolerance = 1e-4 if kernels.dtype == torch.float32 else 2e-2
+    if not torch.allclose(out, wanted.flatten(1), rtol=tolerance, atol=tolerance):
+        log.warning("the compiled attention of chunks gives other results on this machine: not used")
+        return False
+    log.info("the attention of a chunk takes %.2f of torch's time", min(ours_s) / min(torch_s))
+    return min(ours_s) < min(torch_s)
