@@ -139,14 +139,14 @@ def add_outputs(
             getattr(output.contents, attribute).extend(np.frombuffer(tensor.data, code).tolist())
 
 
-def add_text(response: oip.ModelInferResponse, name: str, text: str, *, raw: bool) -> None:
-    """Append a BYTES output of shape [1]."""
-    output = response.outputs.add(name=name, datatype="BYTES", shape=[1])
-    data = text.encode()
+def add_texts(response: oip.ModelInferResponse, name: str, texts: Sequence[str], *, raw: bool) -> None:
+    """Append a BYTES output of shape [texts]."""
+    output = response.outputs.add(name=name, datatype="BYTES", shape=[len(texts)])
+    encoded = [text.encode() for text in texts]
     if raw:
-        response.raw_output_contents.append(struct.pack("<I", len(data)) + data)
+        response.raw_output_contents.append(b"".join(struct.pack("<I", len(data)) + data for data in encoded))
     else:
-        output.contents.bytes_contents.append(data)
+        output.contents.bytes_contents.extend(encoded)
 
 
 def parameter_values(parameters: Mapping[str, oip.InferParameter]) -> dict[str, Any]:

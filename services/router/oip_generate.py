@@ -1,6 +1,7 @@
 """Text generation through the Open Inference Protocol: `text_input` and parameters to a generation. Pure."""
 
-from typing import Any
+import json
+from typing import Any, TypeVar
 
 from stagemesh.errors import InvalidArgument
 from stagemesh.oip import open_inference_pb2 as oip
@@ -8,10 +9,18 @@ from stagemesh.v1 import inference_pb2
 
 from .oip_codec import parameter_values, read_texts
 
+T = TypeVar("T", list[Any], dict[str, Any])
 TEXT_INPUT = "text_input"
 TEXT_OUTPUT = "text_output"
-_INTEGERS = ("max_tokens", "top_k", "seed")
-_NUMBERS = ("temperature", "top_p", "min_p")
+_INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed", "n")
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 # Set by servers and clients of the protocol for themselves.
 _IGNORED = (
     "stream",
@@ -52,6 +61,19 @@ def generation_of(request: oip.ModelInferRequest) -> inference_pb2.GenerateReque
     return generation
 
 
+def _texts(value: str) -> list[str]:
+    """One text, or several as a JSON list."""
+    return _of(list, value) if value.startswith("[") and value.endswith("]") else [value]
+
+
+def _of(kind: type[T], value: str) -> T:
+    """A list or an object spelled as JSON: parameters of the protocol are scalars."""
+    parsed = json.loads(value)
+    if not isinstance(parsed, kind):
+        raise ValueError
+    return parsed
+
+
 def _set(generation: inference_pb2.GenerateRequest, name: str, value: Any) -> None:
     field = f"parameters.{name}"
     try:
@@ -65,8 +87,13 @@ def _set(generation: inference_pb2.GenerateRequest, name: str, value: Any) -> No
         elif name == "ignore_eos" and isinstance(value, bool):
             generation.ignore_eos = value
         elif name == "stop" and isinstance(value, str):
-            generation.stop.append(value)
+            generation.stop.extend(_texts(value))
+        elif name == "stop_token_ids" and isinstance(value, str):
+            generation.stop_token_ids.extend(_of(list, value))
+        elif name == "logit_bias" and isinstance(value, str):
+            for token, bias in _of(dict, value).items():
+                generation.logit_bias[int(token)] = bias
         elif name not in _IGNORED and not name.startswith("triton_"):
             raise InvalidArgument(f"{field}: unknown parameter", field=field)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise InvalidArgument(f"{field}: {str(value)[:40]!r} is not a fitting value", field=field) from None

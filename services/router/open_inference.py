@@ -14,7 +14,7 @@ from stagemesh.v1 import inference_pb2, registry_pb2
 from .context import RequestContext
 from .core import RouterCore
 from .grpc_context import answered, open_context
-from .oip_codec import add_outputs, add_text, check_parameters, to_tensors, uses_raw
+from .oip_codec import add_outputs, add_texts, check_parameters, to_tensors, uses_raw
 from .oip_generate import TEXT_OUTPUT, generation_of, has_text, only_text
 from .oip_metadata import EXTENSIONS, TEXT_TASKS, model_metadata
 from .validate import check_model
@@ -104,10 +104,13 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
                 ctx = open_context(self._core, rpc)
                 spec = self._spec(request.model_name, request.model_version)
                 if spec.task == "generate" and has_text(request):
-                    async with aclosing(self._core.generate(generation_of(request), ctx)) as chunks:
+                    generation, ended = generation_of(request), 0
+                    async with aclosing(self._core.generate(generation, ctx)) as chunks:
                         async for chunk in chunks:
-                            response = self._text(request, spec, chunk.text)
-                            final = bool(chunk.finish_reason)
+                            response = self._texts(request, spec, [chunk.text])
+                            response.parameters["index"].int64_param = chunk.index
+                            ended += bool(chunk.finish_reason)
+                            final = ended == (generation.n or 1)
                             response.parameters["triton_final_response"].bool_param = final
                             yield oip.ModelStreamInferResponse(infer_response=response)
                 else:
@@ -131,13 +134,15 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         ctx: RequestContext,
         rpc: grpc.aio.ServicerContext,
     ) -> oip.ModelInferResponse:
-        parts: list[str] = []
+        parts: list[list[str]] = []
         async with aclosing(self._core.generate(generation_of(request), ctx)) as chunks:
             async for chunk in chunks:
                 if chunk.request_id:
                     answered(rpc, ctx, chunk.cache, chunk.route)
-                parts.append(chunk.text)
-        return self._text(request, spec, "".join(parts))
+                while len(parts) <= chunk.index:
+                    parts.append([])
+                parts[chunk.index].append(chunk.text)
+        return self._texts(request, spec, ["".join(each) for each in parts])
 
     def _spec(self, name: str, version: str) -> registry_pb2.ModelSpec:
         """The model; its version is its revision, or empty."""
@@ -155,11 +160,11 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         add_outputs(response, tensors, request)
         return response
 
-    def _text(
-        self, request: oip.ModelInferRequest, spec: registry_pb2.ModelSpec, text: str
+    def _texts(
+        self, request: oip.ModelInferRequest, spec: registry_pb2.ModelSpec, texts: list[str]
     ) -> oip.ModelInferResponse:
         response = _response(request, spec)
-        add_text(response, TEXT_OUTPUT, text, raw=uses_raw(request))
+        add_texts(response, TEXT_OUTPUT, texts, raw=uses_raw(request))
         return response
 
 

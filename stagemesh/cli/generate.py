@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -28,6 +29,28 @@ def generate(
         int | None, typer.Option(help="The same seed, the same text.", show_default=False)
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; may be repeated.")] = None,
+    stop_token_id: Annotated[
+        list[int] | None, typer.Option(help="Token that ends it; may be repeated.")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end token.")] = False,
+    min_tokens: Annotated[
+        int | None, typer.Option(help="Nothing ends it before.", show_default=False)
+    ] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="-2 to 2.", show_default=False)] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="-2 to 2.", show_default=False)] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 0; 1 is off.", show_default=False)
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="TOKEN_ID=VALUE, -100 to 100; may be repeated.")
+    ] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(help="Alternatives per token, with --json.", show_default=False)
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", help="How many answers; several come when they are whole.", show_default=False),
+    ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Look up and store the answer.")] = True,
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
@@ -51,18 +74,43 @@ def generate(
             min_p=min_p,
             seed=seed,
             stop=stop or (),
+            stop_token_ids=stop_token_id or (),
+            ignore_eos=ignore_eos,
+            min_tokens=min_tokens,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            logit_bias=biases(logit_bias or ()),
+            logprobs=logprobs,
+            n=n,
             cache=cache,
         )
         with stream:
             for chunk in stream:
-                if not as_json:
+                if not as_json and (n or 1) == 1:
                     typer.echo(chunk.text, nl=False)
             generation = stream.generation()
     if as_json:
         typer.echo(json.dumps(as_dict(generation)))
     else:
+        for choice in generation.choices if (n or 1) > 1 else ():
+            typer.echo(f"--- {choice.index} ({choice.finish_reason})\n{choice.text}")
         typer.echo()
         typer.echo(summary(generation), err=True)
+
+
+def biases(words: Sequence[str]) -> dict[int, float]:
+    """`TOKEN_ID=VALUE` words as a mapping; raises `InvalidArgument` for anything else."""
+    found = {}
+    for word in words:
+        token, _, value = word.partition("=")
+        try:
+            found[int(token)] = float(value)
+        except ValueError:
+            raise InvalidArgument(
+                f"--logit-bias: {word[:40]!r} is not TOKEN_ID=VALUE", field="logit_bias"
+            ) from None
+    return found
 
 
 def only_model(client: Client) -> str:

@@ -11,12 +11,22 @@
 """
 
 from stagemesh.client.asynchronous import AsyncClient, AsyncGenerationStream
-from stagemesh.client.results import Chunk, Embedding, Generation, Inference, RouteHop, StageTime, Usage
+from stagemesh.client.results import (
+    Choice,
+    Chunk,
+    Embedding,
+    Generation,
+    Inference,
+    RouteHop,
+    StageTime,
+    Usage,
+)
 from stagemesh.client.sync import Client, GenerationStream
 
 __all__ = [
     "AsyncClient",
     "AsyncGenerationStream",
+    "Choice",
     "Chunk",
     "Client",
     "Embedding",

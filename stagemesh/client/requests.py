@@ -17,7 +17,10 @@ class GenerateOptions(TypedDict, total=False):
 
     `temperature` 0 is greedy; `top_k`, `top_p` and `min_p` at 0 are off; the same `seed` gives the same tokens;
     `stop` texts end the generation and are not part of the output; `cache=False` neither looks the answer up nor
-    stores it.
+    stores it. Penalties: `repetition_penalty` (1 is off) of prompt and output, `frequency_penalty` and
+    `presence_penalty` (0 is off) of the output; `logit_bias` maps token ids to what is added to their logits. `n`
+    answers, each with a seed of its own made from `seed`; `min_tokens` before anything may end one. `logprobs` is
+    how many alternatives to report per token.
     """
 
     max_tokens: int | None
@@ -30,10 +33,29 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int | None
+    n: int | None
+    min_tokens: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     cache: bool
 
 
-_SCALARS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "logprobs")
+_SCALARS = (
+    "max_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "logprobs",
+    "n",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 
 
 def generate_request(
@@ -63,6 +85,10 @@ def generate_request(
     stop = options.get("stop") or ()
     _extend(request.stop, "stop", [stop] if isinstance(stop, str) else stop)
     _extend(request.stop_token_ids, "stop_token_ids", options.get("stop_token_ids") or ())
+    try:
+        request.logit_bias.update(options.get("logit_bias") or {})
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"logit_bias: {error}", field="logit_bias") from error
     _set(request, "ignore_eos", bool(options.get("ignore_eos", False)))
     request.cache_no_lookup = request.cache_no_store = not options.get("cache", True)
     unknown = set(options) - set(GenerateOptions.__annotations__)

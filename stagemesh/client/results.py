@@ -55,17 +55,35 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Text that became final, and the tokens behind it. `finish_reason` is empty but on the last chunk."""
+    """Text that became final, and the tokens behind it. `finish_reason` is empty but on an answer's last chunk.
+
+    `index` says which of `n` answers it belongs to. `top_logprobs` has the alternatives of each token, id to natural
+    log, and is empty unless they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
+    index: int = 0
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the answers of a generation, whole."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished generation.
+    """A finished generation: `choices` are its `n` answers; text, tokens and reason here are the first one's.
 
     `finish_reason` is "stop" or "length"; `cache` is "hit", "miss", "bypass" or "error"; `route` holds a replica
     per stage and is empty when the cache answered. `first_token_s` and `duration_s` are seconds as this client
@@ -84,6 +102,7 @@ class Generation:
     first_token_s: float
     duration_s: float
     first_timings: tuple[StageTime, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -124,7 +143,6 @@ class GenerationBuilder:
     usage: Usage = field(default_factory=Usage)
     timings: tuple[StageTime, ...] = ()
     first_timings: tuple[StageTime, ...] = ()
-    finish_reason: str = ""
     first_token: float | None = None
     chunks: list[Chunk] = field(default_factory=list)
 
@@ -133,10 +151,10 @@ class GenerationBuilder:
         self.request_id = response.request_id or self.request_id
         self.cache = cache_word(response.cache) or self.cache
         self.route = route_of(response.route) or self.route
-        self.finish_reason = response.finish_reason or self.finish_reason
         self.timings = timings_of(response.timings) or self.timings
-        if response.HasField("usage"):
-            self.usage = Usage(response.usage.prompt_tokens, response.usage.completion_tokens)
+        if response.HasField("usage"):  # of this answer; the prompt counts once
+            made = self.usage.completion_tokens + response.usage.completion_tokens
+            self.usage = Usage(response.usage.prompt_tokens, made)
         if self.first_token is None and (response.text or response.tokens):
             self.first_token = now
             self.first_timings = self.timings
@@ -145,17 +163,21 @@ class GenerationBuilder:
             token_ids=tuple(token.id for token in response.tokens),
             logprobs=tuple(token.logprob for token in response.tokens),
             finish_reason=response.finish_reason,
+            index=response.index,
+            top_logprobs=top_logprobs_of(response.tokens),
         )
         self.chunks.append(chunk)
         return chunk
 
     def build(self, now: float) -> Generation:
         """What was gathered so far, as seen at `now`."""
+        last = max((chunk.index for chunk in self.chunks), default=0)
+        choices = tuple(self._choice(index) for index in range(last + 1))
         return Generation(
-            text="".join(chunk.text for chunk in self.chunks),
-            token_ids=tuple(token for chunk in self.chunks for token in chunk.token_ids),
-            logprobs=tuple(value for chunk in self.chunks for value in chunk.logprobs),
-            finish_reason=self.finish_reason,
+            text=choices[0].text,
+            token_ids=choices[0].token_ids,
+            logprobs=choices[0].logprobs,
+            finish_reason=choices[0].finish_reason,
             usage=self.usage,
             route=self.route,
             cache=self.cache,
@@ -164,7 +186,25 @@ class GenerationBuilder:
             first_token_s=(self.first_token if self.first_token is not None else now) - self.started,
             duration_s=now - self.started,
             first_timings=self.first_timings,
+            choices=choices,
         )
+
+    def _choice(self, index: int) -> Choice:
+        chunks = [chunk for chunk in self.chunks if chunk.index == index]
+        return Choice(
+            index=index,
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+            logprobs=tuple(value for chunk in chunks for value in chunk.logprobs),
+            finish_reason="".join(chunk.finish_reason for chunk in chunks),
+            top_logprobs=tuple(each for chunk in chunks for each in chunk.top_logprobs),
+        )
+
+
+def top_logprobs_of(tokens: Iterable[stage_pb2.Token]) -> tuple[Mapping[int, float], ...]:
+    """Alternatives of each token, id to natural log; empty when no token has any."""
+    found = tuple({each.id: each.logprob for each in token.alternatives} for token in tokens)
+    return found if any(found) else ()
 
 
 def cache_word(status: int) -> str:

@@ -7,7 +7,7 @@ from stagemesh.services.router.oip_codec import (
     _CONTENTS,
     DTYPES,
     add_outputs,
-    add_text,
+    add_texts,
     check_parameters,
     read_texts,
     to_tensors,
@@ -92,8 +92,9 @@ def test_outputs_are_raw_or_typed_as_asked():
     assert list(raw.raw_output_contents) == [F32.data]
     assert list(typed.outputs[0].contents.fp32_contents) == [1.5, -2]
     assert not typed.raw_output_contents
-    add_text(raw, "text_output", "é", raw=True)
-    assert raw.raw_output_contents[1] == b"\x02\x00\x00\x00\xc3\xa9"
+    add_texts(raw, "text_output", ["é", "b"], raw=True)
+    assert raw.outputs[1].shape == [2]
+    assert raw.raw_output_contents[1] == b"\x02\x00\x00\x00\xc3\xa9\x01\x00\x00\x00b"
 
 
 def test_binary_data_output_decides_over_the_form_of_the_request():
@@ -167,12 +168,22 @@ def test_parameters_become_a_generation():
     assert made.ignore_eos
     assert list(made.stop) == ["x"]
     assert not generation(stream=True).HasField("max_tokens")
+    more = generation(n=2, min_tokens="3", presence_penalty=-1, frequency_penalty=0.5, repetition_penalty=1.5)
+    assert (more.n, more.min_tokens) == (2, 3)
+    assert (more.presence_penalty, more.frequency_penalty, more.repetition_penalty) == (-1, 0.5, 1.5)
+    lists = generation(stop='["a", "b"]', stop_token_ids="[5, 6]", logit_bias='{"7": -1.5}')
+    assert (list(lists.stop), list(lists.stop_token_ids)) == (["a", "b"], [5, 6])
+    assert dict(lists.logit_bias) == {7: -1.5}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("max_tokens", 1.5),
+        ("logit_bias", "[1]"),
+        ("logit_bias", '{"a": 1}'),
+        ("stop", "[1]"),
+        ("stop_token_ids", "x"),
         ("max_tokens", "many"),
         ("seed", -1),
         ("top_k", 2**40),

@@ -71,7 +71,11 @@ class ScriptedCore:
         try:
             if self.error is not None and self.error_after == 0:
                 raise self.error
-            yield GenerateResponse(request_id=context.request_id, cache=self.cache, route=ROUTE)
+            count = request.n or 1
+            for answer in range(count):
+                yield GenerateResponse(
+                    index=answer, request_id=context.request_id, cache=self.cache, route=ROUTE
+                )
             for index, word in enumerate(self.words):
                 if self.error is not None and index + 1 == self.error_after:
                     raise self.error
@@ -81,10 +85,14 @@ class ScriptedCore:
                 if request.HasField("logprobs"):
                     token.logprob = -0.5 * (index + 1)
                     token.alternatives.append(TokenAlternative(id=20, logprob=-2.0))
-                yield GenerateResponse(text=word, tokens=[token])
+                for answer in range(count):
+                    yield GenerateResponse(
+                        index=answer, text=word.upper() if answer % 2 else word, tokens=[token]
+                    )
                 await asyncio.sleep(0)
             usage = Usage(prompt_tokens=3, completion_tokens=len(self.words))
-            yield GenerateResponse(finish_reason="stop", usage=usage)
+            for answer in range(count):
+                yield GenerateResponse(index=answer, finish_reason="stop", usage=usage)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise

@@ -77,7 +77,7 @@ async def test_the_openai_client_sees_typed_errors(client: openai.AsyncOpenAI, c
         await client.completions.create(model="none", prompt="x")
     assert unknown.value.param == "model"
     with pytest.raises(openai.BadRequestError) as bad:
-        await client.completions.create(model="demo", prompt="x", n=3)
+        await client.completions.create(model="demo", prompt="x", n=300)
     assert bad.value.param == "n"
     core.fail(Unavailable("replica went away"), after=2)
     stream = await client.completions.create(model="demo", prompt="x", stream=True)
@@ -135,3 +135,40 @@ async def test_a_client_that_sends_everything_first_reads_the_refusal(
         assert response.json()["error"]["param"] == "body"
         good = await http.post("/v1/completions", json={"model": "demo", "prompt": "x"})
     assert good.status_code == 200
+
+
+async def test_several_answers_come_interleaved_and_the_prompt_counts_once(
+    client: openai.AsyncOpenAI,
+) -> None:
+    texts: dict[int, str] = {}
+    ends: dict[int, str | None] = {}
+    order: list[int] = []
+    usage = None
+    stream = await client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "x"}],
+        n=3,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            order.append(choice.index)
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            if choice.finish_reason:
+                ends[choice.index] = choice.finish_reason
+    assert texts == {0: "Hello wörld 😀", 1: "HELLO WÖRLD 😀", 2: "Hello wörld 😀"}
+    assert ends == {0: "stop", 1: "stop", 2: "stop"}
+    assert order != sorted(order), "they are to come as they are made"
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 9)
+    whole = await client.completions.create(model="demo", prompt=["x", "y"], n=2)
+    assert [(each.index, each.text[:5]) for each in whole.choices] == [
+        (0, "Hello"),
+        (1, "HELLO"),
+        (2, "Hello"),
+        (3, "HELLO"),
+    ]
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (6, 12)

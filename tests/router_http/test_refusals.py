@@ -2,6 +2,9 @@ import json
 from typing import Any
 
 import httpx
+import openai
+import openai.types.chat.completion_create_params
+import openai.types.completion_create_params
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,14 +59,24 @@ def fault(response: httpx.Response, status: int, param: str | None, code: str = 
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True, "other": 1}}, "stream_options.other"),
         ({"model": 7}, "model"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": 3, "prompt": ["x"] * 100}, "n"),
         ({"n": True}, "n"),
         ({"best_of": 4}, "best_of"),
+        ({"best_of": 4, "n": 2}, "best_of"),
         ({"echo": True}, "echo"),
         ({"suffix": "end"}, "suffix"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -1}, "frequency_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"4294967296": 1}}, "logit_bias"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"user": 5}, "user"),
         ({"tempreture": 1}, "tempreture"),
         ({"messages": MESSAGES}, "messages"),
     ],
@@ -231,3 +244,112 @@ async def test_unknown_paths_and_methods_have_the_same_shape(http: httpx.AsyncCl
     wrong = await http.get("/v1/completions")
     fault(wrong, 405, None, "method_not_allowed")
     assert "POST" in wrong.headers["allow"]
+
+
+OPENAI: list[tuple[str, dict[str, Any], Any]] = [
+    (
+        "/v1/completions",
+        {"prompt": "hi"},
+        openai.types.completion_create_params.CompletionCreateParamsStreaming,
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": MESSAGES},
+        openai.types.chat.completion_create_params.CompletionCreateParamsStreaming,
+    ),
+    ("/v1/embeddings", {"input": "hi"}, openai.types.EmbeddingCreateParams),
+]
+UNSUPPORTED = {
+    "audio": {"voice": "a"},
+    "best_of": 3,
+    "dimensions": 8,
+    "echo": True,
+    "function_call": {"name": "f"},
+    "functions": [{"name": "f"}],
+    "metadata": {"a": "b"},
+    "modalities": ["text", "audio"],
+    "moderation": {"model": "m"},
+    "prediction": {"type": "content", "content": "x"},
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"ttl": "1h"},
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "high",
+    "response_format": {"type": "json_schema", "json_schema": {}},
+    "service_tier": "flex",
+    "store": True,
+    "suffix": "end",
+    "tool_choice": "required",
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "verbosity": "high",
+    "web_search_options": {},
+}
+ASKS_NOTHING = {
+    "audio": None,
+    "best_of": 1,
+    "dimensions": None,
+    "echo": False,
+    "function_call": "none",
+    "functions": [],
+    "metadata": {},
+    "modalities": ["text"],
+    "moderation": None,
+    "parallel_tool_calls": True,
+    "prediction": None,
+    "prompt_cache_key": None,
+    "prompt_cache_options": None,
+    "prompt_cache_retention": "in_memory",
+    "reasoning_effort": "none",
+    "response_format": {"type": "text"},
+    "service_tier": "auto",
+    "store": False,
+    "suffix": "",
+    "tool_choice": "none",
+    "tools": [],
+    "verbosity": "medium",
+    "web_search_options": None,
+}
+SUPPORTED: dict[str, Any] = {
+    "encoding_format": "float",
+    "frequency_penalty": 1,
+    "logit_bias": {"5": -100},
+    "max_completion_tokens": 4,
+    "max_tokens": 4,
+    "n": 2,
+    "presence_penalty": -1.5,
+    "safety_identifier": "x",
+    "seed": 1,
+    "stop": ["x"],
+    "stream_options": {"include_usage": True},
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "user": "u",
+}
+
+
+@pytest.mark.parametrize(("path", "body", "params"), OPENAI, ids=[path for path, _, _ in OPENAI])
+async def test_every_parameter_of_the_official_client_is_served_or_refused_by_name(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any], params: Any
+) -> None:
+    names = {
+        name for base in (params, *params.__orig_bases__) for name in getattr(base, "__annotations__", {})
+    }
+    assert "model" in names
+    for name in sorted(names - {"model", "stream", "messages", "prompt", "input"}):
+        if name in UNSUPPORTED:
+            message = fault(
+                await http.post(path, json={"model": "demo", **body, name: UNSUPPORTED[name]}), 400, name
+            )
+            assert "not supported" in message
+        if name in ASKS_NOTHING:
+            value = ASKS_NOTHING[name]
+        elif name in ("logprobs", "top_logprobs"):
+            value = None if name == "top_logprobs" else (True if "chat" in path else 2)
+        else:
+            value = SUPPORTED[name]  # a new parameter of a new client: say here what becomes of it
+        answer = await http.post(path, json={"model": "demo", **body, name: value})
+        assert answer.status_code == 200, (name, answer.text)
+
+
+async def test_best_of_as_many_as_n_asks_for_nothing(http: httpx.AsyncClient) -> None:
+    body = {"model": "demo", "prompt": "hi", "n": 3, "best_of": 3}
+    assert len((await http.post("/v1/completions", json=body)).json()["choices"]) == 3
