@@ -14,7 +14,9 @@ from stagemesh.v1.tensor_pb2 import Tensor
 from .specs import model
 
 
-def key(spec=None, tenant="t", ids=(1, 2), max_tokens=8, stop=(), stop_token_ids=(), **sampling):
+def key(
+    spec=None, tenant="t", ids=(1, 2), max_tokens=8, stop=(), stop_token_ids=(), min_tokens=0, **sampling
+):
     settings = {"temperature": 0.5, "seed": 7, **sampling}
     return generation_key(
         spec or model(),
@@ -24,6 +26,7 @@ def key(spec=None, tenant="t", ids=(1, 2), max_tokens=8, stop=(), stop_token_ids
         max_tokens=max_tokens,
         stop=stop,
         stop_token_ids=stop_token_ids,
+        min_tokens=min_tokens,
     )
 
 
@@ -44,6 +47,12 @@ def key(spec=None, tenant="t", ids=(1, 2), max_tokens=8, stop=(), stop_token_ids
         {"top_p": 0.9},
         {"min_p": 0.1},
         {"seed": 8},
+        {"min_tokens": 2},
+        {"repetition_penalty": 1.5},
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": 0.5},
+        {"logit_bias": {3: 1.0}},
+        {"logit_bias": {4: 1.0}},
     ],
     ids=str,
 )
@@ -55,6 +64,13 @@ def test_what_does_not_change_the_answer_does_not_change_the_key():
     assert key() == key(spec=model(stages=4, policy="round_robin", generation=9))
     assert key(stop=["a", "b"]) == key(stop=["b", "a", "a"])
     assert key(temperature=0, seed=1, top_k=5) == key(temperature=0, seed=2)
+    assert key(repetition_penalty=1.0, frequency_penalty=-0.0, logit_bias={5: 0.0}) == key()
+
+
+def test_what_moves_logits_changes_greedy_answers_too():
+    changes = [{"repetition_penalty": 2.0}, {"presence_penalty": 1.0}, {"frequency_penalty": 1.0}]
+    changes += [{"logit_bias": {1: 2.0}}, {"logit_bias": {2: 1.0}}, {"min_tokens": 3}]
+    assert len({key(temperature=0, **change) for change in [{}, *changes]}) == len(changes) + 1
 
 
 @given(

@@ -8,6 +8,7 @@ import pytest
 from stagemesh.errors import (
     DeadlineExceeded,
     InternalError,
+    InvalidArgument,
     NotFound,
     OutOfRange,
     ResourceExhausted,
@@ -200,3 +201,76 @@ async def test_status_shows_the_view_and_what_nodes_say(mesh):
     assert sum(row.sessions_routed for row in rows.values()) == 2
     assert status.etcd_connected
     assert status.models[0].ready
+
+
+def by_answer(chunks):
+    answers = {}
+    for chunk in chunks:
+        answers.setdefault(chunk.index, []).append(chunk)
+    return answers
+
+
+async def test_several_answers_are_sessions_with_seeds_of_their_own(mesh):
+    core = await mesh.start({"0a": "good"})
+    chunks = await answer(core, ask(n=3, seed=5, temperature=1.0))
+    answers = by_answer(chunks)
+    assert sorted(answers) == [0, 1, 2]
+    for parts in answers.values():
+        assert text_of(parts).split() == ["w10", "w11", "w12", "w13"]
+        assert [part.finish_reason for part in parts if part.finish_reason] == ["length"]
+        assert (parts[-1].usage.prompt_tokens, parts[-1].usage.completion_tokens) == (3, 4)
+    seeds = [opened.sampling.seed for opened in mesh.stages["0a"].opened]
+    assert seeds[0] == 5, "the first answer is the one that n = 1 gives"
+    assert len(set(seeds)) == 3
+    assert len({opened.session for opened in mesh.stages["0a"].opened}) == 3
+    await answer(core, ask(n=3, seed=5, temperature=1.0))
+    assert sorted(opened.sampling.seed for opened in mesh.stages["0a"].opened[3:]) == sorted(seeds)
+    assert "active=0" in repr(core)
+
+
+async def test_the_prompt_is_computed_before_the_other_answers_begin(mesh):
+    core = await mesh.start({"0a": "hold"})
+    asking = asyncio.create_task(answer(core, ask(n=4)))
+    await eventually(lambda: len(mesh.stages["0a"].opened) == 1)
+    await asyncio.sleep(0.1)
+    assert len(mesh.stages["0a"].opened) == 1
+    mesh.stages["0a"].release.set()
+    assert sorted(by_answer(await asking)) == [0, 1, 2, 3]
+
+
+async def test_answers_take_turns_where_there_is_one_place_and_requests_do_not_block_each_other(mesh):
+    core = await mesh.start({"0a": "good"}, max_sessions=1)
+    asked = [answer(core, ask(n=3, seed=number)) for number in range(5)]
+    async with asyncio.timeout(20):
+        for chunks in await asyncio.gather(*asked):
+            assert sorted(by_answer(chunks)) == [0, 1, 2]
+
+
+async def test_one_answer_that_fails_ends_them_all(mesh):
+    core = await mesh.start({"0a": "break later"})
+    with pytest.raises(Unavailable):
+        await answer(core, ask(n=3))
+    await eventually(lambda: "active=0" in repr(core))
+    assert core.loads.counts("0a")[1] == 0
+
+
+async def test_nothing_ends_an_answer_before_min_tokens(mesh):
+    core = await mesh.start({"0a": "good"})
+    chunks = await answer(core, ask(30, stop=["w11", "w14"], min_tokens=3))
+    assert text_of(chunks).split() == ["w10", "w11", "w12", "w13"]
+    sampling = mesh.stages["0a"].opened[0].sampling
+    assert (list(sampling.held_ids), sampling.held_before) == ([20], 3 + 3)
+    with pytest.raises(InvalidArgument) as caught:
+        await answer(core, ask(2, min_tokens=3))
+    assert caught.value.field == "min_tokens"
+
+
+async def test_settings_reach_the_stage(mesh):
+    core = await mesh.start({"0a": "good"})
+    await answer(
+        core,
+        ask(presence_penalty=1.5, frequency_penalty=-0.5, repetition_penalty=1.25, logit_bias={7: -100.0}),
+    )
+    sampling = mesh.stages["0a"].opened[0].sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.5, -0.5)
+    assert (sampling.repetition_penalty, dict(sampling.logit_bias)) == (1.25, {7: -100.0})
