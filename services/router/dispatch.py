@@ -1,5 +1,10 @@
-"""Sends work along a route, and along other routes when one breaks before it delivered anything."""
+"""Sends work along a route, and along another one when it breaks.
 
+A session that has begun is not lost with its route: what it has so far (prompt and tokens) is computed again
+on another one, and goes on. Sampling is a pure function of seed and position, so the tokens are those it would have had.
+"""
+
+import asyncio
 import logging
 import random
 import time
@@ -23,6 +28,11 @@ from .telemetry import Telemetry
 log = logging.getLogger(__name__)
 Route = list[stage_pb2.RouteHop]
 FAILED_REPLICA = "stagemesh-failed-replica"
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LOOK_S = 0.05, 3.0, 0.05
+"""Between attempts to go on with a session along the replicas that broke, and looks whether there is another one."""
+HOPELESS_ATTEMPTS, HOPELESS_S = 8, 60.0
+"""After so many routes that broke, and so many seconds, without a token in between a session is given up: the request
+itself may be what breaks them."""
 STREAM_BYTES = 2**18
 """Larger micro-batches make a call of their own: they would hold up the small ones on the shared stream."""
 
@@ -63,29 +73,76 @@ class Dispatch:
         spec: registry_pb2.ModelSpec,
         ctx: RequestContext,
         span: Span,
-        opening: Callable[[Route], stage_pb2.OpenSession],
+        opening: Callable[[Route, list[int], int], stage_pb2.OpenSession],
     ) -> AsyncGenerator[tuple[Route, stage_pb2.SessionEvent], None]:
         """Events of one session with the route they came by, the last one with a finish reason.
 
-        Raises `Unavailable` when the route broke after a token came, or when there is no other one to try.
+        Args:
+            spec: of the model.
+            ctx: of the request.
+            span: that the session's spans belong to.
+            opening: the session for a route, given the tokens that it has so far and its epoch.
+
+        Raises:
+            Unavailable: there is no route at all, or none got the session any further.
+            DeadlineExceeded: the deadline passed while the session waited for one.
         """
         avoid: set[str] = set()
-        attempt = 0
+        tokens: list[int] = []
+        attempt, epoch, progress = 0, 0, time.monotonic()
         while True:
-            attempt += 1
-            route = self._choose(spec, ctx, span, avoid)
-            delivered = False
+            begun = len(tokens)
             try:
-                async with aclosing(self._session(opening(route), route, spec, ctx, span)) as events:
+                route = self._choose(spec, ctx, span, avoid)
+            except errors.Unavailable:
+                if not attempt or time.monotonic() > progress + HOPELESS_S:
+                    raise
+                await asyncio.sleep(min(LOOK_S, remaining(ctx)))
+                continue
+            attempt += 1
+            try:
+                async with aclosing(
+                    self._session(opening(route, tokens, epoch), route, spec, ctx, span)
+                ) as events:
                     async for event in events:
-                        delivered = delivered or bool(event.tokens)
+                        tokens.extend(token.id for token in event.tokens)
                         yield route, event
                 return
             except RouteBroke as broke:
+                epoch += 1
+                if len(tokens) > begun:  # it got on: what broke before may be well again
+                    attempt, avoid, progress = 1, set(), time.monotonic()
                 avoid |= broke.avoid
-                if delivered or not self._may_retry(spec, ctx, route, broke, avoid, attempt):
+                full = isinstance(broke.error, errors.ResourceExhausted)
+                if self._may_retry(spec, ctx, route, broke, avoid, attempt) and not tokens:
+                    self._retrying(spec, broke)
+                elif (full and not tokens) or self._hopeless(attempt, progress):
                     raise broke.error from None
-                self._retrying(spec, broke)
+                else:
+                    await self._recovering(spec, ctx, span, route, broke, avoid, attempt)
+
+    async def _recovering(
+        self,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        span: Span,
+        route: Route,
+        broke: RouteBroke,
+        avoid: set[str],
+        attempt: int,
+    ) -> None:
+        """Say that a session moves; where there is no other replica yet, wait a little before it is tried again."""
+        log.warning("session.moved: %s", broke.error.message)
+        span.add_event("stagemesh.session.moved", {"stagemesh.reason": broke.error.message})
+        self._telemetry.recoveries.labels(spec.name).inc()
+        pause = min(FIRST_PAUSE_S * 2 ** min(attempt, 10), LONGEST_PAUSE_S) * self._rng.uniform(0.5, 1.0)
+        until = time.monotonic() + pause
+        while not self._routing.has_other(spec, route, avoid) and time.monotonic() < until:
+            await asyncio.sleep(min(LOOK_S, remaining(ctx)))
+
+    @staticmethod
+    def _hopeless(attempt: int, progress: float) -> bool:
+        return attempt >= HOPELESS_ATTEMPTS and time.monotonic() > progress + HOPELESS_S
 
     async def forward(
         self,

@@ -141,15 +141,16 @@ class Generation:
             responses.append(self._chunk(chunk.text, tokens, finish, [], []))
         return responses or [self._chunk("", [], kept.finish_reason, [], [])]
 
-    def _opening(self, route: Route) -> stage_pb2.OpenSession:
+    def _opening(self, route: Route, tokens: list[int], epoch: int) -> stage_pb2.OpenSession:
+        """The session for a route, which has these tokens already."""
         plan = self.plan
         return stage_pb2.OpenSession(
             session=self._session,
-            epoch=0,
+            epoch=epoch,
             model=plan.spec.name,
             revision=plan.spec.revision,
             route=route,
-            token_ids=plan.token_ids,
+            token_ids=[*plan.token_ids, *tokens] if tokens else plan.token_ids,
             prompt_tokens=len(plan.token_ids),
             max_tokens=plan.max_tokens,
             sampling=plan.sampling,

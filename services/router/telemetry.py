@@ -62,6 +62,11 @@ class Telemetry:
             "Sessions and micro-batches routed to a replica.",
             ("model", "stage", "replica"),
         )
+        self.recoveries = _counter(
+            "stagemesh_session_recoveries_total",
+            "Sessions that lost their route after a token came, and went on along another one.",
+            ("model",),
+        )
         self.retries = _counter(
             "stagemesh_route_retries_total", "Routes that broke and were tried anew.", ("model",)
         )

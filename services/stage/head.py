@@ -110,7 +110,8 @@ class Head:
         )
         tell_history(open_, request.token_ids, request.prompt_tokens)
         if self._replica.model.ragged:
-            prefix = digests(request.token_ids)
+            # Of what was generated before a recovery nothing is shared.
+            prefix = digests(request.token_ids[: request.prompt_tokens])
             open_.prefix_digests = b"".join(prefix)
             open_.reused_tokens = self._replica.pool.reusable(prefix, len(request.token_ids))
         # The router's epochs are the even ones: a beginning that had to be repeated takes the next, odd one.

@@ -146,11 +146,10 @@ async def test_a_killed_node_of_two_is_replaced_and_requests_go_on(
         await seen.wait_for(10)
         print(f"back after {await until(lambda: all_back(client, 'plain', 4, victim.pid), 60):.1f} s")
         await seen.wait_for(6)
-    assert all(isinstance(outcome.error, Unavailable) for outcome in seen.failed)
-    # Only what was being answered at that moment may have been lost.
-    assert [outcome for outcome in seen.since(killed) if outcome.error] == []
-    assert len(seen.failed) <= 3
-    print(f"{len(seen.failed)} of {len(seen.outcomes)} lost, the slowest took {seen.longest_s:.1f} s")
+    assert [outcome.error for outcome in seen.failed] == []
+    assert all(outcome.tokens == wanted[outcome.prompt] for outcome in seen.outcomes)
+    assert seen.since(killed)
+    print(f"{len(seen.outcomes)} answered, the slowest took {seen.longest_s:.1f} s")
     await twenty_in_a_row(client, "plain", wanted)
     after = pids(wide)
     gone = {name for name, pid in before.items() if pid not in after.values()}
@@ -167,20 +166,22 @@ async def test_a_killed_only_node_of_a_stage_is_replaced(llama: Path) -> None:
         wanted = await expected(client, "plain")
         before = pids(mesh)
         victim = await host_of(mesh, client, "plain", 1)
+        long = await client.generate("plain", token_ids=[5], max_tokens=LONG, temperature=0, ignore_eos=True)
         stream = client.stream("plain", token_ids=[5], max_tokens=LONG, temperature=0, ignore_eos=True)
         await anext(stream)
         async with traffic(client, "plain") as seen:
             victim.send_signal(signal.SIGKILL)
-            with pytest.raises(Unavailable, match="plain"):
-                await stream.generation()
+            # It waits for the replacement that the registry makes, and goes on.
+            assert (await stream.generation()).token_ids == long.token_ids
             took = await until(lambda: all_back(client, "plain", 2, victim.pid), 60)
             await seen.wait_for(6)
-        assert seen.failed, "nothing was hit"
+        # Those that were asked for while the stage had no replica at all were told so at once.
         for outcome in seen.failed:
             assert isinstance(outcome.error, Unavailable)
-            assert "stage 1" in outcome.error.message or "route of model" in outcome.error.message
+            assert "stage 1" in outcome.error.message
+        assert all(o.tokens == wanted[o.prompt] for o in seen.outcomes if o.error is None)
         print(f"back after {took:.1f} s, {len(seen.failed)} of {len(seen.outcomes)} told Unavailable")
-        print(f"the slowest took {seen.longest_s:.1f} s; {seen.failed[-1].error}")
+        print(f"the slowest took {seen.longest_s:.1f} s")
         await twenty_in_a_row(client, "plain", wanted)
         gone = {name for name, pid in before.items() if pid not in pids(mesh).values()}
         assert gone == {victim.name}

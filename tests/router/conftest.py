@@ -2,6 +2,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
+from stagemesh.services.router import dispatch
 from stagemesh.services.router.config import RouterConfig
 from stagemesh.services.router.core import RouterCore
 
@@ -96,3 +97,10 @@ class Mesh:
 async def mesh(etcd, checkpoint):
     async with AsyncExitStack() as stack:
         yield Mesh(etcd, checkpoint, stack)
+
+
+@pytest.fixture
+def hopeless(monkeypatch):
+    """A session is given up by the number of attempts alone, and they follow one another at once."""
+    monkeypatch.setattr(dispatch, "HOPELESS_S", 0.0)
+    monkeypatch.setattr(dispatch, "LONGEST_PAUSE_S", 0.01)

@@ -19,7 +19,7 @@ HIDDEN = 4
 
 
 class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
-    """Gives tokens 10, 11, 12, ... up to max_tokens. `mode` says how it goes wrong."""
+    """Gives tokens 10, 11, 12, ... up to max_tokens, from where a session stands. `mode` says how it goes wrong."""
 
     def __init__(self, mode="good"):
         self.mode = mode
@@ -49,10 +49,12 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
         if self.mode == "1b is gone" and request.route[1].replica_id == "1b":
             raise Unavailable("stage 1 cannot be reached")
         try:
-            for index in range(request.max_tokens):
+            done = len(request.token_ids) - request.prompt_tokens
+            assert list(request.token_ids[request.prompt_tokens :]) == [10 + n for n in range(done)]
+            for index in range(done, request.max_tokens):
                 await self._misbehave(index, context)
                 id_ = 999_999 if self.mode == "strange token" and index == 1 else 10 + index
-                event = SessionEvent(tokens=[Token(id=id_, position=len(request.token_ids) + index)])
+                event = SessionEvent(tokens=[Token(id=id_, position=request.prompt_tokens + index)])
                 event.tokens[0].alternatives.add(id=1, logprob=-1.0)
                 last = index == request.max_tokens - 1
                 if id_ in request.stop_token_ids:
@@ -159,6 +161,10 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
             raise Unavailable("Socket closed")
         if self.mode == "break later" and index == 2:
             raise Unavailable("stage 1 was lost: Socket closed")
+        if self.mode in ("break once", "vanish once") and index == 2:
+            words = "stage 1 was lost: " if self.mode == "break once" else ""
+            self.mode = "good"
+            raise Unavailable(f"{words}Socket closed")
         if self.mode == "no memory" and index == 0:
             raise ResourceExhausted("no KV memory", retry_after_s=0.5)
         if self.mode == "bug" and index == 0:

@@ -49,7 +49,7 @@ async def test_what_must_not_be_looked_up_or_stored(mesh):
     assert mesh.cache.lookups == 1
 
 
-async def test_a_broken_generation_is_not_stored(mesh):
+async def test_a_broken_generation_is_not_stored(mesh, hopeless):
     core = await mesh.start({"0a": "break later"}, cache="good")
     with pytest.raises(Exception, match="broke"):
         await answer(core, ask())
