@@ -59,7 +59,11 @@ class Program:
         self._steps: list[_Step] = []
         for node in graph.nodes:
             run = resolve(node.op, node.args, node.kwargs)
-            args, kwargs, by_slot, builders, kwarg_builders = [], {}, [], [], []
+            args: list[Any] = []
+            kwargs: dict[str, Any] = {}
+            by_slot: list[tuple[int, int]] = []
+            builders: list[tuple[int, _Builder]] = []
+            kwarg_builders: list[tuple[str, _Builder]] = []
             for index, value in enumerate(node.args):
                 made = _prepare(value, slots, device)
                 if type(made) is _Slot:
