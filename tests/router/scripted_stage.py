@@ -157,6 +157,8 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
     async def _misbehave(self, index, context):
         if self.mode == "break first" and index == 0:
             raise Unavailable("stage 1 was lost: Socket closed")
+        if self.mode == "fault" and index == 0:
+            raise InternalError("internal error")
         if self.mode == "gone" and index == 0:
             raise Unavailable("Socket closed")
         if self.mode == "break later" and index == 2:

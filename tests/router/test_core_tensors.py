@@ -124,7 +124,7 @@ async def test_a_fixed_batch_is_never_cut(mesh):
     assert caught.value.field == "inputs[0].shape"
 
 
-@pytest.mark.parametrize("mode", ["gone", "bad row 100", "too few outputs", "cut payload"])
+@pytest.mark.parametrize("mode", ["gone", "fault", "too few outputs", "cut payload"])
 async def test_a_part_that_fails_is_answered_by_another_route(mesh, mode):
     core = await mesh.start({"0a": "good", "0b": mode}, task="tensor", spec=spec(ROWS), policy="round_robin")
     x = numbered(128)
