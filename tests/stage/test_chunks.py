@@ -47,10 +47,12 @@ def counting(dtype: torch.dtype, wrong: bool = False) -> Counting:
 
 def attended(dtype: torch.dtype, kernels: Kernels | None) -> torch.Tensor:
     """A long chunk over scattered blocks, a short one, and one at the start of its sequence."""
-    pool = KVPool(10**7, KVLayout(1, KV_HEADS, HEAD_DIM, dtype, torch.device("cpu")))
-    between = [pool.reserve(BLOCK) for _ in range(3)]
-    pool.release(between[0])
-    pool.release(between[2])
+    layout = KVLayout(1, KV_HEADS, HEAD_DIM, dtype, torch.device("cpu"))
+    needed = [4, -(-60 // BLOCK), -(-60 // BLOCK)]
+    pool = KVPool(2 * sum(needed) * BLOCK * layout.token_bytes, layout)
+    ones = [pool.reserve(BLOCK) for _ in range(2 * sum(needed))]
+    for one in ones[::2]:  # every other block is free, so nobody's lie side by side
+        pool.release(one)
     scattered, short, fresh = pool.reserve(4 * BLOCK), pool.reserve(60), pool.reserve(60)
     assert scattered._start is None
     generator = torch.Generator().manual_seed(1)
