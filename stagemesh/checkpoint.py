@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stagemesh import checkpoint_encoders
 from stagemesh.checkpoint_cuts import legal_cuts
 from stagemesh.checkpoint_files import TensorInfo, read_index, read_json, sample_weights
 from stagemesh.checkpoint_hub import fetch_headers, fetch_metadata, is_hub_id
 from stagemesh.errors import CheckpointError, NotFound
+from stagemesh.signature import NOTHING, Signature, Tensor
 
 __all__ = ["Checkpoint", "TensorInfo", "inspect", "inspect_source", "is_local", "partition_bytes", "resolve"]
 
@@ -23,22 +25,6 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|[._])(?:embed\w*|wte|wpe)(?:$|\.)")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
 _GENERATE = ("ForCausalLM", "LMHeadModel")
-_ENCODER_TYPES = frozenset(
-    [
-        "bert",
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-        "distilbert",
-        "mpnet",
-        "electra",
-        "ernie",
-        "modernbert",
-        "deberta",
-        "deberta-v2",
-    ]
-)
-_ENCODER_HEADS = ("Model", "ForMaskedLM", "ForPreTraining")
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class Checkpoint:
 
     architecture: str
     model_type: str
-    # "generate" (causal language model) or "embed" (encoder).
+    # "generate" (causal language model), or one of `checkpoint_encoders.Described.task`.
     task: str
     layers: int
     hidden_size: int
@@ -68,6 +54,23 @@ class Checkpoint:
     revision: str
     # Between which layers it may be cut: how many layers lie before each cut.
     cuts: tuple[int, ...] = ()
+    # What a stateless inference takes and gives; empty for a causal language model.
+    signature: Signature = NOTHING
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """See `Signature`."""
+        return self.signature.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """See `Signature`."""
+        return self.signature.outputs
+
+    @property
+    def rows(self) -> str:
+        """See `Signature`."""
+        return self.signature.rows
 
 
 def is_local(source: str) -> bool:
@@ -127,32 +130,21 @@ def partition_bytes(checkpoint: Checkpoint, first: int, end: int) -> int:
 def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -> Checkpoint:
     config = read_json(folder, "config.json")
     architecture, model_type = _architecture(config)
-    pooled = (folder / "modules.json").is_file() or (folder / "1_Pooling").is_dir()
-    task = _task(architecture, model_type, pooled, config)
-    layers = _positive(config, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
-    if layers > 10_000:
-        raise CheckpointError(f"config.json: {layers} layers", field="source")
-    hidden_size = _positive(config, ("hidden_size", "n_embd", "d_model", "dim"))
-    vocab_size = _positive(config, ("vocab_size",))
-    context_length = _positive(
-        config,
-        (
-            "max_position_embeddings",
-            "n_positions",
-            "n_ctx",
-            "max_seq_len",
-            "seq_length",
-            "max_sequence_length",
-        ),
-        default=0,
+    found = checkpoint_encoders.describe(
+        architecture, model_type, config, tensors, checkpoint_encoders.read_pooled(folder)
     )
-    if model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        # Their position ids start after the padding id, so the table is longer than the context.
-        context_length -= int(config.get("pad_token_id") or 0) + 1
+    if found is None:
+        found = _causal(architecture, config)
+    elif found.ignored:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(found.ignored)}
+    task, layers, vocab_size = found.task, found.layers, found.vocab_size
+    cuts = tuple(legal_cuts(config, layers) if task == "generate" else range(1, layers))
 
     layer_bytes, embedding, embedding_names, head, has_head = [0] * layers, 0, [], 0, False
     for name, tensor in tensors.items():
-        if match := _LAYER.search(name):
+        if found.shared and ".albert_layer_groups." in f".{name}":
+            layer_bytes = [size + tensor.bytes for size in layer_bytes]
+        elif match := _LAYER.search(name):
             if int(match[1]) < layers:  # beyond: layers for speculative training, which are not served
                 layer_bytes[int(match[1])] += tensor.bytes
         elif _HEAD.search(name) or _is_head(name, tensor, vocab_size):
@@ -165,7 +157,7 @@ def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -
     for layer, size in enumerate(layer_bytes):
         if size == 0:
             raise CheckpointError(f"the weights hold no tensor of layer {layer} of {layers}", field="source")
-    if not embedding_names:
+    if not embedding_names and task == "generate":
         raise CheckpointError("the weights hold no embedding", field="source")
     tied = 0
     if task == "generate" and not has_head:
@@ -177,9 +169,9 @@ def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -
         model_type=model_type,
         task=task,
         layers=layers,
-        hidden_size=hidden_size,
+        hidden_size=found.hidden_size,
         vocab_size=vocab_size,
-        context_length=context_length,
+        context_length=found.context_length,
         dtype=_main_dtype(tensors),
         tensors=tensors,
         layer_bytes=layer_bytes,
@@ -187,7 +179,37 @@ def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -
         head_bytes=head,
         tied_bytes=tied,
         revision=_revision(folder, config, tensors, weights),
-        cuts=tuple(legal_cuts(config, layers)),
+        cuts=cuts,
+        signature=found.signature,
+    )
+
+
+def _causal(architecture: str, config: Mapping[str, Any]) -> checkpoint_encoders.Described:
+    """Sizes of a causal language model."""
+    if config.get("is_encoder_decoder") or not architecture.endswith(_GENERATE):
+        raise CheckpointError(
+            f"architecture {architecture[:80]!r} is not supported: it must be a causal language model "
+            "(...ForCausalLM, ...LMHeadModel) or an encoder such as BertModel",
+            field="source",
+        )
+    layers = _positive(config, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    if layers > 10_000:
+        raise CheckpointError(f"config.json: {layers} layers", field="source")
+    context = (
+        "max_position_embeddings",
+        "n_positions",
+        "n_ctx",
+        "max_seq_len",
+        "seq_length",
+        "max_sequence_length",
+    )
+    return checkpoint_encoders.Described(
+        task="generate",
+        layers=layers,
+        hidden_size=_positive(config, ("hidden_size", "n_embd", "d_model", "dim")),
+        vocab_size=_positive(config, ("vocab_size",)),
+        context_length=_positive(config, context, default=0),
+        signature=NOTHING,
     )
 
 
@@ -200,25 +222,6 @@ def _architecture(config: Mapping[str, Any]) -> tuple[str, str]:
     if config.get("quantization_config"):
         raise CheckpointError("quantised checkpoints are not supported", field="source")
     return architectures[0], model_type
-
-
-def _task(architecture: str, model_type: str, pooled: bool, config: Mapping[str, Any]) -> str:
-    unsupported = CheckpointError(
-        f"architecture {architecture[:80]!r} is not supported: it must be a causal language model "
-        "(...ForCausalLM, ...LMHeadModel) or an encoder such as BertModel",
-        field="source",
-    )
-    if config.get("is_encoder_decoder"):
-        raise unsupported
-    if architecture.endswith(_GENERATE):
-        if pooled:
-            raise CheckpointError(
-                "decoders that were made into embedding models are not supported", field="source"
-            )
-        return "generate"
-    if model_type in _ENCODER_TYPES and architecture.endswith(_ENCODER_HEADS):
-        return "embed"
-    raise unsupported
 
 
 def _is_head(name: str, tensor: TensorInfo, vocab_size: int) -> bool:
@@ -258,4 +261,6 @@ def _revision(
         path = folder / name
         content = path.read_bytes() if path.is_file() else b""
         digest.update(hashlib.sha256(content).digest())
+    for path in sorted(folder.glob("[0-9]*_*/config.json")):  # pooling and what follows it
+        digest.update(hashlib.sha256(path.parent.name.encode() + b"/" + path.read_bytes()).digest())
     return digest.hexdigest()[:32]

@@ -68,7 +68,7 @@ def build_spec(
         head_bytes=checkpoint.head_bytes + (checkpoint.tied_bytes if stages > 1 else 0),
         allowed=checkpoint.cuts,
     )
-    return ModelSpec(
+    spec = ModelSpec(
         name=name,
         source=source,
         hub_revision=hub_revision,
@@ -92,6 +92,8 @@ def build_spec(
         cache_ttl_s=request.cache_ttl_s,
         uncertified=not check_certified(request, checkpoint, stages),
     )
+    checkpoint.signature.write(spec)
+    return spec
 
 
 def spec_revision(checkpoint_revision: str, dtype: str, cuts: list[tuple[int, int]]) -> str:

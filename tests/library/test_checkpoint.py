@@ -186,7 +186,7 @@ def test_other_files_in_place_of_weights(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"architectures": ["T5ForConditionalGeneration"]}, "'T5ForConditionalGeneration' is not supported"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "is not supported"),
+        ({"architectures": ["LlamaForQuestionAnswering"]}, "is not supported"),
         ({"architectures": None}, "names no architecture"),
         ({"model_type": ""}, "no model_type"),
         ({"num_hidden_layers": "six"}, "num_hidden_layers must be a positive integer"),

@@ -26,6 +26,14 @@ _TEXT: dict[str, Any] = {
     "intermediate_size": 80,
     "max_position_embeddings": 66,
 }
+_DISTIL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "dim": WIDTH,
+    "n_layers": LAYERS,
+    "n_heads": HEADS,
+    "hidden_dim": 80,
+    "max_position_embeddings": 66,
+}
 _IMAGE: dict[str, Any] = {
     "hidden_size": WIDTH,
     "num_hidden_layers": LAYERS,
@@ -97,7 +105,12 @@ def with_modules(write: Callable[[Path], None], pooling: str, *further: str) -> 
         for index, kind in enumerate(kinds):
             path = "" if kind == "Transformer" else f"{index}_{kind}"
             listing.append(
-                {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                {
+                    "idx": index,
+                    "name": str(index),
+                    "path": path,
+                    "type": f"sentence_transformers.models.{kind}",
+                }
             )
             (folder / path).mkdir(exist_ok=True)
         (folder / "modules.json").write_text(json.dumps(listing))
@@ -130,6 +143,7 @@ def _dense(folder: Path) -> None:
 
 
 _labels = {"num_labels": LABELS}
+_small_ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
 _small = {"embedding_size": 32}
 _modern = {
     "global_attn_every_n_layers": 3,
@@ -178,19 +192,25 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "roberta-classify": family("RobertaForSequenceClassification", "RobertaConfig", _TEXT, **_labels),
     "xlm-roberta": family("XLMRobertaModel", "XLMRobertaConfig", _TEXT),
     "xlm-roberta-tokens": family("XLMRobertaForTokenClassification", "XLMRobertaConfig", _TEXT, **_labels),
-    "xlm-roberta-rank": family("XLMRobertaForSequenceClassification", "XLMRobertaConfig", _TEXT, num_labels=1),
+    "xlm-roberta-rank": family(
+        "XLMRobertaForSequenceClassification", "XLMRobertaConfig", _TEXT, num_labels=1
+    ),
     "xlm-roberta-xl": family("XLMRobertaXLModel", "XLMRobertaXLConfig", _TEXT),
     "camembert": family("CamembertModel", "CamembertConfig", _TEXT),
     "ernie": family("ErnieModel", "ErnieConfig", _TEXT),
     "roberta-prelayernorm": family("RobertaPreLayerNormModel", "RobertaPreLayerNormConfig", _TEXT),
     "data2vec-text": family("Data2VecTextModel", "Data2VecTextConfig", _TEXT),
-    "distilbert": family("DistilBertModel", "DistilBertConfig", _TEXT),
-    "distilbert-classify": family("DistilBertForSequenceClassification", "DistilBertConfig", _TEXT, **_labels),
-    "distilbert-tokens": family("DistilBertForTokenClassification", "DistilBertConfig", _TEXT, **_labels),
+    "distilbert": family("DistilBertModel", "DistilBertConfig", _DISTIL),
+    "distilbert-classify": family(
+        "DistilBertForSequenceClassification", "DistilBertConfig", _DISTIL, **_labels
+    ),
+    "distilbert-tokens": family("DistilBertForTokenClassification", "DistilBertConfig", _DISTIL, **_labels),
     "electra": family("ElectraModel", "ElectraConfig", _TEXT, **_small),
-    "electra-classify": family("ElectraForSequenceClassification", "ElectraConfig", _TEXT, **_small, **_labels),
+    "electra-classify": family(
+        "ElectraForSequenceClassification", "ElectraConfig", _TEXT, **_small, **_labels
+    ),
     "albert": family("AlbertModel", "AlbertConfig", _TEXT, **_small),
-    "mpnet": family("MPNetModel", "MPNetConfig", _TEXT, relative_attention_num_buckets=8),
+    "mpnet": family("MPNetModel", "MPNetConfig", _TEXT),
     "mpnet-classify": family("MPNetForSequenceClassification", "MPNetConfig", _TEXT, **_labels),
     "modernbert": family("ModernBertModel", "ModernBertConfig", _TEXT, **_modern),
     "modernbert-classify": family(
@@ -201,17 +221,21 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
         **_labels,
         classifier_pooling="mean",
     ),
-    "modernbert-tokens": family("ModernBertForTokenClassification", "ModernBertConfig", _TEXT, **_modern, **_labels),
+    "modernbert-tokens": family(
+        "ModernBertForTokenClassification", "ModernBertConfig", _TEXT, **_modern, **_labels
+    ),
     "deberta": family("DebertaModel", "DebertaConfig", _TEXT, **_deberta),
     "deberta-v2": family("DebertaV2Model", "DebertaV2Config", _TEXT, **_deberta),
     "deberta-v2-classify": family(
         "DebertaV2ForSequenceClassification", "DebertaV2Config", _TEXT, **_deberta, **_labels
     ),
     "nomic-bert": family("NomicBertModel", "NomicBertConfig", _TEXT, head_dim=12),
-    "eurobert": family("EuroBertModel", "EuroBertConfig", _DECODER),
+    "eurobert": family("EuroBertModel", "EuroBertConfig", _DECODER, **_small_ids),
     "gte": family("GteModel", "GteConfig", _TEXT),
     "jina-v3": family("JinaEmbeddingsV3Model", "JinaEmbeddingsV3Config", _TEXT),
-    "esm": family("EsmModel", "EsmConfig", _TEXT, pad_token_id=1, mask_token_id=5, position_embedding_type="rotary"),
+    "esm": family(
+        "EsmModel", "EsmConfig", _TEXT, pad_token_id=1, mask_token_id=5, position_embedding_type="rotary"
+    ),
     "megatron-bert": family("MegatronBertModel", "MegatronBertConfig", _TEXT),
     "rembert": family("RemBertModel", "RemBertConfig", _TEXT, input_embedding_size=32),
     "t5-encoder": family("T5EncoderModel", "T5Config", _T5, is_encoder_decoder=False),
@@ -227,12 +251,20 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
         family("MistralModel", "MistralConfig", _DECODER, sliding_window=7), "last", "Normalize"
     ),
     "gemma3-embedding": with_modules(
-        family("Gemma3TextModel", "Gemma3TextConfig", _DECODER, sliding_window=8, use_bidirectional_attention=True),
+        family(
+            "Gemma3TextModel",
+            "Gemma3TextConfig",
+            _DECODER,
+            sliding_window=8,
+            use_bidirectional_attention=True,
+        ),
         "mean",
         "Dense",
         "Normalize",
     ),
-    "qwen3-rank": family("Qwen3ForSequenceClassification", "Qwen3Config", _DECODER, num_labels=1, pad_token_id=0),
+    "qwen3-rank": family(
+        "Qwen3ForSequenceClassification", "Qwen3Config", _DECODER, num_labels=1, pad_token_id=0
+    ),
     "vit": family("ViTModel", "ViTConfig", _IMAGE),
     "vit-classify": family("ViTForImageClassification", "ViTConfig", _IMAGE, **_labels),
     "deit": family("DeiTModel", "DeiTConfig", _IMAGE),
@@ -252,7 +284,6 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
         {"vision_config": _IMAGE, "text_config": _clip_text, **_labels},
     ),
     "siglip-vision": family("SiglipVisionModel", "SiglipVisionConfig", _IMAGE),
-    "data2vec-vision": family("Data2VecVisionModel", "Data2VecVisionConfig", _IMAGE),
     "whisper": family("WhisperForConditionalGeneration", "WhisperConfig", _whisper),
     "whisper-encoder": _whisper_encoder,
     "whisper-classify": family("WhisperForAudioClassification", "WhisperConfig", _whisper, **_labels),
@@ -266,7 +297,14 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "ast-classify": family(
         "ASTForAudioClassification",
         "ASTConfig",
-        {**_IMAGE, "max_length": 20, "num_mel_bins": 12, "patch_size": 4, "frequency_stride": 4, "time_stride": 4},
+        {
+            **_IMAGE,
+            "max_length": 20,
+            "num_mel_bins": 12,
+            "patch_size": 4,
+            "frequency_stride": 4,
+            "time_stride": 4,
+        },
         **_labels,
     ),
 }
