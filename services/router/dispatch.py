@@ -137,7 +137,9 @@ class Dispatch:
         self._telemetry.recoveries.labels(spec.name).inc()
         pause = min(FIRST_PAUSE_S * 2 ** min(attempt, 10), LONGEST_PAUSE_S) * self._rng.uniform(0.5, 1.0)
         until = time.monotonic() + pause
-        while not self._routing.has_other(spec, route, avoid) and time.monotonic() < until:
+        while time.monotonic() < until:
+            if self._routing.has_other(spec, route, avoid):
+                return
             await asyncio.sleep(min(LOOK_S, remaining(ctx)))
 
     @staticmethod

@@ -4,7 +4,6 @@ from collections import Counter
 from contextlib import aclosing
 
 import pytest
-
 from stagemesh.services.router.dispatch import HOPELESS_ATTEMPTS
 
 from stagemesh.errors import (
