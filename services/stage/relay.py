@@ -115,7 +115,7 @@ class _Credits:
         self._owed += 1
         answer = self._replica.upstreams.get(self._upstream)
         if self._owed >= CREDIT_BATCH and answer is not None:
-            answer(Feedback(credits=self._owed, load=self._replica.load()))
+            answer(Feedback(credits=self._owed))
             self._owed = 0
 
 

@@ -348,16 +348,14 @@ class HopRecord(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ..., bubble_us: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class Feedback(_message.Message):
-    __slots__ = ("hello", "credits", "errors", "load")
+    __slots__ = ("hello", "credits", "errors")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
-    LOAD_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     credits: int
     errors: _containers.RepeatedCompositeFieldContainer[SessionError]
-    load: ReplicaLoad
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ...) -> None: ...
 
 class SessionError(_message.Message):
     __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing")
