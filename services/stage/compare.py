@@ -51,8 +51,9 @@ def compare_generation(
     whole = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     ).eval()
-    room = sum(len(prompt) + new + 16 for prompt in prompts)
-    pools = [KVPool(room * part.kv_layout.token_bytes, part.kv_layout) for part in parts]
+    layouts = [part.kv_layout for part in parts]
+    rooms = [sum(layout.sequence_bytes(len(prompt) + new) for prompt in prompts) for layout in layouts]
+    pools = [KVPool(room, layout) for room, layout in zip(rooms, layouts, strict=True)]
     kvs = [[pool.reserve(len(prompt) + new) for prompt in prompts] for pool in pools]
     sequences = [list(prompt) for prompt in prompts]
     positions = [0] * len(prompts)

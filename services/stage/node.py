@@ -213,7 +213,7 @@ class Node:
     def _kv_bytes(self, model: Partition, spec: ModelSpec, left: int) -> int:
         """Budget for KV: what a full house of longest sessions needs, within the share that may be taken."""
         wanted = (
-            self._config.max_sessions * (spec.context_length or UNKNOWN_CONTEXT) * model.kv_layout.token_bytes
+            self._config.max_sessions * model.kv_layout.sequence_bytes(spec.context_length or UNKNOWN_CONTEXT)
             if model.generates
             else 0
         )

@@ -222,7 +222,7 @@ async def test_etcd_gone_for_a_while_reshuffles_nothing(
 REFUSED = [
     (DeployRequest(name="m"), "INVALID_ARGUMENT", "source", "is needed"),
     (DeployRequest(source=DEMO, name="a b"), "INVALID_ARGUMENT", "name", "must start with a letter"),
-    (DeployRequest(source=DEMO, stages=7), "INVALID_ARGUMENT", "stages", "7 is more than the 6 layers"),
+    (DeployRequest(source=DEMO, stages=7), "INVALID_ARGUMENT", "stages", "7 is more than 6, the most"),
     (DeployRequest(source=DEMO, replicas=1001), "INVALID_ARGUMENT", "replicas", "1001 is not within 1..1000"),
     (DeployRequest(source=DEMO, dtype="Q4"), "INVALID_ARGUMENT", "dtype", "'Q4' is unknown; use one of F32"),
     (

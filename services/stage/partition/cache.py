@@ -1,8 +1,18 @@
 """The model library's own cache of one session, cut to one partition's layers."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
+
+from .kv import KVLayout
+
+# Rows of the sequences that a cache's growth is measured on.
+_TRIES = (1, 2, 40)
+# What a session has beside its positions is counted as no more than that many positions.
+_POSITIONS_BESIDES = 1024
 
 
 class PartCache(Cache):
@@ -57,3 +67,43 @@ class SessionCache(PartCache, DynamicCache):
         super().__init__(config=config)
         whole: list[Any] = getattr(self, "layers")  # noqa: B009 (untyped there)
         self.layers = whole[first:end]
+
+
+def state_bytes(cache: PartCache) -> int:
+    """What the tensors of a session's cache take, views with all of what they are views of."""
+    found = {}
+    for tensor in _tensors([vars(cache), *(vars(layer) for layer in cache.layers)]):
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def own_layout(after: Callable[[int], PartCache], layout: KVLayout) -> KVLayout:
+    """How much memory to reserve for a session whose state is of a kind that only the model library knows.
+
+    A state grows fastest at its beginning, or not at all: windows fill, what lies far back is dropped or compressed.
+    So its growth from one row to two bounds that of every other.
+
+    Args:
+        after: a fresh session's cache after so many rows.
+        layout: of the partition.
+    """
+    sizes = {rows: state_bytes(after(rows)) for rows in _TRIES}
+    one, two, many = _TRIES
+    token = max(sizes[two] - sizes[one], -(-(sizes[many] - sizes[two]) // (many - two)), 0)
+    session = max(size - rows * token for rows, size in sizes.items())
+    return replace(
+        layout,
+        own_token_bytes=max(token, -(-session // _POSITIONS_BESIDES), 1),
+        session_bytes=max(session, 0),
+    )

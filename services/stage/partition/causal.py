@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,12 +17,13 @@ from stagemesh.tensor import TensorView
 from ..tensors import from_view
 from .attention import NAME, running
 from .boundary import Boundary
-from .cache import PartCache
+from .cache import PartCache, own_layout
 from .families import Family, family_of
 from .fused import FAMILIES, FusedLayer, fuse_layers
 from .interface import Activations, Batch
 from .kernels import Kernels, load_kernels
 from .kv import KVLayout
+from .logits import head_of
 from .packed import pack_linears
 from .plans import plan_of
 from .ragged import Ragged, Segment
@@ -68,17 +68,22 @@ class CausalPartition:
         text = family.text
         self.hidden_size: int = text.hidden_size
         self.vocab_size: int = text.vocab_size
-        self.kv_layout = kv_layout(text, skeleton.end - skeleton.first, dtype, device)
+        layers = skeleton.end - skeleton.first
+        self.kv_layout = (
+            _arenas(text, layers, dtype, device) if ragged else KVLayout(layers, 0, 0, dtype, device)
+        )
         self._accepts = frozenset(inspect.signature(self._base.forward).parameters)
         # Fused layers are not run by the model's own forward.
-        layers = None if self.fused else skeleton.layers
-        self._boundary = Boundary(self._base, layers, family, self.is_first, self.is_last)
+        run = None if self.fused else skeleton.layers
+        self._boundary = Boundary(self._base, run, family, self.is_first, self.is_last)
         family.attach(self._base, self.first_layer, self.end_layer)
         # What comes beside hidden states: name -> shape of a row and dtype.
         self._sides = {name: (shape, dtype) for name, shape in family.sides(self.first_layer).items()}
         if self._boundary.looks_at_ids and not self.is_first:
             self._sides["input_ids"] = ((), torch.int64)
-        self._head = _head_of(skeleton, plain=text.model_type in FAMILIES) if self.is_last else None
+        self._head = head_of(skeleton, plain=text.model_type in FAMILIES) if self.is_last else None
+        if not ragged:
+            self.kv_layout = own_layout(self._try, self.kv_layout)
 
     def __repr__(self) -> str:
         return f"<CausalPartition {self.first_layer}..{self.end_layer} of {self._skeleton.total}>"
@@ -185,9 +190,30 @@ class CausalPartition:
             segment.kv.own = self._family.cache(self.first_layer, self.end_layer)
         cache = segment.kv.own
         assert isinstance(cache, PartCache)
-        done = self._call(batch, rows, positions, cache)
+        if self._family.one_by_one and segment.position and segment.rows > 1:
+            done = self._one_by_one(batch, segment, cache)
+        else:
+            done = self._call(batch, rows, positions, cache)
         segment.kv.length = cache.seen = segment.end
         return done
+
+    @torch.inference_mode()
+    def _try(self, rows: int) -> PartCache:
+        """A session's cache after so many rows."""
+        cache = self._family.cache(self.first_layer, self.end_layer)
+        batch = self.probe([Segment(0, rows, 0)])
+        self._call(batch, slice(None), torch.arange(rows, device=self.device), cache)
+        return cache
+
+    def _one_by_one(self, batch: Batch, segment: Segment, cache: PartCache) -> Activations:
+        """Rows of a session in passes of their own."""
+        done = []
+        for row in range(segment.rows):
+            cache.seen = segment.position + row
+            start = segment.start + row
+            position = torch.tensor([cache.seen], device=self.device)
+            done.append(self._call(batch, slice(start, start + 1), position, cache))
+        return joined(done)
 
     def _call(
         self, batch: Batch, rows: slice, positions: torch.Tensor, cache: PartCache | None
@@ -196,6 +222,8 @@ class CausalPartition:
             "position_ids": positions[None],
             "use_cache": cache is not None,
             "past_key_values": cache,
+            # What state-space models call it.
+            "cache_params": cache,
         }
         inputs = {name: value for name, value in inputs.items() if name in self._accepts}
         if self.is_first:
@@ -241,58 +269,8 @@ def _given(batch: Batch) -> Activations:
     return batch.given
 
 
-class _Given(nn.Module):
-    """In the place of the base model: answers with hidden states that were computed before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden: torch.Tensor | None = None
-
-    def forward(self, *_: object, **__: object) -> "_Answer":
-        return _Answer(last_hidden_state=self.hidden)
-
-
-class _Answer(SimpleNamespace):
-    """What a base model returns, of which everything optional is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.last_hidden_state if index == 0 else None
-
-
-class _WholeHead:
-    """Logits as the model itself makes them, with whatever it does before and after its output layer.
-
-    Args:
-        skeleton: of the last partition; its model's base is replaced.
-    """
-
-    def __init__(self, skeleton: Skeleton) -> None:
-        self._model = skeleton.model
-        self._given = _Given()
-        name = next(name for name, child in self._model.named_children() if child is skeleton.base)
-        setattr(self._model, name, self._given)
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`[rows, hidden]` -> `[rows, vocab]`."""
-        self._given.hidden = hidden[None]
-        try:
-            logits: torch.Tensor = self._model(inputs_embeds=hidden[None], use_cache=False).logits
-        finally:
-            self._given.hidden = None
-        return logits[0]
-
-
-def _head_of(skeleton: Skeleton, plain: bool) -> Any:
-    """The output layer alone where the family is known to have nothing around it."""
-    return skeleton.model.get_output_embeddings() if plain else _WholeHead(skeleton)
-
-
-def kv_layout(config: PreTrainedConfig, layers: int, dtype: torch.dtype, device: torch.device) -> KVLayout:
-    """What `layers` layers of a model keep of each position; for other states than keys and values an estimate."""
+def _arenas(config: PreTrainedConfig, layers: int, dtype: torch.dtype, device: torch.device) -> KVLayout:
+    """Keys and values of `layers` layers of a family on the ragged path."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return KVLayout(layers, heads, head_dim, dtype, device)
@@ -326,7 +304,7 @@ def load_causal(
         kernels = load_kernels(dtype) if ragged else None
         if kernels is not None and config.model_type in FAMILIES:
             base: Any = skeleton.base
-            fuse_layers(base.layers, base.rotary_emb, kv_layout(config, end - first, dtype, device), kernels)
+            fuse_layers(base.layers, base.rotary_emb, _arenas(config, end - first, dtype, device), kernels)
         packed = pack_linears(skeleton.model)
     return CausalPartition(
         skeleton,
@@ -351,7 +329,8 @@ def build_causal(
     with torch.device("meta"):
         model = _from_config(config, dtype, NAME if ragged else "sdpa")
     model.eval()
-    base = model.base_model
+    # Of models whose name is that of a part of a larger one it is the model itself.
+    base = model.base_model if model.base_model is not model else model.model
     plan, family = plan_of(config, base), family_of(config)
     before, after = (_present(base, names) for names in (family.before, family.after))
     return prune(

@@ -12,18 +12,40 @@ from .blocks import BLOCK, Blocks
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """What a partition keeps of each position."""
+    """What a partition keeps of each position.
+
+    Attributes:
+        layers: that have keys and values in an arena; the rest says how large they are.
+        kv_heads: see layers.
+        head_dim: see layers.
+        dtype: see layers.
+        device: see layers.
+        own_token_bytes: for a session's state in the model library's own cache, at most that many bytes for each
+            position instead.
+        session_bytes: and at most that many for the session besides (recurrent states, windows).
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    own_token_bytes: int = 0
+    session_bytes: int = 0
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one position: keys and values on every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return self.own_token_bytes or 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def blocks(self, positions: int) -> int:
+        """Blocks that a session of that many positions takes."""
+        besides = -(-self.session_bytes // (BLOCK * self.token_bytes)) if self.session_bytes else 0
+        return -(-positions // BLOCK) + besides
+
+    def sequence_bytes(self, positions: int) -> int:
+        """Bytes of those blocks."""
+        return self.blocks(positions) * BLOCK * self.token_bytes
 
 
 class PrefixMissing(ResourceExhausted):
@@ -138,9 +160,9 @@ class KVPool:
         shared = prefix[: reused // BLOCK]
         if len(shared) * BLOCK != reused or self.blocks.known(shared) < len(shared):
             raise PrefixMissing("KV memory: the beginning of the session is not kept here any more")
-        blocks = self.blocks.take(-(-capacity // BLOCK), shared)
+        blocks = self.blocks.take(self.layout.blocks(capacity), shared)
         if blocks is None:
-            needed = -(-capacity // BLOCK) * self.block_bytes
+            needed = self.layout.sequence_bytes(capacity)
             raise ResourceExhausted(
                 f"KV memory: {needed} bytes needed, {self.blocks.available * self.block_bytes} of "
                 f"{self.budget_bytes} free",

@@ -6,14 +6,19 @@ from .longcat import Longcat
 from .minimax import MiniMax
 from .per_layer import AlternatingStreams, PerLayerInputs
 from .plain import Family
+from .scans import Scans
 from .streams import Streams
+
+__all__ = ["Family", "family_of"]
 
 _FAMILIES: dict[str, type[Family]] = {
     "deepseek_v4": Streams,
+    "falcon_mamba": Scans,
     "gemma3n_text": AlternatingStreams,
     "gemma4_text": PerLayerInputs,
     "hy_v4": Streams,
     "longcat_flash": Longcat,
+    "mamba": Scans,
     "minimax": MiniMax,
 }
 

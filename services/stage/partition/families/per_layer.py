@@ -17,7 +17,11 @@ _SIDE = "per_layer_inputs"
 class PerLayerInputs(Family):
     """The side `per_layer_inputs` `[tokens, layers to come, width]`."""
 
-    before = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+    before: tuple[str, ...] = (
+        "embed_tokens_per_layer",
+        "per_layer_model_projection",
+        "per_layer_projection_norm",
+    )
 
     _kept = 0
     # Of the session that is being computed, `[tokens, layers from the partition's first on, width]`.

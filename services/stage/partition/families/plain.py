@@ -13,6 +13,7 @@ class Family:
         before: modules of the base model beside the plan's that only the first partition needs.
         after: those that only the last one needs.
         caches: entries of the model's cache that one layer has.
+        one_by_one: once a session has a state, it goes on by one token at a time.
 
     Args:
         config: of the whole model.
@@ -21,6 +22,7 @@ class Family:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     caches = 1
+    one_by_one = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         # Of the whole model: caches are made from it.
