@@ -139,3 +139,25 @@ def test_nobody_there_is_one_line(stagemesh, command):
 
 def test_addresses_come_from_the_environment(stagemesh, router):
     assert stagemesh("status", env={"STAGEMESH_ADDRESS": router.address}).exit_code == 0
+
+
+def test_generate_several_answers_with_penalties(ask, router):
+    done = ask(
+        "generate",
+        "hi",
+        "--n",
+        "2",
+        "--presence-penalty",
+        "0.5",
+        "--logit-bias",
+        "5=-100",
+        "--min-tokens",
+        "1",
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "--- 0 (length)\nHello\n--- 1 (stop)\nB\n" in done.stdout
+    sent = router.requests[-1]
+    assert (sent.n, sent.presence_penalty, dict(sent.logit_bias), sent.min_tokens) == (2, 0.5, {5: -100}, 1)
+    bad = ask("generate", "hi", "--logit-bias", "five")
+    assert bad.exit_code != 0
+    assert "--logit-bias: 'five' is not TOKEN_ID=VALUE" in bad.stderr

@@ -53,6 +53,12 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
             route=ROUTE,
             timings=[stage_pb2.StageTiming(stage=0, replica_id="a0", steps=1, compute_us=900)],
         )
+        if request.n > 1:
+            token = stage_pb2.Token(id=3, logprob=-1)
+            token.alternatives.add(id=4, logprob=-0.25)
+            usage = inference_pb2.Usage(prompt_tokens=4, completion_tokens=1)
+            yield inference_pb2.GenerateResponse(text="B", tokens=[token], index=1)
+            yield inference_pb2.GenerateResponse(finish_reason="stop", usage=usage, index=1)
         if request.model == "endless":
             while context.is_active():
                 yield inference_pb2.GenerateResponse(text="x", tokens=[stage_pb2.Token(id=1)])

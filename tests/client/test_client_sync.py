@@ -148,3 +148,34 @@ def test_what_cannot_be_sent_names_its_field(client, router, arguments, field):
 def test_unknown_option(client):
     with pytest.raises(TypeError, match="temprature"):
         client.generate("demo", "hi", temprature=1)
+
+
+def test_several_answers_are_choices_and_the_first_is_the_generation(client, router):
+    generation = client.generate(
+        "demo",
+        "hi",
+        n=2,
+        min_tokens=1,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias={5: -100},
+        logprobs=1,
+    )
+    assert [(c.index, c.text, c.finish_reason) for c in generation.choices] == [
+        (0, "Hello", "length"),
+        (1, "B", "stop"),
+    ]
+    assert (generation.text, generation.token_ids, generation.finish_reason) == ("Hello", (7, 8, 9), "length")
+    assert generation.choices[1].top_logprobs == ({4: -0.25},)
+    assert (generation.usage.prompt_tokens, generation.usage.completion_tokens) == (4, 4)
+    sent = router.requests[0]
+    assert (sent.n, sent.min_tokens, dict(sent.logit_bias)) == (2, 1, {5: -100})
+    assert (sent.presence_penalty, sent.frequency_penalty, sent.repetition_penalty) == (0.5, -0.5, 1.5)
+
+
+@pytest.mark.parametrize("bias", [{"five": 1}, {5: "x"}, {-1: 1.0}, [5]])
+def test_a_bias_of_the_wrong_kind_names_its_field(client, bias):
+    with pytest.raises(InvalidArgument) as caught:
+        client.generate("demo", "hi", logit_bias=bias)
+    assert caught.value.field == "logit_bias"

@@ -45,7 +45,7 @@ class Route:
             model="m",
             route=self.hops,
             token_ids=prompt,
-            prompt_tokens=len(prompt),
+            prompt_tokens=more.pop("prompt_tokens", len(prompt)),
             max_tokens=new,
             **more,
         )
