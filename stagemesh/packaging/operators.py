@@ -124,15 +124,15 @@ def why_refused(overload: Any) -> str:
         return f"only aten operators are allowed, not {overload.namespace!r}"
     name = overload._schema.name.removeprefix("aten::")
     arguments = overload._schema.arguments
+    names = {argument.name for argument in arguments}
+    if torch.Tag.nondeterministic_seeded in overload.tags and not names & set(_NOT_RANDOM):
+        return "it draws random numbers"
     if name in _REFUSED or name.endswith("_backward"):
         return "it is not among the operators that a package may have"
     if torch.Tag.core not in overload.tags and name not in KEPT and name not in _MORE:
         return "it is not among the operators that a package may have"
     if any(argument.alias_info is not None and argument.alias_info.is_write for argument in arguments):
         return "it writes to its arguments"
-    names = {argument.name for argument in arguments}
-    if torch.Tag.nondeterministic_seeded in overload.tags and not names & set(_NOT_RANDOM):
-        return "it draws random numbers"
     if any("str" in str(argument.type) and argument.name not in _TEXTS for argument in arguments):
         return "it takes a string"
     return ""

@@ -50,7 +50,9 @@ class Recommender(nn.Module):
         self.dense = nn.Linear(4, 8)
         self.score = nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 1))
 
-    def forward(self, user: torch.Tensor, history: torch.Tensor, dense: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, user: torch.Tensor, history: torch.Tensor, dense: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         seen = history != 0
         bag = (self.items(history) * seen[..., None]).sum(1) / seen.sum(1, keepdim=True).clamp(min=1)
         x = torch.cat([self.users(user), bag, self.dense(dense)], dim=-1)

@@ -27,7 +27,10 @@ def load(folder: Path, stages: int) -> list[GraphPartition]:
     """The package's pieces on so many stages."""
     layers = read_manifest(folder).layers
     ends = [layers * (stage + 1) // stages for stage in range(stages)]
-    return [load_graph(folder, first=first, end=end, device=CPU) for first, end in zip([0, *ends], ends, strict=False)]
+    return [
+        load_graph(folder, first=first, end=end, device=CPU)
+        for first, end in zip([0, *ends], ends, strict=False)
+    ]
 
 
 def over_a_link(given: Activations) -> Activations:
@@ -39,7 +42,9 @@ def over_a_link(given: Activations) -> Activations:
     return Activations(sent(given.hidden), {name: sent(side) for name, side in given.sides.items()})
 
 
-def serve(parts: list[GraphPartition], manifest: Manifest, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+def serve(
+    parts: list[GraphPartition], manifest: Manifest, inputs: tuple[torch.Tensor, ...]
+) -> list[torch.Tensor]:
     rows = inputs[0].shape[0]
     views = {spec.name: to_view(tensor) for spec, tensor in zip(manifest.inputs, inputs, strict=True)}
     done = parts[0].forward(Batch([], inputs=parts[0].inputs_of(views, [1] * rows)))
