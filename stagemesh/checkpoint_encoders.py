@@ -255,7 +255,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _context(config: Mapping[str, Any], family: _Family) -> int:
     keys = ("max_position_embeddings", "n_positions")
-    if not any(config.get(key) for key in keys):
+    if all(config.get(key) is None for key in keys):
         return 512  # positions are relative: what these models were trained on
     context = _integer(config, *keys)
     if family.from_padding:
