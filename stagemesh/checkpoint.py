@@ -22,7 +22,7 @@ from stagemesh.signature import NOTHING, Signature, Tensor
 __all__ = ["Checkpoint", "TensorInfo", "inspect", "inspect_source", "is_local", "partition_bytes", "resolve"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
-_EMBEDDING = re.compile(r"(?:^|[._])(?:embed\w*|wte|wpe)(?:$|\.)")
+_EMBEDDING = re.compile(r"(?:^|[._])(?:embed\w*|wte|wpe|transformer\.w)(?:$|\.)")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
 _GENERATE = ("ForCausalLM", "LMHeadModel")
 
@@ -192,7 +192,9 @@ def _causal(architecture: str, config: Mapping[str, Any]) -> checkpoint_encoders
             "(...ForCausalLM, ...LMHeadModel) or an encoder such as BertModel",
             field="source",
         )
-    layers = _positive(config, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    kinds = config.get("layers_block_type") or config.get("layer_types")
+    counted = len(kinds) if isinstance(kinds, list) and kinds else None
+    layers = _positive(config, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), counted)
     if layers > 10_000:
         raise CheckpointError(f"config.json: {layers} layers", field="source")
     context = (

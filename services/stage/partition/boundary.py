@@ -74,7 +74,8 @@ class Boundary:
         else:
             assert hidden is not None
             width = self._family.text.hidden_size
-            inputs["inputs_embeds"] = hidden.flatten(1)[None, :, :width]
+            # Some models scale their embeddings in place.
+            inputs["inputs_embeds"] = hidden.flatten(1)[None, :, :width].clone()
             self._hidden, self._ids = self._family.from_rows(hidden), ids
         try:
             done: torch.Tensor = self._base(**inputs).last_hidden_state

@@ -160,13 +160,7 @@ class CausalPartition:
             ragged.done(batch.segments)
             return Activations(hidden)
         out = [self._forward_alone(batch, segment) for segment in batch.segments]
-        if len(out) == 1:
-            return out[0]
-        names = out[0].sides
-        return Activations(
-            torch.cat([one.hidden for one in out]),
-            {name: torch.cat([one.sides[name] for one in out]) for name in names},
-        )
+        return _joined(out)
 
     def _forward_fused(self, batch: Batch, ragged: Ragged) -> torch.Tensor:
         """The same as the model library's own forward, layer by fused layer."""
@@ -213,7 +207,7 @@ class CausalPartition:
             start = segment.start + row
             position = torch.tensor([cache.seen], device=self.device)
             done.append(self._call(batch, slice(start, start + 1), position, cache))
-        return joined(done)
+        return _joined(done)
 
     def _call(
         self, batch: Batch, rows: slice, positions: torch.Tensor, cache: PartCache | None
@@ -255,6 +249,17 @@ class CausalPartition:
         if name == "logits":
             return self.logits(done.hidden)
         raise InvalidArgument(f"outputs: the model has no output {name[:40]!r}", field="outputs")
+
+
+def _joined(parts: list[Activations]) -> Activations:
+    """Rows one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    names = parts[0].sides
+    return Activations(
+        torch.cat([part.hidden for part in parts]),
+        {name: torch.cat([part.sides[name] for part in parts]) for name in names},
+    )
 
 
 def _ids(batch: Batch) -> torch.Tensor:

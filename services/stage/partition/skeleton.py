@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import (
@@ -27,8 +28,16 @@ class Absent(nn.Module):
     """Stands where a module of another partition was, and passes on what it is given first."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The first argument."""
-        return args[0] if args else next(iter(kwargs.values()))
+        """The first argument that is not None."""
+        return next((value for value in (*args, *kwargs.values()) if value is not None), None)
+
+
+class Nothing(Absent):
+    """Stands where a module of another partition gave something to be added, and adds nothing."""
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        """Zero."""
+        return torch.zeros(())
 
 
 @dataclass(slots=True)
@@ -97,6 +106,8 @@ def prune(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, first: int,
     tied = dict(model.all_tied_weights_keys)
     for name in plan.before if first else ():
         _drop(base, name)
+    for name in plan.nothing if first else ():
+        base.set_submodule(name, Nothing(), strict=True)
     for name in plan.after if end < total else ():
         _drop(base, name)
     for index in range(total):
@@ -131,9 +142,19 @@ def compact(skeleton: Skeleton, caches: int = 1) -> None:
     skeleton.base.set_submodule(skeleton.plan.layers, kept, strict=True)
     for local, layer in enumerate(kept):
         for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = local if caches == 1 else module.layer_idx - first * caches
+            for key in ("layer_idx", "layer_id"):
+                if isinstance(number := getattr(module, key, None), int):
+                    setattr(module, key, local if caches == 1 else number - first * caches)
     config = skeleton.base.config
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == skeleton.total and name.endswith(("_types", "_layout")):
             setattr(config, name, value[first:end])
+    # Kinds of layers that a configuration works out from other settings, which still are the whole model's.
+    worked_out = {}
+    for name in dir(type(config)):
+        if name.endswith(("_types", "_type")) and isinstance(getattr(type(config), name), property):
+            value = getattr(config, name, None)
+            if isinstance(value, list) and len(value) == skeleton.total:
+                worked_out[name] = value[first:end]
+    if worked_out:
+        config.__class__ = type(type(config).__name__, (type(config),), worked_out)

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedConfig
 
+from .falcon_h1 import FalconH1
 from .longcat import Longcat
 from .minimax import MiniMax
 from .per_layer import AlternatingStreams, PerLayerInputs
@@ -13,10 +14,12 @@ __all__ = ["Family", "family_of"]
 
 _FAMILIES: dict[str, type[Family]] = {
     "deepseek_v4": Streams,
+    "falcon_h1": FalconH1,
     "falcon_mamba": Scans,
     "gemma3n_text": AlternatingStreams,
     "gemma4_text": PerLayerInputs,
     "hy_v4": Streams,
+    "jamba": Scans,
     "longcat_flash": Longcat,
     "mamba": Scans,
     "minimax": MiniMax,

@@ -1,4 +1,4 @@
-"""Mamba and Falcon Mamba: the model library's scan of several tokens begins with an empty state."""
+"""Mamba, Falcon Mamba, Jamba: the model library's scan of several tokens begins with an empty state."""
 
 from .plain import Family
 
