@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import CheckpointError
 from stagemesh.signature import Tensor
 
 from .compare import Difference, distance, over_the_wire
+from .partition.encoder_build import whole_model
 from .partition.interface import Activations, Batch, Partition
 from .partition.pooling import read_pooling
 from .partition.ragged import Segment
@@ -23,6 +23,8 @@ LENGTHS = (5, 2, 23, 12)
 SAMPLES = 3
 # A dimension that may have any size.
 ANY_SIZE = 32
+# Of audio: longer than the convolutions that begin such a model.
+SOUND = 4000
 
 
 @torch.inference_mode()
@@ -68,7 +70,8 @@ def _samples(found: Checkpoint) -> tuple[dict[str, torch.Tensor], list[int]]:
         elif found.rows == "token":
             made[tensor.name] = _ids(found, rows, generator)
         else:
-            shape = [ANY_SIZE if size < 0 else size for size in tensor.shape[1:]]
+            longest = SOUND if tensor.name == "input_values" else ANY_SIZE
+            shape = [longest if size < 0 else size for size in tensor.shape[1:]]
             made[tensor.name] = torch.randn(rows, *shape, generator=generator)
     return made, lengths
 
@@ -98,9 +101,7 @@ def _through(
 
 def _whole(folder: Path, found: Checkpoint) -> Any:
     """The model as its own library loads it."""
-    named = getattr(transformers, found.architecture, None)
-    factory = transformers.AutoModel if found.task == "embed" or named is None else named
-    return factory.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    return whole_model(folder, found)
 
 
 def _alone(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from stagemesh.services.stage.partition.encoder import EncoderPartition
-from stagemesh.services.stage.partition.encoder_build import model_class
+from stagemesh.services.stage.partition.encoder_build import whole_model
 from stagemesh.services.stage.partition.encoder_plans import holder_of, plan_of
 from stagemesh.services.stage.partition.interface import Activations, Batch
 from stagemesh.services.stage.partition.load import load_partition
@@ -67,9 +67,7 @@ def alone(
 ) -> list[dict[str, torch.Tensor]]:
     """Each sample's outputs `[1, ...]` from the whole model, on its own and unpadded."""
     found = inspect(folder)
-    model: Any = model_class(found).from_pretrained(folder, dtype=torch.float32).eval()
-    if type(model).__name__ == "WhisperModel":
-        model = model.encoder
+    model: Any = whole_model(folder, found)
     holder: Any = holder_of(model, plan_of(model.config))
     answers = []
     for segment in segments:

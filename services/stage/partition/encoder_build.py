@@ -7,6 +7,7 @@ enter where the layers were, and final norms, poolers and heads are what the mod
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,12 @@ def model_class(checkpoint: Checkpoint) -> Any:
             raise CheckpointError(f"transformers has no architecture {name[:80]!r}")
         return found
     return AutoModel
+
+
+def whole_model(folder: Path, checkpoint: Checkpoint) -> Any:
+    """The same outputs from the model in one piece, in float32, as its own library loads it: what a split is held to."""
+    model = model_class(checkpoint).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    return model.get_encoder() if checkpoint.architecture == "WhisperForConditionalGeneration" else model
 
 
 class Cut:
