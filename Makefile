@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv protos check test bench parity demo serve clean
+.PHONY: venv protos check test bench parity chaos demo serve clean
 
 venv: .venv/.installed
 
@@ -36,6 +36,10 @@ bench: venv
 # stagemesh/parity.json and docs/parity.md. One row: python -m tests.parity FAMILY --stages 3
 parity: venv
 	$(BIN)/python -m tests.parity --all
+
+# Replicas are killed, frozen and restarted under load. What happened is printed; a printed seed runs it again.
+chaos: venv
+	$(BIN)/python -m pytest tests/chaos -s
 
 demo: venv
 	$(BIN)/stagemesh demo

@@ -98,6 +98,59 @@ async def test_a_replica_is_killed(
     judge(await streams(client, "m", STREAMS, kill), golden, began)
 
 
+async def test_two_replicas_of_different_stages_are_killed_at_once(
+    mesh: LocalMesh, client: AsyncClient, golden: list[list[int]]
+) -> None:
+    rng = random.Random(f"{SEED}-two")
+    await until(lambda: all_ready(client), 60)
+    first, second = rng.sample(range(STAGES), 2)
+    victims = {await host_of(mesh, client, stage, rng) for stage in (first, second)}
+    left = [
+        r
+        for r in (await ready_replicas(client, "m")).values()
+        if r.pid not in {victim.pid for victim in victims}
+    ]
+    print(f"\nSTAGEMESH_CHAOS_SEED={SEED}")
+    began = time.monotonic()
+    say(began, f"replicas that stay: {sorted(r.replica_id for r in left)}")
+
+    async def kill(all_: list[Stream]) -> None:
+        await until(lambda: under_way(all_, 0.3), 60)
+        for victim in victims:
+            victim.send_signal(signal.SIGKILL)
+            say(began, f"SIGKILL {victim.name}")
+
+    judge(await streams(client, "m", STREAMS, kill), golden, began)
+
+
+async def test_every_node_is_restarted_in_turn(
+    mesh: LocalMesh, client: AsyncClient, golden: list[list[int]]
+) -> None:
+    """SIGTERM, as a rolling update does it: each goes when the one before is back."""
+    await until(lambda: all_ready(client), 60)
+    began = time.monotonic()
+    before = {process.pid for process in mesh.stage_processes}
+    restarted = asyncio.Event()
+
+    async def restart() -> None:
+        for name in [process.name for process in mesh.stage_processes]:
+            await until(lambda: all_ready(client), 60)
+            victim = next(process for process in mesh.stage_processes if process.name == name)
+            victim.send_signal(signal.SIGTERM)
+            say(began, f"SIGTERM {name}")
+            await until(lambda victim=victim: victim.pid not in {p.pid for p in mesh.stage_processes}, 60)
+        restarted.set()
+
+    task = asyncio.create_task(restart())
+    rounds = 0
+    while not restarted.is_set() and not task.done():
+        judge(await streams(client, "m", STREAMS), golden, began)
+        rounds += 1
+    await task
+    say(began, f"{rounds} rounds of {STREAMS} streams")
+    assert not before & {process.pid for process in mesh.stage_processes}
+
+
 async def test_a_replica_freezes(mesh: LocalMesh, client: AsyncClient, golden: list[list[int]]) -> None:
     rng = random.Random(f"{SEED}-freeze")
     stage = rng.randrange(STAGES)
