@@ -217,7 +217,7 @@ def _outputs(
     states = Tensor("last_hidden_state", ("F32",), (ANY, ANY, hidden), per_token=text)
     if architecture.endswith("ForCTC"):
         logits = Tensor("logits", ("F32",), (ANY, ANY, _integer(config, "vocab_size")))
-        return "features", (logits, states), ()
+        return "features", (logits,), ()
     outputs = [states]
     if any(name.startswith(("pooler.", "head.")) or ".pooler." in name for name in names) or (
         # These pool without parameters that are called so.

@@ -10,7 +10,7 @@ from stagemesh.services.stage.partition.pooling import Pooling, read_pooling
 from stagemesh.services.stage.tensors import to_view
 
 from stagemesh.checkpoint import inspect
-from stagemesh.errors import CheckpointError, InternalError, InvalidArgument
+from stagemesh.errors import CheckpointError, InternalError, InvalidArgument, OutOfRange
 from tests.parity.encoders import FAMILIES, VOCAB
 from tests.stage.encoder_samples import load, samples_of, through
 
@@ -43,6 +43,15 @@ def test_text(bert: Path, inputs: dict[str, torch.Tensor], field: str) -> None:
         part.inputs_of({name: to_view(tensor, name) for name, tensor in inputs.items()}, [2, 1])
     assert caught.value.field == field
     assert part.inputs_of({"input_ids": to_view(IDS, "input_ids")}, [2, 1])["input_ids"].tolist() == [4, 5, 6]
+
+
+def test_a_text_longer_than_the_context(bert: Path) -> None:
+    part = load(bert, [0, 2])[0]
+    ids = to_view(torch.full((67,), 5), "input_ids")
+    with pytest.raises(OutOfRange) as caught:
+        part.inputs_of({"input_ids": ids}, [67])
+    assert caught.value.field == "input_ids"
+    assert part.inputs_of({"input_ids": ids}, [66, 1])["input_ids"].shape == (67,)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 24, 16), (1, 1, 24, 24), (2, 3, 24, 24), (1, 3, 24)])

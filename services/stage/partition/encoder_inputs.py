@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from stagemesh.checkpoint import Checkpoint
-from stagemesh.errors import InvalidArgument
+from stagemesh.errors import InvalidArgument, OutOfRange
 from stagemesh.signature import ANY, Tensor
 from stagemesh.tensor import TensorView
 
@@ -31,6 +31,7 @@ class InputRules:
         # A mask became lengths on the way here.
         self._inputs = {tensor.name: tensor for tensor in checkpoint.inputs if tensor.name != _MASK}
         self._text = checkpoint.rows == "token"
+        self._longest = checkpoint.context_length
         self._limits = {"input_ids": checkpoint.vocab_size, "token_type_ids": types}
         self._dtype = dtype
         self._device = device
@@ -40,7 +41,11 @@ class InputRules:
 
         Raises:
             InvalidArgument: naming the input.
+            OutOfRange: a sample is longer than the model's context.
         """
+        if self._text and self._longest and max(lengths) > self._longest:
+            message = f"input_ids: {max(lengths)} tokens exceed the context of {self._longest}"
+            raise OutOfRange(message, field="input_ids")
         for name in tensors:
             if name not in self._inputs:
                 raise InvalidArgument(f"inputs: unknown tensor {name[:40]!r}", field="inputs")
