@@ -5,6 +5,7 @@ be two copies, and a write to one would not be seen in the other.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +88,12 @@ def export(
         for tensor in (*args, *kwargs.values()):
             shapes[tensor] = {0: batch}
     try:
-        program = torch.export.export(module, args, kwargs or None, dynamic_shapes=shapes)
-        program = program.run_decompositions(_decompositions())
+        with warnings.catch_warnings():
+            # The exporter's own, about its own code and about recurrent layers' lists of weights.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+            program = torch.export.export(module, args, kwargs or None, dynamic_shapes=shapes)
+            program = program.run_decompositions(_decompositions())
     except Exception as error:
         # Exporting runs the module's own code: whatever that raises ends here, and is told to the caller.
         if dynamic:

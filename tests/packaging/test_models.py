@@ -11,7 +11,6 @@ from services.stage.partition.interface import Activations, Batch
 from services.stage.tensors import from_view, to_view
 from stagemesh.packaging.manifest import Manifest, read_manifest
 from stagemesh.packaging.package import package
-
 from tests.packaging.modules import MODULES, tensors
 
 torch.set_num_threads(1)
