@@ -114,7 +114,6 @@ _FAMILIES: Mapping[str, _Family] = {
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
 _BASES = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "ForConditionalGeneration", "Encoder")
-# Classifiers whose loss or score needs more than one pass through the layers.
 _OTHER = ("ForCTC", "WithProjection", "ForTokenClassification")
 
 
