@@ -62,8 +62,8 @@ def test_every_row_is_written_down() -> None:
 # ---- three bugs, on purpose ----
 
 
-def without_last_layer(skeleton: Skeleton) -> None:
-    compact(skeleton)
+def without_last_layer(skeleton: Skeleton, *more: int) -> None:
+    compact(skeleton, *more)
     skeleton.base.set_submodule(skeleton.plan.layers, nn.ModuleList(list(skeleton.layers)[:-1]))
 
 

@@ -121,7 +121,7 @@ class CausalPartition:
             raise InternalError("a frame's tensor does not fit its steps")
         for name, (_, dtype) in self._sides.items():
             side = given.sides[name]
-            if dtype.is_floating_point != side.is_floating_point():
+            if side.dtype != dtype and not (dtype.is_floating_point and side.is_floating_point()):
                 raise InternalError("a frame's tensor does not fit its steps")
             given.sides[name] = side.to(dtype)
         ids = given.sides.get("input_ids")
