@@ -34,7 +34,9 @@ def to_view(tensor: torch.Tensor, name: str = "") -> TensorView:
     host = tensor if tensor.is_cpu else tensor.cpu()
     if not host.is_contiguous():
         host = host.contiguous()
-    data = memoryview(host.view(-1).view(torch.uint8).numpy()) if host.numel() else memoryview(b"")
+    # Dimensions of one may have any stride in a contiguous tensor; as a list of bytes it must have none.
+    flat = host.as_strided((host.numel(),), (1,))
+    data = memoryview(flat.view(torch.uint8).numpy()) if host.numel() else memoryview(b"")
     return TensorView(_NAMES[host.dtype], tuple(host.shape), data, name)
 
 

@@ -125,6 +125,12 @@ def test_a_size_that_no_tensor_has_is_sent(tmp_path: Path) -> None:
     assert manifest.takes(1)[1].shape == ()
 
 
+def test_one_value_of_a_wider_row_crosses_a_link() -> None:
+    one = torch.arange(4.0).reshape(1, 4)[:, 2]
+    assert one.stride() == (4,)
+    assert bytes(to_view(one).data) == torch.tensor([2.0]).numpy().tobytes()
+
+
 def test_the_canary_has_harmless_values_of_every_piece(tmp_path: Path) -> None:
     package(made("Recommender"), tensors(1, 3, "Recommender"), tmp_path / "p")
     for part in load(tmp_path / "p", 3):
