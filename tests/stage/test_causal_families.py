@@ -1,5 +1,6 @@
 """Families whose layers pass on more than one hidden state per token, or share states with one another."""
 
+import asyncio
 import itertools
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from stagemesh.services.stage.partition.kv import KVPool
 from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.partition.ragged import Segment
 from stagemesh.services.stage.verify import even_cuts, verify
+from transformers import AutoModelForCausalLM
 
 from stagemesh.checkpoint import inspect
 from stagemesh.errors import CheckpointError, InternalError, InvalidArgument
 from tests.parity import build, causal
+from tests.stage import two_stages
 
 # Streams and token ids; streams, inputs of each layer and shared keys; inputs of each layer; two caches per layer; a
 # cache class of its own; shared indices; recurrent states; recurrent states, windows and convolutions in one layer.
@@ -136,3 +139,28 @@ def test_other_dtypes(family: str, dtype: str, checkpoints: dict[str, Path]) -> 
     parts = load(checkpoints[family], 2, dtype)
     done = pass_through(parts, [9, 2])
     assert torch.isfinite(parts[-1].logits(done.hidden)).all()
+
+
+def whole(folder: Path, prompt: list[int], new: int) -> list[int]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(new):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("family", ["deepseek_v4", "gemma3n_text", "qwen3_next"])
+async def test_over_sockets_in_chunks(
+    family: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoints[family]
+    monkeypatch.setattr(two_stages, "CUTS", even_cuts(inspect(folder), 2))
+    prompts = [[5, 6, 7], [9], [*range(10, 27)]]
+    async with two_stages.route_of(folder, chunk_tokens=5) as route:
+        got = await asyncio.gather(
+            *(route.generate(prompt, 6, session=number) for number, prompt in enumerate(prompts, 1))
+        )
+        assert got == [whole(folder, prompt, 6) for prompt in prompts]
+        await two_stages.settled(route)
