@@ -60,11 +60,7 @@ def shrunken(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
     """The family's configuration with `SMALL` sizes and `settings` on top; a setting of None is left as it is."""
     kind = CONFIG_MAPPING[model_type]
     default = kind()
-    given = {
-        name: value
-        for name, value in SMALL.items()
-        if name in ALWAYS or _has(default, name)
-    }
+    given = {name: value for name, value in SMALL.items() if name in ALWAYS or _has(default, name)}
     given.update(settings)
     return kind(**{name: value for name, value in given.items() if value is not None})
 
@@ -105,6 +101,13 @@ def strengthen(model: nn.Module) -> None:
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
             else:
                 parameter.add_(0.1 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("tid2eid"):
+                # Which experts each token id goes to (DeepSeek V4): different ones.
+                experts = torch.rand(buffer.shape[0], SMALL["n_routed_experts"], generator=generator).argsort(
+                    1
+                )
+                buffer.copy_(experts[:, : buffer.shape[1]])
 
 
 def quiet() -> None:
