@@ -17,6 +17,7 @@ from stagemesh.checkpoint_cuts import legal_cuts
 from stagemesh.checkpoint_files import TensorInfo, read_index, read_json, sample_weights
 from stagemesh.checkpoint_hub import fetch_headers, fetch_metadata, is_hub_id
 from stagemesh.errors import CheckpointError, NotFound
+from stagemesh.packaging.manifest import Manifest, is_package, read_manifest
 from stagemesh.signature import NOTHING, Signature, Tensor
 
 __all__ = ["Checkpoint", "TensorInfo", "inspect", "inspect_source", "is_local", "partition_bytes", "resolve"]
@@ -33,7 +34,7 @@ class Checkpoint:
 
     architecture: str
     model_type: str
-    # "generate" (causal language model), or one of `checkpoint_encoders.Described.task`.
+    # "generate" (causal language model), "tensor" (package), or one of `checkpoint_encoders.Described.task`.
     task: str
     layers: int
     hidden_size: int
@@ -104,10 +105,12 @@ def inspect_source(source: str, hub_revision: str = "") -> Checkpoint:
 
 
 def inspect(folder: Path) -> Checkpoint:
-    """Describe the checkpoint in `folder`, all of whose weight files must be there.
+    """Describe the checkpoint, or the package of an exported module, in `folder`; all of its files must be there.
 
     Raises `CheckpointError` with one line when something is missing, truncated, malformed or unsupported.
     """
+    if is_package(folder):
+        return _package(read_manifest(folder))
     read_json(folder, "config.json")  # first: without it nothing else is worth a message
     tensors = read_index(folder)
     return _describe(folder, tensors, weights=sample_weights(folder, tensors))
@@ -125,6 +128,28 @@ def partition_bytes(checkpoint: Checkpoint, first: int, end: int) -> int:
         if first > 0:
             size += checkpoint.tied_bytes
     return size
+
+
+def _package(manifest: Manifest) -> Checkpoint:
+    """A package's pieces are its layers; it may be cut between any two."""
+    return Checkpoint(
+        architecture=manifest.name,
+        model_type="package",
+        task="tensor",
+        layers=manifest.layers,
+        hidden_size=0,
+        vocab_size=0,
+        context_length=0,
+        dtype=manifest.dtype,
+        tensors={},
+        layer_bytes=manifest.layer_bytes,
+        embedding_bytes=0,
+        head_bytes=0,
+        tied_bytes=0,
+        revision=manifest.revision,
+        cuts=tuple(range(1, manifest.layers)),
+        signature=manifest.signature,
+    )
 
 
 def _describe(folder: Path, tensors: Mapping[str, TensorInfo], weights: bytes) -> Checkpoint:

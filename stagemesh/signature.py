@@ -67,11 +67,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs and outputs in order; the first output is what a request gets that names none.
+    """Inputs and outputs in order.
 
     Attributes:
         inputs: what is taken.
-        outputs: what is given.
+        outputs: what is given. A request that names none gets the first one of text, and all of samples.
         rows: what one row of a pass is: "token" (inputs are [batch, tokens], right-padded, with an attention_mask
             beside them) or "sample" (every tensor has the batch as its first dimension).
         labels: names of a classifier's classes, by index.

@@ -55,6 +55,8 @@ def build_spec(
 ) -> ModelSpec:
     """The desired state, without generation and creation time. Raises `InvalidArgument` for too many stages, and what `check_certified` does."""
     stages = request.stages or 1
+    if checkpoint.task == "tensor" and request.dtype not in ("", checkpoint.dtype):
+        raise InvalidArgument(f"dtype: the package was exported in {checkpoint.dtype}", field="dtype")
     if stages > len(checkpoint.cuts) + 1:
         raise InvalidArgument(
             f"stages: {stages} is more than {len(checkpoint.cuts) + 1}, the most that the model's "

@@ -70,6 +70,11 @@ def verify(source: str, stages: int, threads: int = 0, say: Callable[[str], None
         torch.set_num_threads(threads)
     folder = checkpoints.resolve(source)
     found = checkpoints.inspect(folder)
+    if found.task == "tensor":
+        raise InvalidArgument(
+            "model: a package was compared with its module when it was made, and is again at every load",
+            field="model",
+        )
     cuts = even_cuts(found, stages)
     say(f"loading {stages} partitions, cuts {cuts}")
     parts = [

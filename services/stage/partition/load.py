@@ -9,6 +9,8 @@ from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import CheckpointError
 
 from .causal import load_causal
+from .encoder import load_encoder
+from .graph import load_graph
 from .interface import Partition
 from .weights import Locate
 
@@ -46,8 +48,12 @@ def load_partition(
         fast: use what is faster on this device by measurement (packed weights); off is torch as it is.
 
     Raises:
-        CheckpointError: see `prune` and `load_weights`.
+        CheckpointError: see `prune`, `load_weights` and `load_graph`.
     """
+    if task == "tensor":
+        if dtype not in ("", checkpoint.dtype):
+            raise CheckpointError(f"dtype {dtype!r}: the package was exported in {checkpoint.dtype}")
+        return load_graph(folder, first=first, end=end, device=torch.device(device))
     name = dtype or ("F32" if device == "cpu" else checkpoint.dtype)
     if name not in TORCH_DTYPES:
         raise CheckpointError(f"dtype {name!r} cannot be computed in; use one of {', '.join(TORCH_DTYPES)}")
@@ -58,8 +64,6 @@ def load_partition(
         return load_causal(
             folder, checkpoint, first=first, end=end, dtype=kind, device=place, locate=where, fast=fast
         )
-    from .encoder import load_encoder
-
     return load_encoder(
         folder,
         checkpoint,
