@@ -32,7 +32,7 @@ NAME ?= all
 bench: venv
 	$(BIN)/python -m bench $(NAME)
 
-# Split against whole for every architecture, in as many processes as there are cores: some 10 minutes on 2. Writes
+# Split against whole for every architecture, in as many processes as there are cores: some two minutes on 2. Writes
 # stagemesh/parity.json and docs/parity.md. One row: python -m tests.parity FAMILY --stages 3
 parity: venv
 	$(BIN)/python -m tests.parity --all

@@ -6,7 +6,12 @@ several stages, experts that are chosen, windows shorter than the longest sequen
 
 from typing import Any
 
-_FULL, _SLIDING, _LINEAR, _INDEX = "full_attention", "sliding_attention", "linear_attention", "indexed_attention"
+_FULL, _SLIDING, _LINEAR, _INDEX = (
+    "full_attention",
+    "sliding_attention",
+    "linear_attention",
+    "indexed_attention",
+)
 
 
 def _mixed(often: str, seldom: str) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from stagemesh.services.stage import verify as verifying
 from stagemesh.services.stage.partition import causal
 from stagemesh.services.stage.partition.causal import CausalPartition
+from stagemesh.services.stage.partition.ragged import Ragged, Segment
 from stagemesh.services.stage.partition.skeleton import Skeleton, compact
 from torch import nn
 
@@ -17,7 +18,7 @@ from . import build, matrix, report
 from .causal import make
 
 # As many days until every row has been run again.
-PARTS = 20
+PARTS = 4
 ROWS = [(name, stages) for name in matrix.families() for stages in matrix.STAGES]
 
 
@@ -90,22 +91,56 @@ def drop_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CausalPartition, "_forward_alone", forgetful)
 
 
+class _Restarted(Ragged):
+    """Positions count from 0 in every pass."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.positions = self.positions - self.positions[0]
+
+
+class _Forgetful(Ragged):
+    """Every pass is the first one of its sessions."""
+
+    def __init__(self, segments: list[Segment], *arguments: Any) -> None:
+        super().__init__([Segment(each.start, each.rows, 0, each.kv) for each in segments], *arguments)
+
+
+def restart_ragged_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal, "Ragged", _Restarted)
+
+
+def forget_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal, "Ragged", _Forgetful)
+
+
+# One family that goes through the model library's own cache, and one whose sessions share passes and blocks.
+BUGS = [
+    *(("starcoder2", bug) for bug in (skip_a_layer, restart_positions, drop_state)),
+    *(("llama", bug) for bug in (skip_a_layer, restart_ragged_positions, forget_blocks)),
+]
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a family that goes through the model library's own cache."""
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     build.quiet()
-    folder = tmp_path_factory.mktemp("parity") / "model"
-    make("starcoder2", folder)
-    return folder
+    folder = tmp_path_factory.mktemp("parity")
+    families = sorted({family for family, _ in BUGS})
+    for family in families:
+        make(family, folder / family)
+    return {family: folder / family for family in families}
 
 
-def test_without_a_bug_they_agree(checkpoint: Path) -> None:
-    assert verifying.verify(str(checkpoint), 2).passed
+@pytest.mark.parametrize("family", ["starcoder2", "llama"])
+def test_without_a_bug_they_agree(checkpoints: dict[str, Path], family: str) -> None:
+    assert verifying.verify(str(checkpoints[family]), 2).passed
 
 
-@pytest.mark.parametrize("bug", [skip_a_layer, restart_positions, drop_state])
-def test_a_bug_is_noticed(checkpoint: Path, bug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "bug"), BUGS)
+def test_a_bug_is_noticed(
+    checkpoints: dict[str, Path], family: str, bug: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bug(monkeypatch)
-    found = verifying.verify(str(checkpoint), 2)
+    found = verifying.verify(str(checkpoints[family]), 2)
     assert not found.passed
     assert found.reason

@@ -35,6 +35,7 @@ class Plan:
 # Families that no plan can serve, and why.
 _REFUSED = {
     "recurrent_gemma": "its layers keep one sequence's state in themselves, and sessions would mix",
+    "moshi": "split and whole were seen to differ",
 }
 
 
