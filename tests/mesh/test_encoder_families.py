@@ -62,7 +62,7 @@ async def test_outputs_are_those_of_the_whole_model(
             own = own[: len(expected)] if output.per_token else own
             assert np.abs(own - expected).max() <= 1e-5 * scale, output.name
     default = await client.infer(name, inputs)
-    assert list(default)[0] == names[0]
+    assert next(iter(default)) == names[0]
 
 
 async def test_bad_input_is_named_and_the_model_lives_on(client: AsyncClient) -> None:

@@ -13,9 +13,9 @@ import pytest_asyncio
 import torch
 from stagemesh.services.stage.config import StageConfig
 from stagemesh.services.stage.partition import fused, packed
+from stagemesh.services.stage.partition.interface import Batch, Partition
 from stagemesh.services.stage.partition.kernels import load_kernels
 from stagemesh.services.stage.partition.kv import KVPool
-from stagemesh.services.stage.partition.interface import Batch, Partition
 from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.partition.ragged import Segment
 from transformers import MistralConfig, MistralForCausalLM

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stagemesh.services.stage.partition.graph import load_graph
+from stagemesh.services.stage.partition.interface import Activations
+from stagemesh.services.stage.tensors import to_view
 
-from services.stage.partition.graph import load_graph
-from services.stage.partition.interface import Activations
-from services.stage.tensors import to_view
 from stagemesh.errors import CheckpointError, InternalError, InvalidArgument
 from stagemesh.packaging.graph_form import parse_graph
 from stagemesh.packaging.load import example_name

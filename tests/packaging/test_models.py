@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stagemesh.services.stage.partition.graph import GraphPartition, load_graph
+from stagemesh.services.stage.partition.interface import Activations, Batch
+from stagemesh.services.stage.tensors import from_view, to_view
 from torch import nn
 
-from services.stage.partition.graph import GraphPartition, load_graph
-from services.stage.partition.interface import Activations, Batch
-from services.stage.tensors import from_view, to_view
 from stagemesh.packaging.manifest import Manifest, read_manifest
 from stagemesh.packaging.package import package
 from tests.packaging.modules import MODULES, tensors
@@ -135,7 +135,7 @@ def test_the_canary_has_harmless_values_of_every_piece(tmp_path: Path) -> None:
     package(made("Recommender"), tensors(1, 3, "Recommender"), tmp_path / "p")
     for part in load(tmp_path / "p", 3):
         for rows in (1, 4):
-            from services.stage.partition.ragged import Segment
+            from stagemesh.services.stage.partition.ragged import Segment
 
             segments = [Segment(0, rows, 0, None)]
             batch = part.probe(segments)

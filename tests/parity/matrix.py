@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from stagemesh.services.stage.verify import verify
 
-from services.stage.verify import verify
 from stagemesh.errors import StagemeshError
 from stagemesh.parity import Certificate
 

@@ -104,7 +104,9 @@ async def test_all_outputs_by_default_and_the_ones_asked_for_in_their_order(mesh
     np.testing.assert_array_equal(to_numpy(swapped.outputs[0]), y)
 
 
-@pytest.mark.parametrize(("given", "native"), [("F16", "F32"), ("I32", "I64"), ("F32", "U8"), ("BOOL", "F64")])
+@pytest.mark.parametrize(
+    ("given", "native"), [("F16", "F32"), ("I32", "I64"), ("F32", "U8"), ("BOOL", "F64")]
+)
 async def test_other_dtypes_become_the_native_one(mesh, given, native):
     taken = TensorSpec(name="x", dtypes=[native, *NUMPY_DTYPES], shape=[-1])
     core = await mesh.start({"0a": "good"}, stages=1, task="tensor", spec=spec(taken))

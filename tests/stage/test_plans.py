@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from stagemesh.services.stage.compare import Difference, compare_generation
+from stagemesh.services.stage.partition.load import load_partition
+from stagemesh.services.stage.partition.loop import NotUnderstoodError, read_loop
+from stagemesh.services.stage.partition.plans import Plan, plan_of
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from services.stage.compare import Difference, compare_generation
-from services.stage.partition.load import load_partition
-from services.stage.partition.loop import NotUnderstoodError, read_loop
-from services.stage.partition.plans import Plan, plan_of
 from stagemesh import checkpoint as checkpoints
 from stagemesh.errors import CheckpointError
 from tests.parity import build, causal_more
