@@ -49,5 +49,5 @@ def _register(
             )
         sys.stdout.flush()
         sys.stderr.flush()
-        program = [sys.executable, "-m", f"stagemesh.services.{module}", *context.args]
+        program = [sys.executable, "-P", "-m", f"stagemesh.services.{module}", *context.args]
         os.execv(sys.executable, program)  # noqa: S606

@@ -115,7 +115,7 @@ class ChildProcess:
 
 def service_argv(kind: str, flags: Mapping[str, str | int | float]) -> list[str]:
     """The command line of a service; flags with an empty text are left out."""
-    argv = [sys.executable, "-m", f"stagemesh.services.{kind}"]
+    argv = [sys.executable, "-P", "-m", f"stagemesh.services.{kind}"]
     for flag, value in flags.items():
         if value != "":
             argv += [f"--{flag}", str(value)]

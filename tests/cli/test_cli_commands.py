@@ -153,3 +153,13 @@ def test_an_unexpected_error_is_one_line_too(stagemesh, monkeypatch):
 
     monkeypatch.setattr(status, "Client", broken)
     _one_line(stagemesh("status"), "internal error: ZeroDivisionError: oops")
+
+
+def test_a_folder_of_that_name_where_one_stands_is_not_taken_for_the_package(tmp_path):
+    (tmp_path / "stagemesh").mkdir()
+    (tmp_path / "stagemesh" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    program = Path(sys.executable).with_name("stagemesh")
+    done = subprocess.run(
+        [program, "cache", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
