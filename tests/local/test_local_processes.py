@@ -108,7 +108,7 @@ def test_restart_delays_grow_and_stay_bounded():
 
 def test_service_argv_leaves_empty_flags_out():
     argv = service_argv("stage", {"node-id": "n", "port": 0, "device": ""})
-    assert argv[1:] == ["-m", "stagemesh.services.stage", "--node-id", "n", "--port", "0"]
+    assert argv[1:] == ["-P", "-m", "stagemesh.services.stage", "--node-id", "n", "--port", "0"]
 
 
 async def test_a_program_that_does_not_exist_is_told(tmp_path):
