@@ -151,6 +151,12 @@ def outgoing(model: Partition, work: Work, done: Computed) -> list[tuple[RouteHo
             if not session.ended
         )
         return out
+    if len(work.steps) == 1:
+        session, step = work.steps[0]
+        if session.ended:
+            return out
+        assert session.next_hop is not None, "only the last partition has no next hop"
+        return [(session.next_hop, *_onward(work, done.activations, work.frame or Frame(steps=[step])))]
     groups: dict[str, tuple[RouteHop, list[int]]] = {}
     for index, (session, _) in enumerate(work.steps):
         hop = session.next_hop
@@ -165,14 +171,19 @@ def outgoing(model: Partition, work: Work, done: Computed) -> list[tuple[RouteHo
             rows = rows.rows([slice(s.start, s.start + s.rows) for s in segments])
         if whole and work.frame is not None:
             frame = work.frame
-            if frame.sides:
-                del frame.sides[:]
         else:
             frame = Frame(steps=[work.steps[i][1] for i in indices])
-        if rows.sides:
-            frame.sides.extend(to_message(side, name) for name, side in rows.sides.items())
-        out.append((hop, frame, to_view(rows.hidden)))
+        out.append((hop, *_onward(work, rows, frame)))
     return out
+
+
+def _onward(work: Work, rows: Activations, frame: Frame) -> tuple[Frame, TensorView]:
+    """A frame with the sides of these rows instead of those it came with, and its tensor."""
+    if frame is work.frame and frame.sides:
+        del frame.sides[:]
+    if rows.sides:
+        frame.sides.extend(to_message(side, name) for name, side in rows.sides.items())
+    return frame, to_view(rows.hidden)
 
 
 def received(
@@ -194,31 +205,53 @@ def received(
     Raises:
         InternalError: tensor and steps do not fit.
     """
-    total = 0
-    for step in frame.steps:
-        total += step.tokens
     if tensor is None:
         raise InternalError("a frame with steps has no tensor")
+    sent = list(frame.steps)  # looking at the field makes new objects each time
+    if len(sent) == 1:
+        return _received_one(model, frame, tensor, sent[0], session_of, network_us)
+    total = 0
+    for step in sent:
+        total += step.tokens
     sides = {side.name: from_message(side, model.device) for side in frame.sides} if frame.sides else {}
     given = model.check(total, Activations(from_view(tensor, model.device), sides))
     steps: list[tuple[ReplicaSession, Step]] = []
     rows: list[slice] = []
     at = 0
-    whole, several = True, len(frame.steps) > 1
-    for step in frame.steps:
+    whole = True
+    for step in sent:
         session = session_of(step)
         if session is None:
             whole = False
         else:
             steps.append((session, step))
-            if several:
-                rows.append(slice(at, at + step.tokens))
+            rows.append(slice(at, at + step.tokens))
         at += step.tokens
     if not steps:
         return None
     batch = Batch(segments_of(steps), given=given if whole else given.rows(rows))
     alone = whole and not frame.closes and not frame.results
     return Work(steps, batch, frame.hops, network_us, frame if alone else None)
+
+
+def _received_one(
+    model: Partition,
+    frame: Frame,
+    tensor: TensorView,
+    step: Step,
+    session_of: Callable[[Step], ReplicaSession | None],
+    network_us: int,
+) -> Work | None:
+    """The same for a frame of one step, which most are: its rows are all of the tensor."""
+    sides = {side.name: from_message(side, model.device) for side in frame.sides} if frame.sides else {}
+    tokens = step.tokens
+    given = model.check(tokens, Activations(from_view(tensor, model.device), sides))
+    session = session_of(step)
+    if session is None:
+        return None
+    batch = Batch([Segment(0, tokens, step.position, session.kv)], given=given)
+    alone = not frame.closes and not frame.results
+    return Work([(session, step)], batch, frame.hops, network_us, frame if alone else None)
 
 
 def next_hops(work: Work) -> Iterable[RouteHop]:

@@ -35,6 +35,7 @@ class ReplicaSession:
         passes: how many it took part in.
         traced: hop record and time of queueing (Unix seconds) of the first ones, for their spans.
         untraced: microseconds of the others, by part and of bubbles.
+        next_hop: where its activations go; None on the last stage.
     """
 
     session: int
@@ -52,6 +53,11 @@ class ReplicaSession:
     passes: int = 0
     traced: list[tuple[HopRecord, float]] = field(default_factory=list)
     untraced: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*PARTS, "bubble"), 0))
+    next_hop: RouteHop | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        route = self.open.route
+        self.next_hop = route[self.stage + 1] if self.stage + 1 < len(route) else None
 
     def record(self, hop: HopRecord, queued: float) -> None:
         """Keep a pass for the spans; `hop` has its times, `queued` is when it got here, Unix seconds."""
@@ -60,12 +66,6 @@ class ReplicaSession:
             return
         for part in self.untraced:
             self.untraced[part] += getattr(hop, f"{part}_us")
-
-    @property
-    def next_hop(self) -> RouteHop | None:
-        """Where its activations go; None on the last stage."""
-        route = self.open.route
-        return route[self.stage + 1] if self.stage + 1 < len(route) else None
 
     @property
     def head(self) -> RouteHop:

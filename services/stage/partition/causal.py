@@ -77,6 +77,7 @@ class CausalPartition:
         run = None if self.fused else skeleton.layers
         self._boundary = Boundary(self._base, run, family, self.is_first, self.is_last)
         family.attach(self._base, self.first_layer, self.end_layer)
+        self._row_shape = family.row_shape()  # looked up in the config each time
         # What comes beside hidden states: name -> shape of a row and dtype.
         self._sides = {name: (shape, dtype) for name, shape in family.sides(self.first_layer).items()}
         if self._boundary.looks_at_ids and not self.is_first:
@@ -115,9 +116,13 @@ class CausalPartition:
 
     def check(self, rows: int, given: Activations) -> Activations:
         """Hidden states `[rows, ...]` and the family's sides, in the dtypes they are computed in."""
+        if not self._sides and not given.sides and given.hidden.shape == (rows, *self._row_shape):
+            if given.hidden.dtype != self.dtype:
+                given.hidden = given.hidden.to(self.dtype)
+            return given
         shapes = {name: (rows, *shape) for name, (shape, _) in self._sides.items()}
         found = {name: tuple(side.shape) for name, side in given.sides.items()}
-        if given.hidden.shape != (rows, *self._family.row_shape()) or shapes != found:
+        if given.hidden.shape != (rows, *self._row_shape) or shapes != found:
             raise InternalError("a frame's tensor does not fit its steps")
         for name, (_, dtype) in self._sides.items():
             side = given.sides[name]
