@@ -14,7 +14,7 @@ from typing import Any
 
 from stagemesh import checkpoint_encoders
 from stagemesh.checkpoint_cuts import legal_cuts
-from stagemesh.checkpoint_files import TensorInfo, read_index, read_json, sample_weights
+from stagemesh.checkpoint_files import TensorInfo, positive, read_index, read_json, sample_weights
 from stagemesh.checkpoint_hub import fetch_headers, fetch_metadata, is_hub_id
 from stagemesh.errors import CheckpointError, NotFound
 from stagemesh.packaging.manifest import Manifest, is_package, read_manifest
@@ -219,7 +219,7 @@ def _causal(architecture: str, config: Mapping[str, Any]) -> checkpoint_encoders
         )
     kinds = config.get("layers_block_type") or config.get("layer_types")
     counted = len(kinds) if isinstance(kinds, list) and kinds else None
-    layers = _positive(config, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), counted)
+    layers = positive(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers", default=counted)
     if layers > 10_000:
         raise CheckpointError(f"config.json: {layers} layers", field="source")
     context = (
@@ -233,9 +233,9 @@ def _causal(architecture: str, config: Mapping[str, Any]) -> checkpoint_encoders
     return checkpoint_encoders.Described(
         task="generate",
         layers=layers,
-        hidden_size=_positive(config, ("hidden_size", "n_embd", "d_model", "dim")),
-        vocab_size=_positive(config, ("vocab_size",)),
-        context_length=_positive(config, context, default=0),
+        hidden_size=positive(config, "hidden_size", "n_embd", "d_model", "dim"),
+        vocab_size=positive(config, "vocab_size"),
+        context_length=positive(config, *context, default=0),
         signature=NOTHING,
     )
 
@@ -254,19 +254,6 @@ def _architecture(config: Mapping[str, Any]) -> tuple[str, str]:
 def _is_head(name: str, tensor: TensorInfo, vocab_size: int) -> bool:
     """Whether a tensor outside of the layers, of whatever name, has a row for each token and is no embedding."""
     return len(tensor.shape) == 2 and tensor.shape[0] == vocab_size and not _EMBEDDING.search(name)
-
-
-def _positive(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None = None) -> int:
-    for key in keys:
-        value = config.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise CheckpointError(f"config.json: {key} must be a positive integer", field="source")
-        return value
-    if default is not None:
-        return default
-    raise CheckpointError(f"config.json has no {keys[0]}", field="source")
 
 
 def _main_dtype(tensors: Mapping[str, TensorInfo]) -> str:

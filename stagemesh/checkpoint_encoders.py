@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stagemesh.checkpoint_files import positive
 from stagemesh.errors import CheckpointError
 from stagemesh.signature import ANY, Signature, Tensor, token_inputs
 
@@ -175,11 +176,11 @@ def describe(
                 field="source",
             )
         config = {**config, **_mapping(config, "vision_config")}
-    hidden = _integer(config, "hidden_size", "d_model", "dim")
+    hidden = positive(config, "hidden_size", "d_model", "dim")
     text = family.kind in ("text", "decoder")
     task, outputs, labels = _outputs(architecture, text, config, set(names), hidden, pooled)
     inputs = _INPUTS[family.kind](config, family)
-    layers = _integer(
+    layers = positive(
         config, "encoder_layers" if model_type == "whisper" else "num_hidden_layers", "n_layers", "num_layers"
     )
     if layers > _MAX_LAYERS:
@@ -188,7 +189,7 @@ def describe(
         task=task,
         layers=layers,
         hidden_size=hidden,
-        vocab_size=_integer(config, "vocab_size") if text else 0,
+        vocab_size=positive(config, "vocab_size") if text else 0,
         context_length=_context(config, family) if text else 0,
         signature=Signature(inputs, outputs, "token" if text else "sample", labels),
         ignored=family.ignored,
@@ -215,7 +216,7 @@ def _outputs(
         return "classify_tokens", (logits,), labels
     states = Tensor("last_hidden_state", ("F32",), (ANY, ANY, hidden), per_token=text)
     if architecture.endswith("ForCTC"):
-        logits = Tensor("logits", ("F32",), (ANY, ANY, _integer(config, "vocab_size")))
+        logits = Tensor("logits", ("F32",), (ANY, ANY, positive(config, "vocab_size")))
         return "features", (logits,), ()
     outputs = [states]
     if any(name.startswith(("pooler.", "head.")) or ".pooler." in name for name in names) or (
@@ -227,7 +228,7 @@ def _outputs(
         outputs.append(Tensor("pooler_output", ("F32",), (ANY, width)))
     if architecture.endswith("WithProjection"):
         name = "text_embeds" if text else "image_embeds"
-        outputs = [Tensor(name, ("F32",), (ANY, _integer(config, "projection_dim"))), states]
+        outputs = [Tensor(name, ("F32",), (ANY, positive(config, "projection_dim"))), states]
     if not text:
         return "features", tuple(outputs), ()
     dimension = (pooled.dimension if pooled else 0) or hidden
@@ -256,7 +257,7 @@ def _context(config: Mapping[str, Any], family: _Family) -> int:
     keys = ("max_position_embeddings", "n_positions")
     if all(config.get(key) is None for key in keys):
         return 512  # positions are relative: what these models were trained on
-    context = _integer(config, *keys)
+    context = positive(config, *keys)
     if family.from_padding:
         padding = config.get("pad_token_id")
         context -= (1 if padding is None else int(padding)) + 1
@@ -283,12 +284,12 @@ def _audio(*_: object) -> tuple[Tensor, ...]:
 
 
 def _features(config: Mapping[str, Any], _: _Family) -> tuple[Tensor, ...]:
-    frames = 2 * _integer(config, "max_source_positions")
-    return (_floats("input_features", (ANY, _integer(config, "num_mel_bins"), frames)),)
+    frames = 2 * positive(config, "max_source_positions")
+    return (_floats("input_features", (ANY, positive(config, "num_mel_bins"), frames)),)
 
 
 def _spectrum(config: Mapping[str, Any], _: _Family) -> tuple[Tensor, ...]:
-    return (_floats("input_values", (ANY, _integer(config, "max_length"), _integer(config, "num_mel_bins"))),)
+    return (_floats("input_values", (ANY, positive(config, "max_length"), positive(config, "num_mel_bins"))),)
 
 
 _INPUTS: Mapping[str, Callable[[Mapping[str, Any], _Family], tuple[Tensor, ...]]] = {
@@ -312,14 +313,3 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(inner, dict):
         raise CheckpointError(f"config.json has no {key}", field="source")
     return inner
-
-
-def _integer(config: Mapping[str, Any], *keys: str) -> int:
-    for key in keys:
-        value = config.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise CheckpointError(f"config.json: {key} must be a positive integer", field="source")
-        return value
-    raise CheckpointError(f"config.json has no {keys[0]}", field="source")

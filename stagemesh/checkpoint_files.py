@@ -167,3 +167,21 @@ def _object(raw: bytes, name: str) -> dict[str, Any]:
 
 def _broken(message: str) -> CheckpointError:
     return CheckpointError(message, field="source")
+
+
+def positive(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+    """The first of these settings of a configuration that is there, an integer of at least 1.
+
+    Raises:
+        CheckpointError: it is something else, or there is none and no default.
+    """
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            raise CheckpointError(f"config.json: {key} must be a positive integer", field="source")
+        return value
+    if default is None:
+        raise CheckpointError(f"config.json has no {keys[0]}", field="source")
+    return default
