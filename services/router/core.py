@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
+import os
 import random
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
@@ -102,7 +102,7 @@ class RouterCore:
         longest = self.config.deadline_s
         request_id = metadata.get("x-request-id", "")
         return RequestContext(
-            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
+            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else os.urandom(16).hex(),
             tenant=self.auth.tenant(metadata.get("authorization", "")),
             deadline=time.monotonic() + (longest if timeout_s is None else min(max(timeout_s, 0.0), longest)),
             policy_override=metadata.get("x-stagemesh-policy", ""),

@@ -55,21 +55,22 @@ class Batch:
 def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_output_bytes: int) -> Batch:
     """Turn a request into a batch; raises `InvalidArgument` or `OutOfRange` naming the field."""
     signature = signature_of(spec)
-    known = {each.name: each for each in signature.inputs}
+    known = signature.takes
     arrays: dict[str, np.ndarray] = {}
     dtypes: dict[str, str] = {}
     where: dict[str, str] = {}
     converted = 0
     for index, tensor in enumerate(request.inputs):
         field = f"inputs[{index}]"
-        rule = known.get(tensor.name)
+        name = tensor.name
+        rule = known.get(name)
         if rule is None:
             raise InvalidArgument(
-                f"{field}.name: no input {tensor.name[:80]!r}; model {spec.name!r} takes {', '.join(known)}",
+                f"{field}.name: no input {name[:80]!r}; model {spec.name!r} takes {', '.join(known)}",
                 field=f"{field}.name",
             )
-        if tensor.name in arrays:
-            raise InvalidArgument(f"{field}.name: {tensor.name!r} is given twice", field=f"{field}.name")
+        if name in arrays:
+            raise InvalidArgument(f"{field}.name: {name!r} is given twice", field=f"{field}.name")
         shape, data = check_tensor(tensor, field, rule)
         array = np.frombuffer(data, BITS[tensor.dtype]).reshape(shape)
         native = rule.dtypes[0] if rule.dtypes and rule is not MASK_RULE else tensor.dtype
@@ -82,17 +83,13 @@ def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_out
                     field=f"{field}.data",
                 )
             array = convert(array, tensor.dtype, native, f"{field}.data")
-        arrays[tensor.name], dtypes[tensor.name], where[tensor.name] = array, native, field
-    for rule in signature.inputs:
-        if rule.name not in arrays and not rule.optional:
-            raise InvalidArgument(f"inputs: {rule.name} is missing", field="inputs")
+        arrays[name], dtypes[name], where[name] = array, native, field
+    for name, rule in known.items():
+        if name not in arrays and not rule.optional:
+            raise InvalidArgument(f"inputs: {name} is missing", field="inputs")
     _check_agreement(arrays, where, signature)
     mask = arrays.pop(MASK, None) if signature.by_token else None
-    inputs = [
-        Input(each.name, dtypes[each.name], arrays[each.name])
-        for each in signature.inputs
-        if each.name in arrays
-    ]
+    inputs = [Input(name, dtypes[name], arrays[name]) for name in known if name in arrays]
     if not inputs:
         raise InvalidArgument("inputs: give at least one", field="inputs")
     rows = inputs[0].array.shape[0]
@@ -190,7 +187,9 @@ def mask_lengths(mask: np.ndarray, field: str) -> list[int]:
 
 def _check_agreement(arrays: dict[str, np.ndarray], where: dict[str, str], signature: Signature) -> None:
     """All inputs have the same B, and the same T where a row is a token."""
-    first = next((each.name for each in signature.inputs if each.name in arrays), "")
+    if len(arrays) < 2:
+        return
+    first = next((name for name in signature.takes if name in arrays), "")
     same = 2 if signature.by_token else 1
     for name, array in arrays.items():
         if array.shape[:same] != arrays[first].shape[:same]:
@@ -234,7 +233,7 @@ def _check_ids(ids: np.ndarray, spec: ModelSpec, field: str) -> None:
 
 def _outputs(wanted: Sequence[str], spec: ModelSpec, signature: Signature) -> list[TensorSpec]:
     """Those asked for; without any the first of a model of text, and all of any other."""
-    known = {each.name: each for each in signature.outputs}
+    known = signature.gives
     for index, name in enumerate(wanted):
         field = f"outputs[{index}]"
         if name not in known:
