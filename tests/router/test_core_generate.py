@@ -265,7 +265,7 @@ async def test_answers_take_turns_where_there_is_one_place_and_requests_do_not_b
             assert sorted(by_answer(chunks)) == [0, 1, 2]
 
 
-async def test_one_answer_that_fails_ends_them_all(mesh):
+async def test_one_answer_that_fails_ends_them_all(mesh, hopeless):
     core = await mesh.start({"0a": "break later"})
     with pytest.raises(Unavailable):
         await answer(core, ask(n=3))
