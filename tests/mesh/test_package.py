@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +11,6 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
-import tritonclient.grpc.aio as triton
 from torch import nn
 
 import stagemesh
@@ -89,19 +90,20 @@ async def test_a_module_in_stages_gives_what_it_gives_alone(
             np.testing.assert_allclose(given, wanted, atol=1e-5, rtol=1e-5)
 
 
-async def test_another_client_of_the_open_inference_protocol(mesh: LocalMesh) -> None:
+async def test_another_client_of_the_open_inference_protocol(
+    mesh: LocalMesh, client: AsyncClient, tmp_path: Path
+) -> None:
     tensors = modules.tensors(5, 6, "Recommender")
-    async with triton.InferenceServerClient(mesh.grpc_address) as other:
-        metadata = await other.get_model_metadata("Recommender-2")
-        wanted = []
-        for described, tensor in zip(metadata.inputs, tensors, strict=True):
-            asked = triton.InferInput(described.name, list(tensor.shape), described.datatype)
-            asked.set_data_from_numpy(tensor.numpy())
-            wanted.append(asked)
-        answer = await other.infer("Recommender-2", wanted)
-        assert [output.name for output in metadata.outputs] == ["score", "seen"]
-        for name, expected in zip(("score", "seen"), own("Recommender", tensors), strict=True):
-            np.testing.assert_allclose(answer.as_numpy(name), expected, atol=1e-5)
+    given, answered = tmp_path / "given.npz", tmp_path / "answered.npz"
+    np.savez(given, **arrays(await inputs_of(client, "Recommender-2"), tensors))
+    script = Path(__file__).with_name("triton_infer.py")
+    argv = [sys.executable, str(script), mesh.grpc_address, "Recommender-2", str(given), str(answered)]
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = np.load(answered)
+    assert answer.files == ["score", "seen"]
+    for name, expected in zip(answer.files, own("Recommender", tensors), strict=True):
+        np.testing.assert_allclose(answer[name], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
