@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from stagemesh.errors import NotFound
+
 Address = Annotated[
     str, typer.Option("--address", envvar="STAGEMESH_ADDRESS", help="Router's gRPC host:port.", metavar="H:P")
 ]
@@ -27,13 +29,16 @@ Certificate = Annotated[
     typer.Option(
         "--certificate",
         help="What `stagemesh verify --out` wrote for this checkpoint and number of stages.",
-        exists=True,
-        dir_okay=False,
         show_default=False,
     ),
 ]
 
 
 def certificate_text(file: Path | None) -> str:
-    """What the file holds; empty without one."""
-    return "" if file is None else file.read_text()
+    """What the file holds; empty without one. Raises `NotFound` when it cannot be read."""
+    try:
+        return "" if file is None else file.read_text()
+    except (OSError, UnicodeDecodeError):
+        raise NotFound(
+            f"--certificate: {str(file)!r} is no file that can be read", field="certificate"
+        ) from None

@@ -163,3 +163,9 @@ def test_a_folder_of_that_name_where_one_stands_is_not_taken_for_the_package(tmp
         [program, "cache", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_certificate_that_is_not_there_is_named(stagemesh):
+    _one_line(
+        stagemesh("deploy", MODEL, "--stages", "2", "--certificate", "no.json"), "--certificate", "no.json"
+    )
