@@ -114,7 +114,7 @@ class Dispatch:
                     attempt, avoid, progress = 1, set(), time.monotonic()
                 avoid |= broke.avoid
                 full = isinstance(broke.error, errors.ResourceExhausted)
-                if self._may_retry(spec, ctx, route, broke, avoid, attempt) and not tokens:
+                if not tokens and self._may_retry(spec, ctx, route, broke, avoid, attempt):
                     self._retrying(spec, broke)
                 elif (full and not tokens) or self._hopeless(attempt, progress):
                     raise broke.error from None

@@ -9,7 +9,6 @@ import torch
 
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import CheckpointError
-from stagemesh.signature import Tensor
 
 from .compare import Difference, distance, over_the_wire
 from .partition.encoder_build import whole_model
@@ -38,7 +37,7 @@ def compare_outputs(folder: Path, found: Checkpoint, parts: Sequence[Partition])
         raise CheckpointError(f"architecture {found.architecture!r} has no known inputs and outputs")
     samples, lengths = _samples(found)
     split = _through(parts, samples, lengths, [output.name for output in found.outputs])
-    whole = _whole(folder, found)
+    whole = whole_model(folder, found)
     worst, scale = 0.0, 0.0
     starts = list(itertools.accumulate(lengths, initial=0))
     for index, length in enumerate(lengths):
@@ -99,11 +98,6 @@ def _through(
     return {name: parts[-1].output(name, given, lengths) for name in outputs}
 
 
-def _whole(folder: Path, found: Checkpoint) -> Any:
-    """The model as its own library loads it."""
-    return whole_model(folder, found)
-
-
 def _alone(
     whole: Any, folder: Path, sample: dict[str, torch.Tensor], found: Checkpoint
 ) -> dict[str, torch.Tensor]:
@@ -112,11 +106,7 @@ def _alone(
     given = {name: tensor[None] if text else tensor for name, tensor in sample.items()}
     answer = whole(**given)
     outputs = {name: value for name, value in answer.items() if isinstance(value, torch.Tensor)}
-    if any(_pooled(output) for output in found.outputs):
+    if any(output.name == "sentence_embedding" for output in found.outputs):
         hidden = answer.last_hidden_state[0]
         outputs["sentence_embedding"] = read_pooling(folder)(hidden, [hidden.shape[0]])
     return outputs
-
-
-def _pooled(output: Tensor) -> bool:
-    return output.name == "sentence_embedding"

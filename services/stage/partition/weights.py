@@ -60,9 +60,11 @@ def load_weights(skeleton: Skeleton, checkpoint: Checkpoint, locate: Locate, dev
     missing, wrong = _load(model, checkpoint, locate, wanted, sources, mapping, device)
     for target, other in skeleton.tied.items():
         if target in present and other in present:
-            _share(model, target, other)
-            missing.discard(target)
-            missing.discard(other) if target in given else None
+            # Either spelling may be the one that the checkpoint has.
+            one, like = (other, target) if other in missing else (target, other)
+            _share(model, one, like)
+            if not {target, other} <= missing:
+                missing -= {target, other}
     if wrong:
         name, found, needed = wrong[0]
         raise CheckpointError(
