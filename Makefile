@@ -24,8 +24,9 @@ check: venv
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_protos.py --check
 
+# Two tests at a time: most of them wait for processes. One file stays on one worker, for its fixtures.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every benchmark, one after the other: some 20 minutes on 2 quiet cores. One of them: make bench NAME=transport
 NAME ?= all

@@ -18,7 +18,7 @@ async def test_200_concurrent_requests_spread_over_two_replicas_per_stage(client
         )
     )
     assert all(len(answer.token_ids) == 4 for answer in answers)
-    assert all(answer.cache == "miss" for answer in answers)
+    assert all(answer.cache != "hit" for answer in answers)
     for stage in (0, 1):
         counts = Counter(answer.route[stage].replica_id for answer in answers)
         assert len(counts) == 2, counts
