@@ -74,7 +74,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., logprobs: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., held_ids: _Optional[_Iterable[int]] = ..., held_before: _Optional[int] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session", "epoch", "model", "revision", "route", "token_ids", "prompt_tokens", "max_tokens", "sampling", "stop_token_ids", "deadline_unix_ms")
+    __slots__ = ("session", "epoch", "model", "revision", "route", "token_ids", "prompt_tokens", "max_tokens", "sampling", "stop_token_ids", "deadline_unix_ms", "reroutable", "held")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,8 @@ class OpenSession(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    REROUTABLE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     model: str
@@ -97,19 +99,49 @@ class OpenSession(_message.Message):
     sampling: Sampling
     stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
     deadline_unix_ms: int
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., deadline_unix_ms: _Optional[int] = ...) -> None: ...
+    reroutable: bool
+    held: bool
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., deadline_unix_ms: _Optional[int] = ..., reroutable: _Optional[bool] = ..., held: _Optional[bool] = ...) -> None: ...
+
+class RerouteRequest(_message.Message):
+    __slots__ = ("session", "epoch", "route")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    epoch: int
+    route: _containers.RepeatedCompositeFieldContainer[RouteHop]
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ...) -> None: ...
+
+class RerouteResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LostReplica(_message.Message):
+    __slots__ = ("stage", "replica_id", "code", "message")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    replica_id: str
+    code: int
+    message: str
+    def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SessionEvent(_message.Message):
-    __slots__ = ("tokens", "finish_reason", "loads", "timings")
+    __slots__ = ("tokens", "finish_reason", "loads", "timings", "lost")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[Token]
     finish_reason: FinishReason
     loads: _containers.RepeatedCompositeFieldContainer[ReplicaLoad]
     timings: _containers.RepeatedCompositeFieldContainer[StageTiming]
-    def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., loads: _Optional[_Iterable[_Union[ReplicaLoad, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
+    lost: LostReplica
+    def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., loads: _Optional[_Iterable[_Union[ReplicaLoad, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("id", "position", "logprob", "alternatives")
@@ -258,7 +290,7 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., closes: _Optional[_Iterable[_Union[SessionClose, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., hops: _Optional[_Iterable[_Union[HopRecord, _Mapping]]] = ..., sent_unix_us: _Optional[int] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., sides: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("session", "epoch", "kind", "position", "tokens", "sample", "open", "token_ids")
+    __slots__ = ("session", "epoch", "kind", "position", "tokens", "sample", "open", "token_ids", "rebuild")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +299,7 @@ class Step(_message.Message):
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     kind: StepKind
@@ -275,10 +308,11 @@ class Step(_message.Message):
     sample: bool
     open: StepOpen
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., sample: _Optional[bool] = ..., open: _Optional[_Union[StepOpen, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    rebuild: bool
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., sample: _Optional[bool] = ..., open: _Optional[_Union[StepOpen, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., rebuild: _Optional[bool] = ...) -> None: ...
 
 class StepOpen(_message.Message):
-    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs", "prefix_digests", "reused_tokens", "prompt_token_ids", "generated_token_ids")
+    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs", "prefix_digests", "reused_tokens", "prompt_token_ids", "generated_token_ids", "hold", "resume")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +323,8 @@ class StepOpen(_message.Message):
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     route: _containers.RepeatedCompositeFieldContainer[RouteHop]
     sampling: Sampling
     max_total_tokens: int
@@ -299,7 +335,9 @@ class StepOpen(_message.Message):
     reused_tokens: int
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     generated_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., prefix_digests: _Optional[bytes] = ..., reused_tokens: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    hold: bool
+    resume: bool
+    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., prefix_digests: _Optional[bytes] = ..., reused_tokens: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., hold: _Optional[bool] = ..., resume: _Optional[bool] = ...) -> None: ...
 
 class SessionClose(_message.Message):
     __slots__ = ("session", "epoch")
@@ -358,7 +396,7 @@ class Feedback(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ...) -> None: ...
 
 class SessionError(_message.Message):
-    __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing")
+    __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing", "lost")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -366,6 +404,7 @@ class SessionError(_message.Message):
     STAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     PREFIX_MISSING_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     code: int
@@ -373,7 +412,8 @@ class SessionError(_message.Message):
     stage: int
     field: str
     prefix_missing: bool
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ..., prefix_missing: _Optional[bool] = ...) -> None: ...
+    lost: LostReplica
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ..., prefix_missing: _Optional[bool] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ...) -> None: ...
 
 class GetNodeStatusRequest(_message.Message):
     __slots__ = ()

@@ -39,6 +39,11 @@ class StageServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_stage__pb2.OpenSession.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_stage__pb2.SessionEvent.FromString,
                 _registered_method=True)
+        self.Reroute = channel.unary_unary(
+                '/stagemesh.v1.StageService/Reroute',
+                request_serializer=stagemesh_dot_v1_dot_stage__pb2.RerouteRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_stage__pb2.RerouteResponse.FromString,
+                _registered_method=True)
         self.Forward = channel.unary_unary(
                 '/stagemesh.v1.StageService/Forward',
                 request_serializer=stagemesh_dot_v1_dot_stage__pb2.ForwardRequest.SerializeToString,
@@ -67,6 +72,14 @@ class StageServiceServicer:
     def Generate(self, request, context):
         """Router -> head: runs one generation. The stream ends after the event that has a finish reason.
         Cancelling the call frees the session on every stage of its route.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reroute(self, request, context):
+        """Router -> head: another replica takes the place of one that was lost; the session of a running Generate goes on.
+        Only the lost partition's state is built again, from what its upstream neighbour kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +122,11 @@ def add_StageServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=stagemesh_dot_v1_dot_stage__pb2.OpenSession.FromString,
                     response_serializer=stagemesh_dot_v1_dot_stage__pb2.SessionEvent.SerializeToString,
+            ),
+            'Reroute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reroute,
+                    request_deserializer=stagemesh_dot_v1_dot_stage__pb2.RerouteRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_stage__pb2.RerouteResponse.SerializeToString,
             ),
             'Forward': grpc.unary_unary_rpc_method_handler(
                     servicer.Forward,
@@ -158,6 +176,33 @@ class StageService:
             '/stagemesh.v1.StageService/Generate',
             stagemesh_dot_v1_dot_stage__pb2.OpenSession.SerializeToString,
             stagemesh_dot_v1_dot_stage__pb2.SessionEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reroute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stagemesh.v1.StageService/Reroute',
+            stagemesh_dot_v1_dot_stage__pb2.RerouteRequest.SerializeToString,
+            stagemesh_dot_v1_dot_stage__pb2.RerouteResponse.FromString,
             options,
             channel_credentials,
             insecure,
