@@ -246,18 +246,22 @@ class ForwardResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[ReplicaLoad, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "from_replica", "to_replica", "shared", "shared_accepted")
+    __slots__ = ("protocol", "from_replica", "to_replica", "shared", "shared_accepted", "min_protocol", "features")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FROM_REPLICA_FIELD_NUMBER: _ClassVar[int]
     TO_REPLICA_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     SHARED_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    MIN_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     from_replica: str
     to_replica: str
     shared: SharedMemoryOffer
     shared_accepted: bool
-    def __init__(self, protocol: _Optional[int] = ..., from_replica: _Optional[str] = ..., to_replica: _Optional[str] = ..., shared: _Optional[_Union[SharedMemoryOffer, _Mapping]] = ..., shared_accepted: _Optional[bool] = ...) -> None: ...
+    min_protocol: int
+    features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol: _Optional[int] = ..., from_replica: _Optional[str] = ..., to_replica: _Optional[str] = ..., shared: _Optional[_Union[SharedMemoryOffer, _Mapping]] = ..., shared_accepted: _Optional[bool] = ..., min_protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SharedMemoryOffer(_message.Message):
     __slots__ = ("segment", "length", "cookie")
@@ -386,14 +390,16 @@ class HopRecord(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., network_us: _Optional[int] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ..., bubble_us: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class Feedback(_message.Message):
-    __slots__ = ("hello", "credits", "errors")
+    __slots__ = ("hello", "credits", "errors", "load")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     credits: int
     errors: _containers.RepeatedCompositeFieldContainer[SessionError]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ...) -> None: ...
+    load: ReplicaLoad
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
 
 class SessionError(_message.Message):
     __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing", "lost")
