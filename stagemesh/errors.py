@@ -3,6 +3,7 @@
 Messages go to clients: they name the field and say what to do, and hold no paths, prompts or secrets.
 """
 
+import math
 from typing import ClassVar
 
 
@@ -23,6 +24,11 @@ class StagemeshError(Exception):
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
+
+    @property
+    def retry_after_ms(self) -> int:
+        """`retry_after_s` in whole milliseconds, rounded up, as messages carry it; 0: not set."""
+        return 0 if self.retry_after_s is None else max(1, math.ceil(self.retry_after_s * 1000))
 
 
 class InternalError(StagemeshError):
@@ -67,6 +73,14 @@ class Unauthenticated(StagemeshError):
     grpc_code = 16
     http_status = 401
     kind = "unauthenticated"
+
+
+class PermissionDenied(StagemeshError):
+    """A known credential that does not allow this."""
+
+    grpc_code = 7
+    http_status = 403
+    kind = "permission_denied"
 
 
 class FailedPrecondition(StagemeshError):
@@ -126,6 +140,7 @@ _BY_CODE: dict[int, type[StagemeshError]] = {
         NotFound,
         AlreadyExists,
         Unauthenticated,
+        PermissionDenied,
         FailedPrecondition,
         Unavailable,
         ResourceExhausted,

@@ -2,42 +2,55 @@
 
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from stagemesh.errors import ConfigError, Unauthenticated
 
-DEFAULT_TENANT = "default"
+from .priority import BY_NAME, Priority
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What an API key stands for: a tenant, and the highest priority that its requests may have."""
+
+    tenant: str
+    highest: Priority = Priority.HIGH
+
+
+DEFAULT = Credential("default")
 
 
 class Auth:
-    """Maps an `Authorization` value to a tenant; without keys everybody is the default tenant."""
+    """Maps an `Authorization` value to its credential; without keys everybody is the default tenant."""
 
-    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
-        self._keys = {key.encode(): tenant for key, tenant in keys.items()} if keys is not None else None
+    def __init__(self, keys: Mapping[str, Credential] | None = None) -> None:
+        self._keys = {key.encode(): owner for key, owner in keys.items()} if keys is not None else None
 
-    def tenant(self, authorization: str) -> str:
-        """The tenant of `Bearer <key>`; raises `Unauthenticated`. Takes equally long for every wrong key."""
+    def credential(self, authorization: str) -> Credential:
+        """What `Bearer <key>` stands for; raises `Unauthenticated`. Takes equally long for every wrong key."""
         if self._keys is None:
-            return DEFAULT_TENANT
+            return DEFAULT
         scheme, _, key = authorization.partition(" ")
         if not authorization:
             raise Unauthenticated("no API key: send 'Authorization: Bearer <key>'", field="authorization")
         if scheme.lower() != "bearer":
             raise Unauthenticated("the Authorization scheme must be Bearer", field="authorization")
         given = key.strip().encode()
-        found = ""
-        for known, tenant in self._keys.items():
+        found = None
+        for known, owner in self._keys.items():
             if hmac.compare_digest(known, given):
-                found = tenant
-        if not found:
+                found = owner
+        if found is None:
             raise Unauthenticated("unknown API key", field="authorization")
         return found
 
 
-def load_keys(path: Path) -> dict[str, str]:
-    """Read a YAML mapping of key to tenant; raises `ConfigError` that shows no key."""
+def load_keys(path: Path) -> dict[str, Credential]:
+    """Read a YAML mapping of key to tenant, or to `{tenant, max_priority}`; raises `ConfigError` that shows no key."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -46,8 +59,20 @@ def load_keys(path: Path) -> dict[str, str]:
         raise ConfigError(f"api_keys: {path} is not YAML") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"api_keys: {path} must be a mapping of API key to tenant with at least one entry")
-    if not all(
-        isinstance(key, str) and key and isinstance(name, str) and name for key, name in content.items()
-    ):
-        raise ConfigError(f"api_keys: in {path} every key and every tenant must be a text that is not empty")
-    return dict(content)
+    if not all(isinstance(key, str) and key for key in content):
+        raise ConfigError(f"api_keys: in {path} every key must be a text that is not empty")
+    return {key: _credential(value, path) for key, value in content.items()}
+
+
+def _credential(value: Any, path: Path) -> Credential:
+    entry = {"tenant": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or set(entry) - {"tenant", "max_priority"}:
+        raise ConfigError(
+            f"api_keys: in {path} every value must be a tenant, or a mapping with tenant and max_priority"
+        )
+    tenant, highest = entry.get("tenant"), entry.get("max_priority", Priority.HIGH.name.lower())
+    if not isinstance(tenant, str) or not tenant:
+        raise ConfigError(f"api_keys: in {path} every tenant must be a text that is not empty")
+    if not isinstance(highest, str) or highest not in BY_NAME:
+        raise ConfigError(f"api_keys: in {path} max_priority must be high, normal or low")
+    return Credential(tenant, BY_NAME[highest])

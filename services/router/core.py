@@ -23,7 +23,7 @@ from .cache_key import embed_key, infer_key
 from .channels import Channels
 from .choices import Choices
 from .config import RouterConfig
-from .context import RequestContext
+from .context import RequestContext, asked_timeout
 from .dispatch import Dispatch
 from .generate import Generation
 from .infer import Inference
@@ -32,6 +32,8 @@ from .membership import Membership
 from .membership_watch import MembershipWatch
 from .observe import Observed
 from .prepare import Plan, prepare, tokenise_batch
+from .priority import HEADER as PRIORITY_HEADER
+from .priority import asked_priority
 from .routing import Routing
 from .status import mesh_status
 from .telemetry import Telemetry
@@ -97,15 +99,19 @@ class RouterCore:
     def context(self, metadata: Mapping[str, str], timeout_s: float | None = None) -> RequestContext:
         """Who asks: `metadata` are gRPC metadata or HTTP headers, names in lower case.
 
-        Raises `Unauthenticated`. A `timeout_s` beyond the server's own deadline is cut to it.
+        Without `timeout_s` the caller's header counts; what is beyond the server's own deadline is cut to it. Raises
+        `Unauthenticated`, `PermissionDenied`, and `InvalidArgument` that names the header.
         """
         longest = self.config.deadline_s
+        owner = self.auth.credential(metadata.get("authorization", ""))
+        timeout_s = asked_timeout(metadata) if timeout_s is None else timeout_s
         request_id = metadata.get("x-request-id", "")
         return RequestContext(
             request_id=request_id if _REQUEST_ID.fullmatch(request_id) else os.urandom(16).hex(),
-            tenant=self.auth.tenant(metadata.get("authorization", "")),
+            tenant=owner.tenant,
             deadline=time.monotonic() + (longest if timeout_s is None else min(max(timeout_s, 0.0), longest)),
             policy_override=metadata.get("x-stagemesh-policy", ""),
+            priority=asked_priority(metadata.get(PRIORITY_HEADER, ""), owner.highest),
             metadata=metadata,
         )
 
