@@ -3,11 +3,12 @@
 Frames wait in an outbox and go out in order, within the credits that the receiver grants. The outbox is bounded by
 whoever posts: a frame that came in keeps its sender's credit until what became of it has gone out (`sent`), and
 the head reserves room before it computes. When the stream breaks the link is over: its owner is told once, and a
-new session makes a new link.
+new session makes a new link. It is broken as well when the other end holds frames and says nothing (`heartbeat.py`).
 """
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,21 +19,24 @@ from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import create_channel
 from stagemesh.tensor import TensorView
-from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, RouteHop
+from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, ReplicaLoad, RouteHop
 
 from .begun import Begun
+from .handshake import HEARTBEAT, Peer, agree, introduce
+from .heartbeat import BEAT_S, SILENT_S, Listener
 from .shared_memory import SendingLane
+from .unreachable import Unreachable
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 1
 # Frames in the outbox, or reserved for passes that will fill it, before the head waits.
 OUTBOX = 4
 RELAY_METHOD = "/stagemesh.v1.StageService/Relay"
-CONNECT_TIMEOUT_S = 5.0
 # How often a frame looks for a place in shared memory, once a millisecond, before it goes as bytes. A receiver that is
 # stuck must not hold up what others have credits for.
 PLACE_TRIES = 20
+# Of every link of this process: addresses are the same for all.
+_unreachable = Unreachable()
 
 
 def _nobody_waits() -> None:
@@ -55,6 +59,10 @@ class Link:
         on_feedback: called with each feedback, on the loop.
         on_broken: called once when the stream is over without `close`.
         shared_memory_bytes: what payloads may take if the receiver is on this host; 0: all go in the stream.
+
+    Attributes:
+        peer: the other end, once it has answered.
+        load: what it told of its load when it last had nothing else to say.
     """
 
     def __init__(
@@ -83,6 +91,13 @@ class Link:
         # There may be something to write, or room.
         self._ready = asyncio.Event()
         self._room = asyncio.Event()
+        self.peer: Peer | None = None
+        self.load: ReplicaLoad | None = None
+        # It answered, or never will.
+        self._met = asyncio.Event()
+        # What the other end grants to begin with: what is missing of it now are frames that it holds.
+        self._window = 0
+        self._listener = Listener()
         self._task = asyncio.create_task(self._run(), name=f"link-{sender}-{hop.replica_id}")
 
     def __repr__(self) -> str:
@@ -98,6 +113,21 @@ class Link:
     def full(self) -> bool:
         """Whether the head should wait for room before it computes more for this link."""
         return not self.broken and self.reserved + len(self._outbox) >= OUTBOX
+
+    def speaks(self, feature: str) -> bool:
+        """Whether the other end may be asked for that; no, as long as it has not answered."""
+        return self.peer is not None and self.peer.speaks(feature)
+
+    async def met(self) -> Peer:
+        """The other end, when it has answered.
+
+        Raises:
+            Unavailable: the link broke before.
+        """
+        await self._met.wait()
+        if self.peer is None:
+            raise Unavailable(f"the link to stage {self.hop.stage} is broken")
+        return self.peer
 
     async def room(self) -> None:
         """Wait until the link is no longer full."""
@@ -139,39 +169,83 @@ class Link:
         error: StagemeshError = Unavailable(f"stage {self.hop.stage} closed the link")
         channel = create_channel(self.hop.address)
         try:
-            await asyncio.wait_for(_connected(channel, self.hop.stage), CONNECT_TIMEOUT_S)
+            await self._connect(channel)
             call = channel.stream_stream(RELAY_METHOD, None, Feedback.FromString)()
             self._lane = SendingLane(self._shared_memory_bytes)
-            hello = Hello(
-                protocol=PROTOCOL,
-                from_replica=self._sender,
-                to_replica=self.hop.replica_id,
-                shared=self._lane.offer,
-            )
-            await call.write(Frame(hello=hello).SerializeToString())
+            hello = Hello(from_replica=self._sender, to_replica=self.hop.replica_id, shared=self._lane.offer)
+            await call.write(Frame(hello=introduce(hello)).SerializeToString())
             writer = asyncio.create_task(self._write(call))
+            self._ticking = asyncio.get_running_loop().call_later(BEAT_S, self._tick)
             try:
                 async for feedback in call:
+                    self._listener.heard()
                     if feedback.HasField("hello"):
-                        self._lane.answered(feedback.hello.shared_accepted)
+                        self._meet(feedback)
+                    if feedback.HasField("load"):
+                        self.load = feedback.load
                     self._credits += feedback.credits
                     if self._credits > 0 and self._outbox:
                         self._ready.set()
                     self._on_feedback(self, feedback)
             finally:
+                self._ticking.cancel()
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
-        except TimeoutError:
-            error = Unavailable(f"stage {self.hop.stage} could not be reached in {CONNECT_TIMEOUT_S:g} s")
-        except Unavailable as refused:
-            error = refused
+        except StagemeshError as refused:
+            error = Unavailable(refused.message)
         except grpc.aio.AioRpcError as rpc_error:
             cause = from_rpc_error(rpc_error)
             error = Unavailable(f"stage {self.hop.stage} was lost: {cause.message}"[:300])
         finally:
             self._lane.close()
             await channel.close()
+        self._over(error)
+
+    async def _connect(self, channel: grpc.aio.Channel) -> None:
+        """Return once there is a connection.
+
+        Raises:
+            Unavailable: there is none, or was none a moment ago.
+        """
+        address, stage = self.hop.address, self.hop.stage
+        if _unreachable.rests(address, time.monotonic()):
+            raise Unavailable(f"stage {stage} could not be reached a moment ago")
+        timeout_s = _unreachable.timeout_s(address)
+        try:
+            await asyncio.wait_for(_connected(channel, stage), timeout_s)
+        except TimeoutError:
+            _unreachable.failed(address, time.monotonic())
+            raise Unavailable(f"stage {stage} could not be reached in {timeout_s:g} s") from None
+        except Unavailable:
+            _unreachable.reached(address)
+            raise
+
+    def _meet(self, feedback: Feedback) -> None:
+        """The other end answered.
+
+        Raises:
+            FailedPrecondition: it speaks other versions.
+        """
+        self.peer = agree(feedback.hello, self.hop.replica_id)
+        self._window = feedback.credits
+        self._lane.answered(feedback.hello.shared_accepted)
+        _unreachable.reached(self.hop.address)
+        self._met.set()
+
+    def _tick(self) -> None:
+        """A step of time: give the other end up when it owes something and says nothing."""
+        holds = self.peer is not None and self._credits < self._window
+        if self._listener.tick((holds and self.speaks(HEARTBEAT)) or self.peer is None):
+            _unreachable.failed(self.hop.address, time.monotonic())
+            self._over(Unavailable(f"stage {self.hop.stage} has said nothing for {SILENT_S:g} s"))
+            self._task.cancel()
+        else:
+            self._ticking = asyncio.get_running_loop().call_later(BEAT_S, self._tick)
+
+    def _over(self, error: StagemeshError) -> None:
+        """The stream is over: what waits is dropped, and the owner told."""
         self.broken = True
+        self._met.set()
         self._room.set()
         while self._outbox:
             self._outbox.popleft().sent()

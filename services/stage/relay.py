@@ -1,4 +1,7 @@
-"""The receiving end of a relay: frames of one upstream replica, in order, with credits for more."""
+"""The receiving end of a relay: frames of one upstream replica, in order, with credits for more.
+
+While it holds any of them it says so twice a second (`heartbeat.py`), to senders that listen for it.
+"""
 
 import asyncio
 import itertools
@@ -12,7 +15,8 @@ from stagemesh.tensor import decode_frame
 from stagemesh.v1.stage_pb2 import Feedback, Hello
 
 from . import metrics
-from .link import PROTOCOL
+from .handshake import HEARTBEAT, Peer, agree, introduce
+from .heartbeat import BEAT_S
 from .replica import Replica
 from .shared_memory import ReceivingLane
 
@@ -29,6 +33,44 @@ FEEDBACK_QUEUE = 1024
 _ids = itertools.count(1)
 
 
+class Upstream:
+    """The sender of a stream, as the replica sees it: called with what it is to be told.
+
+    Attributes:
+        peer: who it is and what it speaks.
+    """
+
+    def __init__(self, peer: Peer, feedback: asyncio.Queue[Feedback | None]) -> None:
+        self.peer = peer
+        # What reads the stream, and why it no longer does.
+        self.reader: asyncio.Task[None] | None = None
+        self.ended: StagemeshError | None = None
+        self._feedback = feedback
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.peer.replica_id} told={self._feedback.qsize()}>"
+
+    def __call__(self, message: Feedback) -> None:
+        """Tell it something, after what it was told before."""
+        try:
+            self._feedback.put_nowait(message)
+        except asyncio.QueueFull:
+            # The sender does not read: the stream is useless, and ending it fails its sessions loudly.
+            log.error("relay.feedback_full from=%s", self.peer.replica_id)
+            self.end(Unavailable("the stream's sender reads no feedback"))
+
+    def end(self, error: StagemeshError) -> None:
+        """End the stream with an error; its sender takes this replica for lost."""
+        self.ended = error
+        if self.reader is not None:
+            self.reader.cancel()
+
+    @property
+    def told(self) -> bool:
+        """Whether all that it was told is on its way."""
+        return self._feedback.empty()
+
+
 async def relay(
     requests: AsyncIterator[bytes], find: Callable[[str], Replica | None]
 ) -> AsyncIterator[Feedback]:
@@ -41,37 +83,37 @@ async def relay(
     Raises:
         InvalidArgument: a frame that cannot be read.
         Unavailable: the replica is not (or no more) loaded here.
+        FailedPrecondition: the sender speaks none of this version's protocols.
     """
     hello = await _hello(requests)
     replica = find(hello.to_replica)
     if replica is None:
         raise Unavailable(f"replica {hello.to_replica[:80]!r} is not loaded on this node")
+    peer = agree(hello, hello.from_replica)
     offered = replica.shared_memory_bytes and hello.HasField("shared")
     lane = ReceivingLane.accept(hello.shared) if offered else ReceivingLane(None)
     upstream = next(_ids)
     feedback: asyncio.Queue[Feedback | None] = asyncio.Queue(FEEDBACK_QUEUE)
-
-    def answer(message: Feedback) -> None:
-        try:
-            feedback.put_nowait(message)
-        except asyncio.QueueFull:
-            # The sender does not read: the stream is useless, and ending it fails its sessions loudly.
-            log.error("relay.feedback_full from=%s", hello.from_replica)
-            reader.cancel()
-
-    replica.upstreams[upstream] = answer
-    reader = asyncio.create_task(
-        _read(requests, lane, replica, upstream, feedback), name=f"relay-{hello.from_replica}"
-    )
+    sender = Upstream(peer, feedback)
+    replica.upstreams[upstream] = sender
+    credits = _Credits(replica, upstream)
+    reading = _read(requests, lane, replica, upstream, credits, feedback)
+    sender.reader = reader = asyncio.create_task(reading, name=f"relay-{hello.from_replica}")
+    tasks: list[asyncio.Task[None]] = [reader]
+    if peer.speaks(HEARTBEAT):
+        tasks.append(asyncio.create_task(_beat(sender, credits), name=f"heartbeat-{hello.from_replica}"))
     try:
-        answering = Hello(protocol=PROTOCOL, to_replica=hello.from_replica, shared_accepted=lane.accepted)
+        answering = introduce(Hello(to_replica=hello.from_replica, shared_accepted=lane.accepted))
         yield Feedback(hello=answering, credits=WINDOW)
         while (message := await feedback.get()) is not None:
             yield message
+        if sender.ended is not None:
+            raise sender.ended
         await reader
     finally:
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         replica.upstream_lost(upstream)
 
 
@@ -118,16 +160,31 @@ class _Credits:
             answer(Feedback(credits=self._owed))
             self._owed = 0
 
+    def beat(self) -> Feedback | None:
+        """All credits that are owed, and the load; None when nothing is held or owed."""
+        if not self._held and not self._owed:
+            return None
+        owed, self._owed = self._owed, 0
+        return Feedback(credits=owed, load=self._replica.load())
+
+
+async def _beat(sender: Upstream, credits: _Credits) -> None:
+    """Say that this end lives, as long as the sender waits for anything."""
+    while True:
+        await asyncio.sleep(BEAT_S)
+        if sender.told and (message := credits.beat()) is not None:
+            sender(message)
+
 
 async def _read(
     requests: AsyncIterator[bytes],
     lane: ReceivingLane,
     replica: Replica,
     upstream: int,
+    credits: _Credits,
     feedback: asyncio.Queue[Feedback | None],
 ) -> None:
     """Take frames in, in order; each keeps its credit until it is done with."""
-    credits = _Credits(replica, upstream)
     try:
         async for data in requests:
             credits.take()
