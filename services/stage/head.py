@@ -3,13 +3,21 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import torch
 from opentelemetry import context as otel_context
 
-from stagemesh.errors import DeadlineExceeded, InternalError, InvalidArgument, StagemeshError, from_code
+from stagemesh.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    StagemeshError,
+    from_code,
+)
 from stagemesh.tensor import TensorView, check_layout
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
@@ -17,7 +25,9 @@ from stagemesh.v1.stage_pb2 import (
     ForwardRequest,
     ForwardResponse,
     HopRecord,
+    LostReplica,
     OpenSession,
+    RerouteRequest,
     SessionError,
     SessionEvent,
     Step,
@@ -47,6 +57,9 @@ MAX_SESSION_TOKENS = 2**20
 _QUEUED = 2
 
 
+_Event = StepResult | tuple[StepResult, TensorView] | LostReplica | StagemeshError
+
+
 @dataclass(slots=True, eq=False)
 class _HeadSession:
     """What the head keeps of a session beside what every replica does."""
@@ -54,10 +67,19 @@ class _HeadSession:
     own: ReplicaSession
     max_tokens: int
     stop_ids: frozenset[int]
-    # Bounded by what a session can ever get: its tokens, or its outputs, and one error.
-    events: asyncio.Queue[StepResult | tuple[StepResult, TensorView] | StagemeshError]
+    # Bounded by what a session can ever get: its tokens, or its outputs, and one error or loss at a time.
+    events: asyncio.Queue[_Event]
+    # Prompt and tokens so far.
     token_ids: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
     generated: int = 0
+    # Positions that the last stage has answered for, and where each chunk that is under way ends.
+    acknowledged: int = 0
+    chunks: deque[int] = field(default_factory=deque)
+    # It stands still until the router says which replica takes the place of a lost one.
+    lost: bool = False
+    # The replica leaves, and the session goes on with another head.
+    leaving: bool = False
     timings: Timings = field(default_factory=Timings)
 
 
@@ -68,6 +90,7 @@ class Head:
         self._replica = replica
         self._sessions: dict[int, _HeadSession] = {}
         self._schedule = Schedule(stages, chunk_tokens)
+        self._chunk_tokens = chunk_tokens
         self._depth = Depth(stages)
         self._tokens = metrics.TOKENS.labels(replica.model_name)
         self._pace = Pace()
@@ -107,6 +130,8 @@ class Head:
             max_total_tokens=request.prompt_tokens + request.max_tokens,
             deadline_unix_ms=request.deadline_unix_ms,
             traceparent=dict(inject()).get("traceparent", ""),
+            hold=request.reroutable,
+            resume=request.held,
         )
         tell_history(open_, request.token_ids, request.prompt_tokens)
         if self._replica.model.ragged:
@@ -125,19 +150,26 @@ class Head:
             frozenset(request.stop_token_ids),
             asyncio.Queue(request.max_tokens + 2),
             token_ids=list(request.token_ids),
+            prompt_tokens=request.prompt_tokens,
             generated=len(request.token_ids) - request.prompt_tokens,
         )
         self._sessions[request.session] = session
-        self._begin(session)
         try:
+            if request.held:
+                await self._build(session)
+            self._begin(session)
             finished, first = False, True
             while not finished:
                 results = [await self._next_event(session)]
                 while not session.events.empty():
                     results.append(self._raise_if_error(session.events.get_nowait()))
                 event = SessionEvent(
-                    tokens=[result.token for result in results if isinstance(result, StepResult)]
+                    tokens=[result.token for result in results if isinstance(result, StepResult)],
+                    lost=next((result for result in results if isinstance(result, LostReplica)), None),
                 )
+                if not event.tokens:
+                    yield event
+                    continue
                 event.loads.extend(session.timings.loads.values())
                 finish = self._finish_of(session, event)
                 if finish:
@@ -149,7 +181,10 @@ class Head:
                 yield event
         finally:
             self._forget(session)
-            await self._replica.close_session(session.own)
+            if session.leaving:
+                self._replica.end_session(session.own)
+            else:
+                await self._replica.close_session(session.own)
 
     def _finish_of(self, session: _HeadSession, event: SessionEvent) -> FinishReason | None:
         last = event.tokens[-1].id
@@ -169,6 +204,8 @@ class Head:
             raise InvalidArgument("token_ids: the prompt is empty", field="token_ids")
         if request.max_tokens < 1 or len(request.token_ids) - request.prompt_tokens >= request.max_tokens:
             raise InvalidArgument("max_tokens: nothing is left to generate", field="max_tokens")
+        if request.held and (len(request.route) < 2 or len(request.token_ids) == request.prompt_tokens):
+            raise InvalidArgument("held: no other replica can hold anything of this session", field="held")
         if request.prompt_tokens + request.max_tokens > MAX_SESSION_TOKENS:
             raise InvalidArgument(f"max_tokens: above {MAX_SESSION_TOKENS} in all", field="max_tokens")
         for name, ids in (
@@ -244,7 +281,7 @@ class Head:
 
     # ---- what comes back ----
 
-    async def _next_event(self, session: _HeadSession) -> StepResult | tuple[StepResult, TensorView]:
+    async def _next_event(self, session: _HeadSession) -> _Event:
         deadline_ms = session.own.open.deadline_unix_ms
         left = deadline_ms / 1000 - time.time() if deadline_ms else None
         try:
@@ -254,26 +291,31 @@ class Head:
         return self._raise_if_error(event)
 
     @staticmethod
-    def _raise_if_error(
-        event: StepResult | tuple[StepResult, TensorView] | StagemeshError,
-    ) -> StepResult | tuple[StepResult, TensorView]:
+    def _raise_if_error(event: _Event) -> _Event:
         if isinstance(event, StagemeshError):
             raise event
         return event
 
     def _on_result(self, result: StepResult, tensor: TensorView | None, hops: list[HopRecord]) -> None:
         session = self._sessions.get(result.session)
-        if session is None or result.epoch != session.own.epoch:
-            return  # it was cancelled meanwhile, or the result is of before a recovery
+        if session is None:
+            return  # it was cancelled meanwhile
+        if result.epoch != session.own.epoch:
+            self._replica.recovery.fence()
+            return
         session.timings.add(hops)
         self._wake.set()
         if result.prefilled:
+            session.acknowledged = session.chunks.popleft()
             self._measure(self._schedule.answered(result.session), hops)
             return
         if not result.HasField("token"):
             if tensor is not None:
                 session.events.put_nowait((result, tensor))
             return
+        session.acknowledged = len(session.token_ids)
+        session.chunks.clear()
+        session.token_ids.append(result.token.id)
         session.generated += 1
         self._tokens.inc()
         session.events.put_nowait(result)
@@ -294,6 +336,9 @@ class Head:
     def _on_error(self, error: SessionError) -> None:
         session = self._sessions.get(error.session)
         if session is not None and error.epoch == session.own.epoch and not session.events.full():
+            if error.HasField("lost") and session.own.holds:
+                self._on_lost(session, error)
+                return
             self._schedule.remove(error.session)
             self._wake.set()
             failure = from_code(error.code, error.message, error.field)
@@ -308,9 +353,11 @@ class Head:
         """Schedule a session's prompt, but for what its KV holds already."""
         own = session.own
         lane = own.next_hop.replica_id if own.next_hop is not None else ""
-        reused = own.open.reused_tokens
-        metrics.REUSED_TOKENS.labels(self._replica.model_name).inc(reused)
-        self._schedule.add(own.session, session.token_ids[reused:], lane, reused)
+        if not own.open.resume:
+            session.acknowledged = own.open.reused_tokens
+            metrics.REUSED_TOKENS.labels(self._replica.model_name).inc(session.acknowledged)
+        session.chunks.clear()
+        self._schedule.add(own.session, session.token_ids[session.acknowledged :], lane, session.acknowledged)
         self._wake.set()
 
     def _begin_again(self, session: _HeadSession) -> None:
@@ -320,8 +367,70 @@ class Head:
         opening = Step(session=own.session, epoch=own.epoch + 1, kind=StepKind.STEP_KIND_PREFILL)
         opening.open.CopyFrom(own.open)
         opening.open.reused_tokens = 0
+        opening.open.resume = False
         session.own = self._replica.open_session(opening, 0, own.trace)
         self._begin(session)
+
+    # ---- recovery ----
+
+    def _on_lost(self, session: _HeadSession, error: SessionError) -> None:
+        """A replica of the route is gone: the session stands still until the router names another one."""
+        self._replica.recovery.hold(session.own, time.time())
+        if error.lost.stage == self._replica.stage:
+            session.leaving = True
+            session.events.put_nowait(from_code(error.code, error.message, error.field))
+        elif not session.lost:  # what else was lost shows once the session goes on
+            session.lost = True
+            self._schedule.remove(error.session)
+            session.events.put_nowait(error.lost)
+
+    async def reroute(self, request: RerouteRequest) -> None:
+        """Go on with a session along another route.
+
+        Raises:
+            NotFound: no such session: it has ended meanwhile.
+            InvalidArgument: a route that does not begin here, or an epoch that is not newer.
+            FailedPrecondition: what is kept does not suffice.
+        """
+        session = self._sessions.get(request.session)
+        if session is None or not session.own.holds or session.leaving:
+            raise NotFound("session: it does not run here")
+        own = session.own
+        if len(request.route) != len(own.open.route) or request.route[0] != own.head:
+            raise InvalidArgument("route: it does not begin at this replica", field="route")
+        epoch = 2 * request.epoch
+        if epoch <= own.epoch:
+            raise InvalidArgument("epoch: it is not newer than the session's", field="epoch")
+        open_ = StepOpen()
+        open_.CopyFrom(own.open)
+        del open_.route[:], open_.prompt_token_ids[:], open_.generated_token_ids[:]
+        open_.route.extend(request.route)
+        open_.resume = True
+        tell_history(open_, session.token_ids, session.prompt_tokens)
+        self._schedule.remove(own.session)
+        self._replica.recovery.resume(own, epoch, open_, session.acknowledged)
+        session.lost = False
+        self._begin(session)
+
+    async def _build(self, session: _HeadSession) -> None:
+        """Compute this stage's part of a session that another head had: all but the last token, which begins anew."""
+        own = session.own
+        session.acknowledged = len(session.token_ids) - 1
+        for position in range(own.open.reused_tokens, session.acknowledged, self._chunk_tokens):
+            ids = session.token_ids[position : min(position + self._chunk_tokens, session.acknowledged)]
+            step = Step(
+                session=own.session,
+                epoch=own.epoch,
+                kind=StepKind.STEP_KIND_PREFILL,
+                position=position,
+                tokens=len(ids),
+                rebuild=True,
+            )
+            pairs = [(own, step)]
+            inputs = {"input_ids": torch.tensor(ids, device=self._replica.model.device)}
+            await self._replica.run(Work(pairs, Batch(segments_of(pairs), inputs=inputs), []))
+            if own.ended:
+                self._raise_if_error(session.events.get_nowait())
 
     def _forget(self, session: _HeadSession) -> None:
         if self._sessions.get(session.own.session) is session:
@@ -363,6 +472,8 @@ class Head:
             )
             if plan.first:
                 step.open.CopyFrom(own.open)
+            if plan.prefill:
+                self._sessions[plan.session].chunks.append(plan.position + len(plan.token_ids))
             if not plan.prefill and needs_history(own.open.sampling):
                 step.token_ids.extend(plan.token_ids)
             steps.append((own, step))

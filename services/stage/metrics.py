@@ -31,6 +31,29 @@ PREFIXES_MISSED = counter(
     "Prompts computed from their start because a later stage no longer held the beginning",
     ("model",),
 )
+FENCED = counter(
+    "stagemesh_stage_fenced_steps_total",
+    "Steps and results of an older epoch that came too late and were dropped",
+    ("model", "stage"),
+)
+HELD = gauge(
+    "stagemesh_stage_held_sessions",
+    "Sessions that wait for the replacement of a lost neighbour",
+    ("model", "stage"),
+)
+REBUILT = counter(
+    "stagemesh_stage_rebuilt_tokens_total",
+    "Positions computed to take the place of a lost replica",
+    ("model", "stage"),
+)
+JOURNAL_BYTES = gauge(
+    "stagemesh_stage_journal_bytes", "Activations kept to build a lost next replica again", ("model", "stage")
+)
+JOURNALS_DROPPED = counter(
+    "stagemesh_stage_journals_dropped_total",
+    "Sessions whose journal outgrew the budget: they are computed again from their start when a stage is lost",
+    ("model", "stage"),
+)
 BAD_FRAMES = counter("stagemesh_stage_bad_frames_total", "Frames refused because they could not be read")
 REPLICAS = gauge("stagemesh_stage_replicas_ready", "Replicas of this node that are ready")
 TENSOR_FRAMES = counter(

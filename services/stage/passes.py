@@ -1,4 +1,4 @@
-"""One pass: what goes in, what the compute thread makes of it, and the frames that come out."""
+"""One pass: what goes in, and what the compute thread makes of it. `outgoing.py` has the frames that come out."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from .partition.interface import Activations, Batch, Partition
 from .partition.ragged import Segment
 from .sampler import choose
 from .session import ReplicaSession
-from .tensors import from_message, from_view, to_message, to_view
+from .tensors import from_message, from_view
 
 
 @dataclass(slots=True)
@@ -42,6 +42,11 @@ class Work:
             self.sessions = [self.steps[0][0]]
         else:
             self.sessions = list({id(session): session for session, _ in self.steps}.values())
+
+    @property
+    def rebuild(self) -> bool:
+        """Whether it only builds state; such a step is alone in its pass."""
+        return self.steps[0][1].rebuild
 
     @property
     def stateless(self) -> bool:
@@ -94,7 +99,7 @@ def compute(model: Partition, work: Work) -> Computed:
             result = StepResult(session=step.session, epoch=step.epoch, token=token)
             done.results.append((session, result))
     for session, step in work.steps:
-        if step.kind == StepKind.STEP_KIND_PREFILL and not step.sample:
+        if step.kind == StepKind.STEP_KIND_PREFILL and not step.sample and not step.rebuild:
             # The head paces a long prompt by what comes back of its chunks.
             result = StepResult(session=step.session, epoch=step.epoch, prefilled=True)
             done.results.append((session, result))
@@ -132,60 +137,6 @@ def _compute_outputs(model: Partition, work: Work, done: Computed) -> None:
             done.failed.append((session, error))
 
 
-def outgoing(model: Partition, work: Work, done: Computed) -> list[tuple[RouteHop, Frame, TensorView | None]]:
-    """The frames of a pass and where each goes: to the next hops, or from the last stage to the heads.
-
-    A frame that is the one they came in has the hop records of before; others have none yet.
-    Sessions that ended while it ran are left out.
-    """
-    out: list[tuple[RouteHop, Frame, TensorView | None]] = []
-    if model.is_last:
-        by_head: dict[str, tuple[RouteHop, Frame]] = {}
-        for session, result in done.results:
-            if not session.ended:
-                by_head.setdefault(session.head.replica_id, (session.head, Frame()))[1].results.append(result)
-        out.extend((head, frame, None) for head, frame in by_head.values())
-        out.extend(
-            (session.head, Frame(results=[result]), to_view(output))
-            for session, result, output in done.outputs
-            if not session.ended
-        )
-        return out
-    if len(work.steps) == 1:
-        session, step = work.steps[0]
-        if session.ended:
-            return out
-        assert session.next_hop is not None, "only the last partition has no next hop"
-        return [(session.next_hop, *_onward(work, done.activations, work.frame or Frame(steps=[step])))]
-    groups: dict[str, tuple[RouteHop, list[int]]] = {}
-    for index, (session, _) in enumerate(work.steps):
-        hop = session.next_hop
-        assert hop is not None, "only the last partition has no next hop"
-        if not session.ended:
-            groups.setdefault(hop.replica_id, (hop, []))[1].append(index)
-    for hop, indices in groups.values():
-        whole = len(indices) == len(work.steps)
-        rows = done.activations
-        if not whole:
-            segments = [work.batch.segments[i] for i in indices]
-            rows = rows.rows([slice(s.start, s.start + s.rows) for s in segments])
-        if whole and work.frame is not None:
-            frame = work.frame
-        else:
-            frame = Frame(steps=[work.steps[i][1] for i in indices])
-        out.append((hop, *_onward(work, rows, frame)))
-    return out
-
-
-def _onward(work: Work, rows: Activations, frame: Frame) -> tuple[Frame, TensorView]:
-    """A frame with the sides of these rows instead of those it came with, and its tensor."""
-    if frame is work.frame and frame.sides:
-        del frame.sides[:]
-    if rows.sides:
-        frame.sides.extend(to_message(side, name) for name, side in rows.sides.items())
-    return frame, to_view(rows.hidden)
-
-
 def received(
     model: Partition,
     frame: Frame,
@@ -208,6 +159,8 @@ def received(
     if tensor is None:
         raise InternalError("a frame with steps has no tensor")
     sent = list(frame.steps)  # looking at the field makes new objects each time
+    if any(step.rebuild for step in sent) and len(sent) > 1:
+        raise InternalError("a step that builds a replica again is not alone in its frame")
     if len(sent) == 1:
         return _received_one(model, frame, tensor, sent[0], session_of, network_us)
     total = 0

@@ -16,6 +16,7 @@ from stagemesh.v1.stage_pb2 import (
     Feedback,
     Frame,
     HopRecord,
+    LostReplica,
     ReplicaLoad,
     RouteHop,
     SessionClose,
@@ -30,10 +31,12 @@ from .account import Account
 from .countdown import Countdown
 from .engine import Engine, Outcome
 from .link import Link
+from .outgoing import outgoing
 from .partition.blocks import split_digests
 from .partition.interface import Partition
 from .partition.kv import KVPool
-from .passes import Computed, Work, compute, next_hops, outgoing, received
+from .passes import Computed, Work, compute, next_hops, received
+from .recovery import Recovery
 from .session import ReplicaSession, session_error
 from .short import size_of
 from .spans import record_session
@@ -42,6 +45,8 @@ log = logging.getLogger(__name__)
 
 # A session without a deadline that is not heard of for this long is dropped.
 IDLE_TIMEOUT_S = 600.0
+# Of a session whose stream ended; streams are numbered from 1, and 0 is the head itself.
+NO_UPSTREAM = -1
 
 
 def _nothing() -> None:
@@ -54,7 +59,15 @@ class Replica:
     `head` is set by `Head` on stage 0: it receives results and errors there.
     """
 
-    def __init__(self, replica_id: str, model_name: str, stage: int, model: Partition, kv_bytes: int) -> None:
+    def __init__(
+        self,
+        replica_id: str,
+        model_name: str,
+        stage: int,
+        model: Partition,
+        kv_bytes: int,
+        journal_bytes: int = 2**28,
+    ) -> None:
         self.replica_id = replica_id
         self.model_name = model_name
         self.stage = stage
@@ -72,6 +85,7 @@ class Replica:
         self.shared_memory_bytes = 0
         self._links: dict[tuple[str, str], Link] = {}
         self._account = Account(replica_id, model_name, stage)
+        self.recovery = Recovery(self, model_name, journal_bytes)
         labels = (model_name, str(stage))
         self._sessions_gauge = metrics.SESSIONS.labels(*labels)
         # Weakly: a gauge lives as long as the process, and must not keep an unloaded partition's weights.
@@ -117,6 +131,8 @@ class Replica:
             prefix = split_digests(step.open.prefix_digests)
             session.kv = self.pool.reserve(step.open.max_total_tokens, prefix, step.open.reused_tokens)
             session.position = step.open.reused_tokens
+            if step.open.hold and session.next_hop is not None:
+                self.recovery.journals.open(session.session, session.position)
         if not self.sessions:
             self._account.occupied_since = session.opened
         self.sessions[step.session] = session
@@ -129,6 +145,7 @@ class Replica:
             return
         del self.sessions[session.session]
         session.ended = True
+        self.recovery.journals.forget(session.session)
         if not session.in_flight:
             self._release(session)
         self._sessions_gauge.set(len(self.sessions))
@@ -144,11 +161,20 @@ class Replica:
         self._close(session)
 
     def _close(self, session: ReplicaSession) -> None:
-        hop = session.next_hop
         self.end_session(session)
-        link = self._links.get((hop.address, hop.replica_id)) if hop is not None else None
-        if link is not None and not link.broken:  # else the stage is gone, and the session with it
-            link.post(Frame(closes=[SessionClose(session=session.session, epoch=session.epoch)]))
+        skipped = False
+        for hop in session.open.route[self.stage + 1 :]:
+            link = self._links.get((hop.address, hop.replica_id))
+            if link is None and (skipped or session.open.resume):
+                link = self.link_to(hop)
+            if link is None:
+                return  # it never got there
+            if not link.broken:
+                link.post(Frame(closes=[SessionClose(session=session.session, epoch=session.epoch)]))
+                return
+            if not session.open.hold:
+                return  # the stage is gone, and those behind it end the session on their own
+            skipped = True
 
     def fail_session(self, session: ReplicaSession, error: StagemeshError, stage: int) -> None:
         """End a session with an error that its head must hear of."""
@@ -167,6 +193,7 @@ class Replica:
 
     def drop_overdue(self, now: float) -> None:
         """Fail sessions whose deadline passed: whoever owned them may be gone."""
+        self.recovery.overdue(now, self._close)
         for session in list(self.sessions.values()):
             deadline_ms = session.open.deadline_unix_ms
             limit = deadline_ms / 1000 + 5 if deadline_ms else session.opened + IDLE_TIMEOUT_S
@@ -254,19 +281,24 @@ class Replica:
         timing = outcome.timing
         hop = self._account.hop(timing, work, self.load() if self._account.load_is_due(work) else None)
         encoding = time.perf_counter()
-        frames = outgoing(self.model, work, done)
+        if work.rebuild:
+            self.recovery.built(work, done)
+        frames = [] if work.rebuild else outgoing(self.model, work, done)
         hop.encode_us = int((time.perf_counter() - encoding) * 1e6)
         now_us = int(time.time() * 1e6)
-        for target, frame, tensor in frames:
+        for out in frames:
+            target, frame = out.target, out.frame
             if target.replica_id == self.replica_id:
-                self._deliver(frame, tensor, [*work.hops, hop])
+                self._deliver(frame, out.tensor, [*work.hops, hop])
                 continue
+            if out.steps:
+                self.recovery.keep(out)
             if frame is not work.frame:
                 frame.hops.extend(work.hops)
             frame.hops.append(hop)
             frame.sent_unix_us = now_us
             try:
-                self.link_to(target).post(frame, tensor, sending.more())
+                self.link_to(target).post(frame, out.tensor, sending.more())
             except Unavailable as error:
                 sending.done()
                 self._fail_toward(target, error)
@@ -337,10 +369,11 @@ class Replica:
         session = self.sessions.get(step.session)
         try:
             if step.HasField("open") and (session is None or session.epoch <= step.epoch):
-                session = self.open_session(step, upstream)
+                session = self.recovery.opened(step, session, upstream)
             elif session is None:
                 raise Unavailable(f"stage {self.stage} does not know the session")
             if step.epoch < session.epoch:
+                self.recovery.fence()
                 return None  # a late frame of before a recovery
             if session.kv is not None:
                 if step.position != session.position:
@@ -351,7 +384,7 @@ class Replica:
         except StagemeshError as error:
             if session is not None:
                 self.end_session(session, error.message)
-            self.report(upstream, session_error(step.session, step.epoch, error, self.stage))
+            self.report(upstream, self.recovery.gone(step, error))
             return None
         return session
 
@@ -372,7 +405,10 @@ class Replica:
             session = self.sessions.get(error.session)
             if session is not None and session.epoch == error.epoch:
                 self.report(session.upstream, error)
-                self.end_session(session, error.message)
+                if error.HasField("lost") and session.holds:
+                    self.recovery.hold(session, time.time())
+                else:
+                    self.end_session(session, error.message)
 
     def _on_broken(self, link: Link, error: StagemeshError) -> None:
         self._fail_toward(link.hop, error)
@@ -381,18 +417,39 @@ class Replica:
         """Fail the sessions whose next hop, or whose head (seen from the last stage), was lost."""
         for session in list(self.sessions.values()):
             following = session.next_hop or session.head
-            if following.replica_id == hop.replica_id and following.address == hop.address:
+            if following.replica_id != hop.replica_id or following.address != hop.address:
+                continue
+            if session.holds:
+                self.recovery.lost_next(session, hop, error, time.time())
+            else:
                 self.fail_session(session, error, hop.stage)
 
     def upstream_lost(self, upstream: int) -> None:
-        """The stream is over: nothing more comes for its sessions."""
+        """The stream is over: nothing more comes for its sessions, unless another replica takes its sender's place."""
         self.upstreams.pop(upstream, None)
         for session in [s for s in self.sessions.values() if s.upstream == upstream]:
-            self._close(session)
+            if session.holds:
+                session.upstream = NO_UPSTREAM
+                self.recovery.hold(session, time.time())
+            else:
+                self._close(session)
+
+    def lose(self, error: StagemeshError) -> None:
+        """This replica leaves: its sessions go on without it where they can, and fail with `error` where not."""
+        for session in list(self.sessions.values()):
+            if session.holds and len(session.open.route) > 1:
+                lost = LostReplica(
+                    stage=self.stage, replica_id=self.replica_id, code=error.grpc_code, message=error.message
+                )
+                self.report(
+                    session.upstream, session_error(session.session, session.epoch, error, self.stage, lost)
+                )
+                self.end_session(session, error.message)
+            else:
+                self.fail_session(session, error, self.stage)
 
     async def close(self) -> None:
         """End every session and link, and the compute thread."""
-        for session in list(self.sessions.values()):
-            self.fail_session(session, Unavailable("the replica is shutting down"), self.stage)
+        self.lose(Unavailable("the replica is shutting down"))
         self.engine.close()
         await asyncio.gather(*(link.close() for link in self._links.values()), return_exceptions=True)

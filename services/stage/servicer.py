@@ -14,6 +14,8 @@ from stagemesh.v1.stage_pb2 import (
     GetNodeStatusRequest,
     NodeStatus,
     OpenSession,
+    RerouteRequest,
+    RerouteResponse,
     RouteHop,
     SessionEvent,
 )
@@ -45,8 +47,17 @@ class StageServicer:
     ) -> AsyncIterator[SessionEvent]:
         """Router -> head: one generation."""
         head = self._head(list(request.route), request.model, request.revision)
-        async for event in head.generate(request):
-            yield event
+        async with aclosing(head.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    async def reroute(self, request: RerouteRequest, context: grpc.aio.ServicerContext) -> RerouteResponse:
+        """Router -> head: a running generation goes on along another route."""
+        hosted = self._hosted(request.route[0].replica_id) if request.route else None
+        if hosted is None or hosted.head is None:
+            raise Unavailable("route: its first replica is not a head on this node")
+        await hosted.head.reroute(request)
+        return RerouteResponse()
 
     async def forward(self, request: ForwardRequest, context: grpc.aio.ServicerContext) -> ForwardResponse:
         """Router -> head: one stateless micro-batch."""
@@ -97,6 +108,9 @@ class StageServicer:
             {
                 "Generate": grpc.unary_stream_rpc_method_handler(
                     self.generate, OpenSession.FromString, SessionEvent.SerializeToString
+                ),
+                "Reroute": grpc.unary_unary_rpc_method_handler(
+                    self.reroute, RerouteRequest.FromString, RerouteResponse.SerializeToString
                 ),
                 "Forward": grpc.unary_unary_rpc_method_handler(
                     self.forward, ForwardRequest.FromString, ForwardResponse.SerializeToString

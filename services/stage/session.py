@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from opentelemetry.context import Context
 
 from stagemesh.errors import StagemeshError
-from stagemesh.v1.stage_pb2 import HopRecord, RouteHop, SessionError, StepOpen
+from stagemesh.v1.stage_pb2 import HopRecord, LostReplica, RouteHop, SessionError, StepOpen
 
 from .history import History
 from .partition.kv import PrefixMissing, SessionKV
@@ -35,6 +35,7 @@ class ReplicaSession:
         passes: how many it took part in.
         traced: hop record and time of queueing (Unix seconds) of the first ones, for their spans.
         untraced: microseconds of the others, by part and of bubbles.
+        held: since when it waits for the replacement of a lost neighbour, Unix seconds; None while all is well.
         next_hop: where its activations go; None on the last stage.
     """
 
@@ -53,11 +54,22 @@ class ReplicaSession:
     passes: int = 0
     traced: list[tuple[HopRecord, float]] = field(default_factory=list)
     untraced: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*PARTS, "bubble"), 0))
+    held: float | None = None
     next_hop: RouteHop | None = field(init=False)
 
     def __post_init__(self) -> None:
-        route = self.open.route
+        self.follow(self.open)
+
+    def follow(self, opening: StepOpen) -> None:
+        """Go by these settings, and along this route, from now on."""
+        self.open = opening
+        route = opening.route
         self.next_hop = route[self.stage + 1] if self.stage + 1 < len(route) else None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is kept for a while when a neighbour is lost."""
+        return self.kv is not None and self.open.hold
 
     def record(self, hop: HopRecord, queued: float) -> None:
         """Keep a pass for the spans; `hop` has its times, `queued` is when it got here, Unix seconds."""
@@ -73,8 +85,10 @@ class ReplicaSession:
         return self.open.route[0]
 
 
-def session_error(session: int, epoch: int, error: StagemeshError, stage: int) -> SessionError:
-    """What the head is told of a session that failed at `stage`."""
+def session_error(
+    session: int, epoch: int, error: StagemeshError, stage: int, lost: LostReplica | None = None
+) -> SessionError:
+    """What the head is told of a session that failed at `stage`, or of which only the part at `lost` is gone."""
     return SessionError(
         session=session,
         epoch=epoch,
@@ -83,4 +97,5 @@ def session_error(session: int, epoch: int, error: StagemeshError, stage: int) -
         stage=stage,
         field=error.field,
         prefix_missing=isinstance(error, PrefixMissing),
+        lost=lost,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
 
 from .kv import KVLayout
 
@@ -54,6 +55,11 @@ class PartCache(Cache):
             return self.seen > 0
 
 
+    def cut(self, position: int) -> bool:
+        """Forget what lies at `position` and after it; False, and nothing is changed, where that cannot be done."""
+        return False
+
+
 class SessionCache(PartCache, DynamicCache):
     """State of some layers, of whatever kind each is.
 
@@ -67,6 +73,18 @@ class SessionCache(PartCache, DynamicCache):
         super().__init__(config=config)
         whole: list[Any] = getattr(self, "layers")  # noqa: B009 (untyped there)
         self.layers = whole[first:end]
+
+    def cut(self, position: int) -> bool:
+        """See `PartCache`; possible where every layer's state is a plain list of positions."""
+        layers: list[Any] = self.layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            return False
+        for layer in layers:
+            if layer.is_initialized and layer.keys.numel():
+                layer.keys = layer.keys[..., :position, :]
+                layer.values = layer.values[..., :position, :]
+        self.seen = position
+        return True
 
 
 def state_bytes(cache: PartCache) -> int:

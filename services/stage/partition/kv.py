@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -52,6 +53,13 @@ class PrefixMissing(ResourceExhausted):
     """A block that the session was to begin with is no longer here."""
 
 
+class OwnState(Protocol):
+    """A session's state in the model library's own cache."""
+
+    def cut(self, position: int) -> bool:
+        """Forget what lies at `position` and after it; False when that cannot be done."""
+
+
 class SessionKV:
     """What one session holds on one partition.
 
@@ -70,7 +78,7 @@ class SessionKV:
         self.blocks = blocks
         self.capacity = capacity
         self.length = length
-        self.own: object | None = None
+        self.own: OwnState | None = None
         self.table = torch.tensor(blocks, dtype=torch.int32)
         first = blocks[0] if blocks else 0
         # First position when the blocks lie side by side, else None.
@@ -177,3 +185,22 @@ class KVPool:
         passes run in the order in which they were queued.
         """
         self.blocks.release(kv.blocks)
+
+
+def rewind(kv: SessionKV, position: int, *, busy: bool) -> bool:
+    """Go back to `position`: what lies there and after it will be written again.
+
+    Args:
+        kv: of a session.
+        position: at most what it has been told of.
+        busy: whether a pass of the session is queued or runs.
+
+    Returns:
+        False when a state of the model library's own kind cannot go back, or not now.
+    """
+    if kv.own is None:
+        kv.length = min(kv.length, position)  # blocks are addressed by position
+        return True
+    if kv.length == position and not busy:
+        return True
+    return not busy and kv.length > position and kv.own.cut(position)

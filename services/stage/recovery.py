@@ -1,0 +1,222 @@
+"""What a replica does when a neighbour of its sessions is lost: hold them, and go on beside its replacement.
+
+1. A replica that loses its next one keeps its sessions, and tells the head through the feedback which replica was
+   lost. One that loses the replica before it keeps them too, and waits. Each holds at most `HOLD_S`.
+2. The router chooses another replica, and the head sends the session's next step in a new epoch, with the new route.
+3. Whoever gets that step goes back to its position, if it was ahead: what was under way in the old epoch is void.
+4. Whose next replica is a new one first replays the journal of what it had sent: steps that only build state. The
+   step itself follows them on the same link.
+5. Behind the new replica everything is as it was: the others find their keys and values up to that position.
+
+A replica without its part of the session is lost for it like one that died, so the same repairs it. Where a journal
+was dropped, or state cannot go back, the session's error sends the router back to its prompt and tokens.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from stagemesh.errors import FailedPrecondition, ResourceExhausted, StagemeshError
+from stagemesh.tensor import TensorView
+from stagemesh.v1.stage_pb2 import (
+    Frame,
+    LostReplica,
+    RouteHop,
+    SessionError,
+    Step,
+    StepKind,
+    StepOpen,
+)
+
+from . import metrics
+from .journal import Journals
+from .link import Link
+from .outgoing import Outgoing
+from .partition.kv import PrefixMissing, rewind
+from .passes import Computed, Work
+from .session import ReplicaSession, session_error
+from .tensors import to_message, to_view
+
+log = logging.getLogger(__name__)
+
+# How long a session is held for a replacement: longer than it takes to start another replica of most partitions.
+HOLD_S = 30.0
+
+
+class StateMissing(FailedPrecondition):
+    """This replica does not have its part of the session."""
+
+
+class Owner(Protocol):
+    """What recovery needs of the replica."""
+
+    replica_id: str
+    stage: int
+    sessions: dict[int, ReplicaSession]
+
+    def open_session(self, step: Step, upstream: int) -> ReplicaSession:
+        """Make a session anew."""
+
+    def end_session(self, session: ReplicaSession, error: str = "") -> None:
+        """Free what it holds."""
+
+    def link_to(self, hop: RouteHop) -> Link:
+        """The link to a replica."""
+
+    def report(self, upstream: int, error: SessionError) -> None:
+        """Send an error towards the head."""
+
+
+class Recovery:
+    """Of the sessions of one replica.
+
+    Args:
+        owner: the replica.
+        model_name: for the metrics.
+        journal_bytes: budget of what is kept of what was sent.
+    """
+
+    def __init__(self, owner: Owner, model_name: str, journal_bytes: int) -> None:
+        self.journals = Journals(journal_bytes)
+        self._owner = owner
+        labels = (model_name, str(owner.stage))
+        self._fenced = metrics.FENCED.labels(*labels)
+        self._rebuilt = metrics.REBUILT.labels(*labels)
+        self._held = metrics.HELD.labels(*labels)
+        self._bytes = metrics.JOURNAL_BYTES.labels(*labels)
+        self._dropped = metrics.JOURNALS_DROPPED.labels(*labels)
+
+    # ---- what is sent ----
+
+    def keep(self, out: Outgoing) -> None:
+        """Remember what is being sent of the sessions that hold."""
+        assert out.tensor is not None
+        sides = out.frame.sides
+        at = 0
+        for session, step in out.steps:
+            count = step.tokens
+            self.journals.add(session.session, step.position, at, count, out.tensor, sides)
+            at += count
+
+    def built(self, work: Work, done: Computed) -> None:
+        """A step that only builds state is computed: it is remembered as if it had been sent."""
+        session, step = work.steps[0]
+        self._rebuilt.inc(step.tokens)
+        if session.next_hop is None or session.ended or session.epoch != step.epoch:
+            return
+        rows = done.activations
+        sides = [to_message(side, name) for name, side in rows.sides.items()]
+        self.journals.add(
+            session.session, step.position, 0, step.tokens, to_view(rows.hidden), sides
+        )
+
+    def fence(self) -> None:
+        """Count something of an older epoch."""
+        self._fenced.inc()
+
+    # ---- a neighbour is lost ----
+
+    def hold(self, session: ReplicaSession, now: float) -> None:
+        """Keep the session until somebody goes on with it."""
+        session.held = session.held or now
+
+    def lost_next(self, session: ReplicaSession, hop: RouteHop, error: StagemeshError, now: float) -> None:
+        """The session's next replica is gone; or the head, seen from the last stage: then another last one may reach it."""
+        self.hold(session, now)
+        replica_id, stage = hop.replica_id, hop.stage
+        if session.next_hop is None:
+            replica_id, stage = self._owner.replica_id, self._owner.stage
+        lost = LostReplica(stage=stage, replica_id=replica_id, code=error.grpc_code, message=error.message)
+        self._owner.report(
+            session.upstream, session_error(session.session, session.epoch, error, stage, lost)
+        )
+
+    def gone(self, step: Step, error: StagemeshError) -> SessionError:
+        """What the head is told when a step cannot run here: the session's end, or the loss of this part only."""
+        lost = None
+        missing = isinstance(error, StateMissing | ResourceExhausted) and not isinstance(error, PrefixMissing)
+        if missing and step.open.resume:
+            lost = LostReplica(
+                stage=self._owner.stage,
+                replica_id=self._owner.replica_id,
+                code=error.grpc_code,
+                message=error.message,
+            )
+        return session_error(step.session, step.epoch, error, self._owner.stage, lost)
+
+    def overdue(self, now: float, close: Callable[[ReplicaSession], None]) -> None:
+        """End sessions that nobody went on with, and read the gauges."""
+        held = [session for session in self._owner.sessions.values() if session.held is not None]
+        for session in held:
+            if session.held is not None and now > session.held + HOLD_S:
+                log.warning("session.abandoned after %.0f s: no replacement came", HOLD_S)
+                close(session)
+        self._held.set(len(held))
+        self._bytes.set(self.journals.used_bytes)
+        self._dropped.inc(self.journals.take_dropped())
+
+    # ---- it goes on ----
+
+    def opened(self, step: Step, session: ReplicaSession | None, upstream: int) -> ReplicaSession:
+        """The session of a step that opens it, or goes on with it in a new epoch.
+
+        Raises:
+            StateMissing: it should be here and is not.
+            FailedPrecondition: the next replica cannot be built again.
+            ResourceExhausted: no KV memory for it.
+        """
+        if not step.open.resume or step.rebuild:
+            return self._owner.open_session(step, upstream)
+        if session is None:
+            if step.position == step.open.reused_tokens:
+                return self._owner.open_session(step, upstream)
+            raise StateMissing("the replica does not have its part of the session")
+        if step.position > session.position:
+            raise StateMissing("the replica has not been told as much of the session")
+        session.upstream = upstream
+        self.resume(session, step.epoch, step.open, step.position)
+        return session
+
+    def resume(self, session: ReplicaSession, epoch: int, opening: StepOpen, position: int) -> None:
+        """Go on at `position` in a new epoch; a next replica that is another one is built first.
+
+        Raises:
+            StateMissing: what is here cannot go back to that position.
+            FailedPrecondition: the next replica cannot be built again.
+        """
+        assert session.kv is not None
+        if not rewind(session.kv, position, busy=session.in_flight > 0):
+            raise StateMissing("the replica's part of the session cannot go back to that position")
+        before = session.next_hop
+        session.follow(opening)
+        session.epoch, session.position = epoch, position
+        session.held = session.history = None
+        self.journals.cut(session.session, position)
+        after = session.next_hop
+        if before is not None and after is not None and after.replica_id != before.replica_id:
+            self._rebuild(session, after, position)
+
+    def _rebuild(self, session: ReplicaSession, hop: RouteHop, position: int) -> None:
+        """Send a new next replica all that the lost one had been sent."""
+        journal = self.journals.get(session.session)
+        if journal is None or journal.end != position:
+            raise FailedPrecondition("what the lost replica had been sent is not kept any more")
+        opening = StepOpen()
+        opening.CopyFrom(session.open)
+        opening.reused_tokens = journal.start
+        link = self._owner.link_to(hop)
+        for at, count, tensor, sides in journal.chunks():
+            step = Step(
+                session=session.session,
+                epoch=session.epoch,
+                kind=StepKind.STEP_KIND_PREFILL,
+                position=at,
+                tokens=count,
+                rebuild=True,
+            )
+            if at == journal.start:
+                step.open.CopyFrom(opening)
+            link.post(Frame(steps=[step], sides=sides), tensor)
+        log.info("session.rebuilding stage=%d replica=%s positions=%d", hop.stage, hop.replica_id, position)
+
+
