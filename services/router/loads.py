@@ -1,17 +1,17 @@
-"""What this router knows of each replica's load. Pure; time comes in as an argument."""
+"""What this router knows of each replica: what runs there, what it reported, how its sessions went.
+
+Pure; time comes in as an argument. All of it comes with what is sent anyway: nobody polls.
+"""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from stagemesh.v1 import stage_pb2
+from stagemesh.v1 import registry_pb2, stage_pb2
 
 from .policies import Candidate
+from .step_times import StepTimes
 
-DECAY_S = 10.0
-"""Time constant with which trust in an unconfirmed step time fades, so that a slow replica is tried again."""
-FRESH_S = 1.0
-"""A queue depth older than this says nothing any more."""
 COOL_DOWN_S = 2.0
 """How long a replica whose connection failed is passed over while there is another."""
 
@@ -20,11 +20,13 @@ COOL_DOWN_S = 2.0
 class _Seen:
     active: int = 0
     routed: int = 0
-    step_ms: float = 0.0
-    step_at: float = float("-inf")
-    queue_depth: int = 0
-    queue_at: float = float("-inf")
-    cool_until: float = float("-inf")
+    times: StepTimes = field(default_factory=StepTimes)
+    others: int = 0
+    others_at: float = -math.inf
+    cool_until: float = -math.inf
+    # Made from the above and the record when asked for, until one of them changes.
+    candidate: Candidate | None = None
+    record: registry_pb2.ReplicaRecord | None = None
 
 
 class Loads:
@@ -42,21 +44,23 @@ class Loads:
             seen = self._of(name)
             seen.active += 1
             seen.routed += 1
+            seen.candidate = None
 
     def end(self, replica_ids: Iterable[str]) -> None:
         """It is over."""
         for name in replica_ids:
-            self._of(name).active -= 1
+            seen = self._of(name)
+            seen.active -= 1
+            seen.candidate = None
 
     def report(self, loads: Iterable[stage_pb2.ReplicaLoad], now: float) -> None:
         """Take loads that came with an answer: a slower step counts at once, a faster one gradually."""
         for load in loads:
             seen = self._of(load.replica_id)
-            seen.queue_depth, seen.queue_at = load.queue_depth, now
-            if load.step_ms > 0 and math.isfinite(load.step_ms):
-                keep = math.exp(-max(now - seen.step_at, 0.0) / DECAY_S) if seen.step_ms else 0.0
-                blended = seen.step_ms * keep + load.step_ms * (1 - keep)
-                seen.step_ms, seen.step_at = max(load.step_ms, blended), now
+            seen.others = max(load.sessions, load.queue_depth) - seen.active
+            seen.others_at = now
+            seen.times.report(load.step_ms, now)
+            seen.candidate = None
 
     def failed(self, replica_id: str, now: float) -> None:
         """Its connection broke: pass it over for a moment."""
@@ -66,12 +70,9 @@ class Loads:
         """Whether it failed a moment ago."""
         return now < self._of(replica_id).cool_until
 
-    def candidate(self, replica_id: str, now: float, *, ready: bool) -> Candidate:
-        """What a policy may know of this replica at this moment."""
-        seen = self._of(replica_id)
-        confidence = math.exp(-max(now - seen.step_at, 0.0) / DECAY_S)
-        queue_depth = seen.queue_depth if now - seen.queue_at < FRESH_S else 0
-        return Candidate(replica_id, ready, seen.active, queue_depth, seen.step_ms, confidence)
+    def candidates(self, replicas: Sequence[registry_pb2.ReplicaRecord]) -> list[Candidate]:
+        """What a policy may know of these ready replicas."""
+        return [self._candidate(each) for each in replicas]
 
     def counts(self, replica_id: str) -> tuple[int, int]:
         """Sessions routed so far, and active now."""
@@ -83,5 +84,28 @@ class Loads:
         for name in [name for name, seen in self._seen.items() if name not in keep and not seen.active]:
             del self._seen[name]
 
+    def _candidate(self, record: registry_pb2.ReplicaRecord) -> Candidate:
+        seen = self._of(record.replica_id)
+        if seen.candidate is None or seen.record is not record:
+            times = seen.times
+            seen.record = record
+            seen.candidate = Candidate(
+                record.replica_id,
+                True,
+                seen.active,
+                max(seen.others, 0),
+                seen.others_at,
+                times.peak_ms,
+                times.peak_at,
+                times.mean_ms,
+                times.doubt,
+                record.canary_ms,
+                record.zone,
+            )
+        return seen.candidate
+
     def _of(self, name: str) -> _Seen:
-        return self._seen.setdefault(name, _Seen())
+        seen = self._seen.get(name)
+        if seen is None:
+            seen = self._seen[name] = _Seen()
+        return seen

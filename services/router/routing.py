@@ -63,8 +63,7 @@ class Routing:
             policy = self._policies.get((spec.name, stage, name))
             if policy is None:
                 policy = self._policies[spec.name, stage, name] = POLICIES[name]()
-            candidates = [self._loads.candidate(each.replica_id, now, ready=True) for each in preferred]
-            chosen = policy.choose(candidates, now, rng).replica_id
+            chosen = policy.choose(self._loads.candidates(preferred), now, rng).replica_id
             address = next(each.address for each in preferred if each.replica_id == chosen)
             route.append(self._hop(stage, chosen, address))
         if not route:

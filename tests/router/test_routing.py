@@ -85,23 +85,3 @@ def test_who_is_to_blame():
     assert blame(route, "the link to stage 7 is broken", "") == ("", {"a", "b"})
     assert blame(route, "something else", "stranger") == ("", {"a", "b"})
     assert route_header(route) == "0=a,1=b"
-
-
-def test_loads_count_fade_and_forget():
-    loads = Loads()
-    loads.begin(["a"])
-    loads.report([stage_pb2.ReplicaLoad(replica_id="a", queue_depth=3, step_ms=100)], 0.0)
-    loads.report([stage_pb2.ReplicaLoad(replica_id="a", queue_depth=4, step_ms=10)], 1.0)
-    seen = loads.candidate("a", 1.0, ready=True)
-    assert (seen.active, seen.queue_depth) == (1, 4)
-    assert 80 < seen.step_ms < 100, "a faster step counts gradually"
-    loads.report([stage_pb2.ReplicaLoad(replica_id="a", queue_depth=0, step_ms=500)], 2.0)
-    assert loads.candidate("a", 2.0, ready=True).step_ms == 500, "a slower one at once"
-    later = loads.candidate("a", 62.0, ready=True)
-    assert later.confidence < 0.01
-    assert later.queue_depth == 0
-    loads.forget(set())
-    assert loads.counts("a") == (1, 1), "it still runs something"
-    loads.end(["a"])
-    loads.forget(set())
-    assert loads.counts("a") == (0, 0)

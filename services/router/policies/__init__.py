@@ -2,15 +2,33 @@
 
 from collections.abc import Callable
 
-from .candidate import Candidate, Policy
+from .candidate import NOTHING_ASKED, Ask, Candidate, Policy
 from .least_loaded import LeastLoaded
 from .p2c_ewma import P2cEwma
+from .prefix_affinity import PrefixAffinity
 from .round_robin import RoundRobin
+from .session_affinity import SessionAffinity
+from .weighted import Weighted
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "round_robin": RoundRobin,
+    "weighted": Weighted,
     "least_loaded": LeastLoaded,
     "p2c_ewma": P2cEwma,
+    "session_affinity": SessionAffinity,
+    "prefix_affinity": PrefixAffinity,
 }
 
-__all__ = ["POLICIES", "Candidate", "LeastLoaded", "P2cEwma", "Policy", "RoundRobin"]
+__all__ = [
+    "NOTHING_ASKED",
+    "POLICIES",
+    "Ask",
+    "Candidate",
+    "LeastLoaded",
+    "P2cEwma",
+    "Policy",
+    "PrefixAffinity",
+    "RoundRobin",
+    "SessionAffinity",
+    "Weighted",
+]

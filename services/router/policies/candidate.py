@@ -1,32 +1,93 @@
-"""What a policy knows of a replica, and what a policy is."""
+"""What a policy knows of a replica and of who asks, and what a policy is."""
 
+import hashlib
+import math
 import random
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
+
+FRESH_S = 1.0
+"""What a replica said of other routers' sessions says nothing any more after this."""
+FADE_S = 10.0
+"""Time constant with which trust in an unconfirmed peak step time fades, so that a slow replica is tried again."""
+UNSURE = 4.0
+"""By what factor a step time may be off of which too little is known.
+
+A pass of many sessions takes longer than a pass of few at the same speed, and on a shared machine a step time
+swings from one second to the next.
+"""
+BLOCK = 16
+"""Tokens of a block; with the digest, the same as the stages' own prefix cache uses."""
+DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A replica that might be chosen.
+    """A replica that might be chosen, as it was known when anything about it last changed.
 
-    `active` counts this router's sessions on it, `queue_depth` the steps that it said were waiting, `step_ms` its
-    peak-sensitive moving average of one pass (0 while unknown), and `confidence` how far that still holds: 1 when
-    just reported, towards 0 as time passes without a word.
+    `active` counts this router's sessions on it; `others` those beyond that it spoke of at `others_at` (seconds).
+    `peak_ms` is the peak-sensitive moving average of a pass, last confirmed at `peak_at`, 0 while unknown.
+    `mean_ms` is the mean over a minute, right within the factor `doubt`; 0 while unknown. `canary_ms` is the pass that
+    was timed before the replica became ready.
     """
 
     replica_id: str
     ready: bool = True
     active: int = 0
-    queue_depth: int = 0
-    step_ms: float = 0.0
-    confidence: float = 1.0
+    others: int = 0
+    others_at: float = -math.inf
+    peak_ms: float = 0.0
+    peak_at: float = -math.inf
+    mean_ms: float = 0.0
+    doubt: float = UNSURE
+    canary_ms: float = 0.0
+    zone: str = ""
+
+    def load(self, now: float) -> int:
+        """Sessions there, this router's and, while that is fresh, those of others."""
+        return self.active + self.others if now - self.others_at < FRESH_S else self.active
+
+    def confidence(self, now: float) -> float:
+        """How far `peak_ms` still holds: 1 when just reported, towards 0 as time passes without a word."""
+        return math.exp(min(self.peak_at - now, 0.0) / FADE_S)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Who asks, as far as a policy may use it.
+
+    `session_key` names what belongs together (a conversation), `token_ids` is the prompt, `zone` limits the choice to
+    replicas there. All may be empty.
+    """
+
+    session_key: str = ""
+    token_ids: Sequence[int] = ()
+    zone: str = ""
+
+    @cached_property
+    def blocks(self) -> tuple[bytes, ...]:
+        """A digest for each full block of the prompt, over every token up to that block's end."""
+        digests: list[bytes] = []
+        before = b""
+        for at in range(0, len(self.token_ids) - BLOCK + 1, BLOCK):
+            block = struct.pack(f"<{BLOCK}I", *self.token_ids[at : at + BLOCK])
+            before = hashlib.blake2b(before + block, digest_size=DIGEST_BYTES).digest()
+            digests.append(before)
+        return tuple(digests)
+
+
+NOTHING_ASKED = Ask()
 
 
 class Policy(Protocol):
-    """Chooses one replica of one stage. An instance belongs to one stage of one model and may keep state."""
+    """Chooses one replica of one stage. An instance belongs to one stage of one model and may keep bounded state."""
 
-    def choose(self, candidates: Sequence[Candidate], now: float, rng: random.Random) -> Candidate:
+    def choose(
+        self, candidates: Sequence[Candidate], now: float, rng: random.Random, ask: Ask = NOTHING_ASKED
+    ) -> Candidate:
         """Return one of the ready candidates; raise `LookupError` when there is none."""
         ...
 

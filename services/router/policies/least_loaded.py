@@ -3,14 +3,17 @@
 import random
 from collections.abc import Sequence
 
-from .candidate import Candidate, only_ready
+from .candidate import NOTHING_ASKED, Ask, Candidate, only_ready
 
 
 class LeastLoaded:
-    """Fewest sessions of this router plus steps waiting; ties are broken at random."""
+    """Fewest sessions, this router's and those it heard of; ties are broken at random."""
 
-    def choose(self, candidates: Sequence[Candidate], now: float, rng: random.Random) -> Candidate:
+    def choose(
+        self, candidates: Sequence[Candidate], now: float, rng: random.Random, ask: Ask = NOTHING_ASKED
+    ) -> Candidate:
         """One of those with the smallest load."""
         ready = only_ready(candidates)
-        least = min(each.active + each.queue_depth for each in ready)
-        return rng.choice([each for each in ready if each.active + each.queue_depth == least])
+        loads = [each.load(now) for each in ready]
+        least = min(loads)
+        return rng.choice([each for each, load in zip(ready, loads, strict=True) if load == least])

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from .candidate import Candidate, only_ready
+from .candidate import NOTHING_ASKED, Ask, Candidate, only_ready
 
 
 class RoundRobin:
@@ -16,9 +16,12 @@ class RoundRobin:
         self._last_turn: dict[str, int] = {}
         self._turn = 0
 
-    def choose(self, candidates: Sequence[Candidate], now: float, rng: random.Random) -> Candidate:
+    def choose(
+        self, candidates: Sequence[Candidate], now: float, rng: random.Random, ask: Ask = NOTHING_ASKED
+    ) -> Candidate:
         """The next in turn; one never seen before comes first."""
-        chosen = min(only_ready(candidates), key=lambda each: self._last_turn.get(each.replica_id, -1))
+        last = self._last_turn.get
+        chosen = min(only_ready(candidates), key=lambda each: last(each.replica_id, -1))
         self._turn += 1
         self._last_turn[chosen.replica_id] = self._turn
         if len(self._last_turn) > 4 * len(candidates) + 16:
