@@ -114,12 +114,13 @@ async def main() -> None:
 
 
 async def _drain(core: RouterCore, grace_s: float) -> None:
-    """Let running requests finish; what is left after the grace is cancelled by closing the doors."""
+    """Let running requests finish; what is left after the grace is told to go on elsewhere, and the doors close."""
     try:
         async with asyncio.timeout(grace_s):
             await core.drained()
     except TimeoutError:
         print(f"router: {core!r} after {grace_s:g} s of draining, closing", file=sys.stderr)
+        core.hand_over.begin()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -29,11 +29,10 @@ class Choices:
         return f"Choices({len(self._generations)}, prompt_computed={self._prompt_computed.is_set()})"
 
     async def run(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        """Responses with their answer's index; the first error of any ends them all."""
+        """Responses, which say of which answer they are; the first error of any ends them all."""
         pump = Pump([self._one(index) for index in range(len(self._generations))])
         try:
-            async for index, response in pump:
-                response.index = index
+            async for _, response in pump:
                 yield response
         finally:
             await pump.close()

@@ -33,6 +33,10 @@ class RouterConfig(ServiceConfig):
     api_keys: Path | None = Field(
         None, description="YAML file of API key to tenant; without it nobody needs a key"
     )
+    resume_key: Path | None = Field(
+        None,
+        description="file with the key, shared by all routers, that resume tokens of streams are signed with",
+    )
     max_message_bytes: int = Field(
         64 * 2**20, ge=2**16, le=2**30, description="largest gRPC message, in bytes"
     )

@@ -26,6 +26,7 @@ from .config import RouterConfig
 from .context import RequestContext, asked_timeout
 from .dispatch import Dispatch
 from .generate import Generation
+from .hand_over import HandOver
 from .infer import Inference
 from .loads import Loads
 from .membership import Membership
@@ -34,6 +35,7 @@ from .observe import Observed
 from .prepare import Plan, prepare, tokenise_batch
 from .priority import HEADER as PRIORITY_HEADER
 from .priority import asked_priority
+from .resume import ResumeTokens, load_resume_key
 from .routing import Routing
 from .status import mesh_status
 from .telemetry import Telemetry
@@ -68,6 +70,8 @@ class RouterCore:
         self.membership = Membership(grace_s=config.lease_ttl_s)
         self.loads = Loads()
         self.channels = Channels(config.max_message_bytes)
+        self.hand_over = HandOver()
+        self._resume_tokens = ResumeTokens(load_resume_key(config.resume_key) if config.resume_key else b"")
         self._rng = random.Random() if rng is None else rng
         self._max_output_bytes = config.max_message_bytes - 2**16
         self._gate = AdmissionGate(Admission(max_active=config.max_sessions, max_waiting=config.max_waiting))
@@ -244,7 +248,13 @@ class RouterCore:
         with self.telemetry.span("router.tokenize"):
             text = await self._text(spec, ctx)
             return await prepare(
-                request, spec, text, ctx.tenant, self._rng, default_max_tokens=self.config.max_tokens
+                request,
+                spec,
+                text,
+                ctx.tenant,
+                self._rng,
+                default_max_tokens=self.config.max_tokens,
+                resume_tokens=self._resume_tokens,
             )
 
     def _inference(

@@ -1,7 +1,7 @@
 """The story of one generation, from an admitted request to the last chunk."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from opentelemetry import trace
@@ -14,13 +14,16 @@ from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
 from .prepare import Plan
 from .telemetry import Telemetry
-from .text import StopStrings
 
+UNSPECIFIED = inference_pb2.CACHE_STATUS_UNSPECIFIED
 FINISH = {stage_pb2.FINISH_REASON_STOP: "stop", stage_pb2.FINISH_REASON_LENGTH: "length"}
 
 
 class Generation:
-    """One generation: cache, route, tokens to text, stop strings, cache again."""
+    """One generation: cache, route, tokens to text, stop strings, cache again.
+
+    `completion_tokens` are those generated here; what an answer had before its stream broke is in its usage only.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,8 @@ class Generation:
         self.plan = plan
         self.completion_tokens = 0
         self.finish_reason = ""
-        self.cache_status: int = BYPASS
+        # Of an answer that goes on, the first chunk before the break said it.
+        self.cache_status: int = BYPASS if plan.so_far is None else UNSPECIFIED
         self._ctx = ctx
         self._span = span
         self._session = session
@@ -79,24 +83,20 @@ class Generation:
     async def _stream(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Tokens from the mesh as chunks of final text; ends early when a stop string completes."""
         plan = self.plan
-        detokenizer, stops = plan.text.detokenizer(), StopStrings(plan.stop)
-        ends = frozenset(plan.stop_token_ids)
+        answer = plan.answer_text()
+        if plan.so_far is not None:
+            field = f"resume.answers[{plan.index}]"
+            text, finish = answer.resume(plan.so_far.token_ids, plan.so_far.characters, field)
+            if finish:
+                yield self._chunk(text, [], finish, [], [])
+                return
         async with aclosing(
             self._dispatch.generate(plan.spec, self._ctx, self._span, self._opening)
         ) as events:
             async for route, event in events:
-                finish = FINISH.get(event.finish_reason, "")
-                ids = [token.id for token in event.tokens]
-                if finish == "stop" and ids and ids[-1] in ends:
-                    ids.pop()  # it ends the text and is no part of it
-                early = max(0, plan.min_tokens - self.completion_tokens)
-                text = detokenizer.push(ids[:early])  # nothing ends an answer here
-                piece, stopped = stops.push(detokenizer.push(ids[early:]))
-                text += piece
-                if finish and not stopped:
-                    rest, stopped = stops.push(detokenizer.flush())
-                    text += rest + ("" if stopped else stops.flush())
-                finish = "stop" if stopped else finish
+                text, finish = answer.push(
+                    [token.id for token in event.tokens], FINISH.get(event.finish_reason, "")
+                )
                 if plan.sampling.logprobs > plan.alternatives:
                     for token in event.tokens:
                         token.ClearField("alternatives")
@@ -115,17 +115,21 @@ class Generation:
         self.completion_tokens += len(tokens)
         self.finish_reason = finish
         response = inference_pb2.GenerateResponse(
-            text=text, tokens=tokens, finish_reason=finish, timings=timings
+            text=text, tokens=tokens, finish_reason=finish, timings=timings, index=self.plan.index
         )
         if self._first:
             self._first = False
             response.request_id = self._ctx.request_id
+            response.resume_token = self.plan.resume_token
             response.cache = self.cache_status  # type: ignore[assignment]
             response.route.extend(route)
-            self._telemetry.first_token.labels(self.plan.spec.name).observe(time.monotonic() - self._started)
+            if self.plan.so_far is None:
+                self._telemetry.first_token.labels(self.plan.spec.name).observe(
+                    time.monotonic() - self._started
+                )
         if finish:
             response.usage.prompt_tokens = len(self.plan.token_ids)
-            response.usage.completion_tokens = self.completion_tokens
+            response.usage.completion_tokens = len(self._before()) + self.completion_tokens
         return response
 
     def _replay(self, kept: cache_pb2.CachedGeneration) -> list[inference_pb2.GenerateResponse]:
@@ -141,16 +145,20 @@ class Generation:
             responses.append(self._chunk(chunk.text, tokens, finish, [], []))
         return responses or [self._chunk("", [], kept.finish_reason, [], [])]
 
+    def _before(self) -> Sequence[int]:
+        """Tokens from before a break."""
+        return self.plan.so_far.token_ids if self.plan.so_far is not None else ()
+
     def _opening(self, route: Route, tokens: list[int], epoch: int) -> stage_pb2.OpenSession:
-        """The session for a route, which has these tokens already."""
-        plan = self.plan
+        """The session for a route, which has these tokens already, after those from before a break."""
+        plan, before = self.plan, self._before()
         return stage_pb2.OpenSession(
             session=self._session,
             epoch=epoch,
             model=plan.spec.name,
             revision=plan.spec.revision,
             route=route,
-            token_ids=[*plan.token_ids, *tokens] if tokens else plan.token_ids,
+            token_ids=[*plan.token_ids, *before, *tokens] if before or tokens else plan.token_ids,
             prompt_tokens=len(plan.token_ids),
             max_tokens=plan.max_tokens,
             sampling=plan.sampling,

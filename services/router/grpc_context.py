@@ -19,7 +19,10 @@ def open_context(core: RouterCore, rpc: grpc.aio.ServicerContext) -> RequestCont
     }
     left = rpc.time_remaining()
     # Without a deadline gRPC says None or a number of years.
-    return core.context(metadata, None if left is None or left > 10**7 else left)
+    ctx = core.context(metadata, None if left is None or left > 10**7 else left)
+    # Also with an error: it tells one that the router gave from a connection that broke.
+    rpc.set_trailing_metadata((("x-request-id", ctx.request_id),))
+    return ctx
 
 
 def answered(

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from stagemesh.v1 import inference_pb2, registry_pb2, stage_pb2
 
+from .answer_text import AnswerText
 from .cache_key import generation_key
+from .resume import Drawn, ResumeTokens, answers_so_far, check_same, content_digest
 from .text import ModelText
 from .validate import check_length, check_min_tokens, check_token_ids
 
@@ -22,7 +24,8 @@ class Plan:
     """One answer, ready to be looked up or dispatched.
 
     `alternatives` is how many the caller wants per token: 0 with log probabilities on still gives each chosen
-    token's own. `key` is None when the generation must not touch the cache.
+    token's own. `key` is None when the generation must not touch the cache. `index` says which of the request's
+    answers it is; `so_far` is what had arrived of it when a stream broke with which this request goes on, else None.
     """
 
     spec: registry_pb2.ModelSpec
@@ -37,6 +40,19 @@ class Plan:
     key: bytes | None
     lookup: bool
     store: bool
+    index: int = 0
+    resume_token: bytes = b""
+    so_far: inference_pb2.AnswerSoFar | None = None
+
+    def answer_text(self) -> AnswerText:
+        """What turns the answer's tokens to text."""
+        return AnswerText(
+            self.text,
+            self.stop,
+            self.stop_token_ids,
+            min_tokens=self.min_tokens,
+            max_tokens=self.max_tokens,
+        )
 
 
 async def prepare(
@@ -47,29 +63,45 @@ async def prepare(
     rng: random.Random,
     *,
     default_max_tokens: int,
+    resume_tokens: ResumeTokens,
 ) -> list[Plan]:
-    """Tokenise and decide; a plan for each answer asked for.
+    """Tokenise and decide; a plan for each answer asked for, but for those that are finished already.
 
-    Raises `OutOfRange` or `InvalidArgument` when the prompt does not fit.
+    Raises `OutOfRange` or `InvalidArgument` when the prompt does not fit; for a request that goes on with a broken
+    stream also what `resume.ResumeTokens.read` says.
     """
+    drawn = resume_tokens.read(request.resume.token, spec, tenant) if request.HasField("resume") else None
     token_ids = await tokenise(request, text)
     check_token_ids(token_ids, spec, "prompt")
     asked = request.max_tokens if request.HasField("max_tokens") else None
+    if asked is None and drawn is not None:
+        asked = drawn.max_tokens
     max_tokens = check_length(len(token_ids), asked, spec, default=default_max_tokens)
     min_tokens = request.min_tokens
     check_min_tokens(min_tokens, max_tokens)
-    sampling = sampling_of(request, rng)
+    sampling = sampling_of(request, rng, drawn)
     stop_token_ids = sorted({*request.stop_token_ids, *(() if request.ignore_eos else text.eos_ids)})
     if min_tokens:
         sampling.held_ids.extend(stop_token_ids)
         sampling.held_before = len(token_ids) + min_tokens
+    n = request.n or 1
+    numbers = (n, max_tokens, min_tokens, request.logprobs)
+    content = content_digest(spec.name, token_ids, sampling, request.stop, stop_token_ids, numbers)
+    so_far: list[inference_pb2.AnswerSoFar] = []
+    if drawn is not None:
+        check_same(drawn, content)
+        so_far = answers_so_far(request.resume, n, max_tokens, spec)
+    token = resume_tokens.issue(spec, tenant, seed=sampling.seed, max_tokens=max_tokens, content=content)
     plans = []
-    for index in range(request.n or 1):
+    for index in range(n):
+        if so_far and so_far[index].finished:
+            continue
         own = stage_pb2.Sampling()
         own.CopyFrom(sampling)
         own.seed = seed_of(sampling.seed, index)
         key = None
-        if spec.cache and is_deterministic(request):
+        # What a caller says had arrived is no answer to give to others.
+        if spec.cache and is_deterministic(request) and not so_far:
             key = generation_key(
                 spec,
                 tenant,
@@ -94,6 +126,9 @@ async def prepare(
                 key=key,
                 lookup=key is not None and not request.cache_no_lookup,
                 store=key is not None and not request.cache_no_store,
+                index=index,
+                resume_token=token,
+                so_far=so_far[index] if so_far else None,
             )
         )
     return plans
@@ -124,15 +159,23 @@ async def tokenise_batch(texts: Sequence[str], text: ModelText) -> list[list[int
     return await asyncio.to_thread(text.encode_batch, texts)
 
 
-def sampling_of(request: inference_pb2.GenerateRequest, rng: random.Random) -> stage_pb2.Sampling:
-    """Sampling with defaults filled in: temperature 1, filters off, a seed drawn from `rng`."""
+def sampling_of(
+    request: inference_pb2.GenerateRequest, rng: random.Random, drawn: Drawn | None = None
+) -> stage_pb2.Sampling:
+    """Sampling with defaults filled in: temperature 1, filters off, a seed drawn before or now from `rng`."""
+    if request.HasField("seed"):
+        seed = request.seed
+    elif drawn is not None:
+        seed = drawn.seed
+    else:
+        seed = rng.getrandbits(63)
     top_p = request.top_p if request.HasField("top_p") else 0.0
     return stage_pb2.Sampling(
         temperature=request.temperature if request.HasField("temperature") else 1.0,
         top_k=request.top_k if request.HasField("top_k") else 0,
         top_p=0.0 if top_p == 1.0 else top_p,
         min_p=request.min_p if request.HasField("min_p") else 0.0,
-        seed=request.seed if request.HasField("seed") else rng.getrandbits(63),
+        seed=seed,
         logprobs=max(request.logprobs, 1) if request.HasField("logprobs") else 0,
         repetition_penalty=0.0 if request.repetition_penalty == 1.0 else request.repetition_penalty,
         frequency_penalty=request.frequency_penalty,

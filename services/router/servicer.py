@@ -1,6 +1,5 @@
 """`stagemesh.v1.InferenceService`: the core, over gRPC. Errors are translated by the server's interceptor."""
 
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import grpc.aio
@@ -17,25 +16,28 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, core: RouterCore) -> None:
         self._core = core
 
-    async def Generate(
-        self, request: inference_pb2.GenerateRequest, rpc: grpc.aio.ServicerContext
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async def Generate(self, request: inference_pb2.GenerateRequest, rpc: grpc.aio.ServicerContext) -> None:
         """Stream a generation."""
         ctx = open_context(self._core, rpc)
         first = True
-        async with aclosing(self._core.generate(request, ctx)) as responses:
+        # Written from here: a scope that is left cancels what waits, and that may be a write.
+        async with (
+            self._core.hand_over.scope(),
+            aclosing(self._core.generate(request, ctx)) as responses,
+        ):
             async for response in responses:
                 if first:
                     answered(rpc, ctx, response.cache, response.route)
                     first = False
-                yield response
+                await rpc.write(response)
 
     async def Infer(
         self, request: inference_pb2.InferRequest, rpc: grpc.aio.ServicerContext
     ) -> inference_pb2.InferResponse:
         """Stateless inference on tensors."""
         ctx = open_context(self._core, rpc)
-        response = await self._core.infer(request, ctx)
+        async with self._core.hand_over.scope():
+            response = await self._core.infer(request, ctx)
         answered(rpc, ctx, response.cache, response.route)
         return response
 
@@ -44,7 +46,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.EmbedResponse:
         """Texts to vectors."""
         ctx = open_context(self._core, rpc)
-        response = await self._core.embed(request, ctx)
+        async with self._core.hand_over.scope():
+            response = await self._core.embed(request, ctx)
         answered(rpc, ctx, response.cache, response.route)
         return response
 
