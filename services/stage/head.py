@@ -398,6 +398,8 @@ class Head:
         own = session.own
         if len(request.route) != len(own.open.route) or request.route[0] != own.head:
             raise InvalidArgument("route: it does not begin at this replica", field="route")
+        if not 0 < request.stage < len(request.route):
+            raise InvalidArgument("stage: not one behind this replica", field="stage")
         epoch = 2 * request.epoch
         if epoch <= own.epoch:
             raise InvalidArgument("epoch: it is not newer than the session's", field="epoch")
@@ -405,7 +407,7 @@ class Head:
         open_.CopyFrom(own.open)
         del open_.route[:], open_.prompt_token_ids[:], open_.generated_token_ids[:]
         open_.route.extend(request.route)
-        open_.resume = True
+        open_.resume, open_.rebuilt_stage = True, request.stage
         tell_history(open_, session.token_ids, session.prompt_tokens)
         self._schedule.remove(own.session)
         self._replica.recovery.resume(own, epoch, open_, session.acknowledged)

@@ -2,122 +2,79 @@
 
 For every position of a session the activations that crossed the boundary, in the bytes in which they crossed it. A
 position costs a row: of a Llama with 8 B parameters 8 KiB, about a quarter of what its keys and values take on a stage
-of eight layers.
+of eight layers. Full blocks of a prompt lie in a table by their digest, like KV blocks do: a session that begins
+with positions that an earlier one left has sent nothing of them, and still has them here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from stagemesh.tensor import TensorView
 from stagemesh.v1.tensor_pb2 import Tensor
 
+from .partition.blocks import BLOCK
+
 # Rows of a frame when a journal is replayed.
 CHUNK = 512
 
 
-@dataclass(slots=True)
-class _Rows:
-    """Rows of one tensor, one after the other."""
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a row of a tensor is."""
 
     dtype: str
     shape: tuple[int, ...]
     row_bytes: int
-    data: bytearray = field(default_factory=bytearray)
 
 
-class Journal:
-    """Of one session.
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Rows of one full block of a prompt, by tensor, and the sessions that need it."""
 
-    Attributes:
-        start: the first position in it; what lies before was there already.
-        end: one past the last.
-    """
-
-    __slots__ = ("_hidden", "_sides", "end", "start")
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-        self.end = start
-        self._hidden: _Rows | None = None
-        self._sides: dict[str, _Rows] = {}
-
-    def __repr__(self) -> str:
-        return f"<Journal {self.start}..{self.end} {self.nbytes} bytes>"
+    rows: dict[str, bytes]
+    holders: int = 0
 
     @property
     def nbytes(self) -> int:
-        """What it holds."""
-        hidden = len(self._hidden.data) if self._hidden is not None else 0
-        return hidden + sum(len(rows.data) for rows in self._sides.values())
-
-    def add(self, first: int, count: int, tensor: TensorView, sides: Iterable[Tensor]) -> int:
-        """Take the next positions.
-
-        Args:
-            first: their first row in `tensor`.
-            count: how many.
-            tensor: activations, `[rows, ...]`.
-            sides: what crossed with them, `[rows, ...]` each.
-
-        Returns:
-            Bytes that it grew by.
-        """
-        if self._hidden is None:
-            self._hidden = _rows_like(tensor.dtype, tensor.shape, tensor.data.nbytes)
-        added = count * self._hidden.row_bytes
-        at = first * self._hidden.row_bytes
-        self._hidden.data += tensor.data[at : at + added]
-        for side in sides:
-            rows = self._sides.get(side.name)
-            if rows is None:
-                rows = self._sides[side.name] = _rows_like(side.dtype, side.shape, len(side.data))
-            rows.data += side.data[first * rows.row_bytes : (first + count) * rows.row_bytes]
-            added += count * rows.row_bytes
-        self.end += count
-        return added
-
-    def cut(self, end: int) -> None:
-        """Forget what lies at `end` and after it."""
-        keep = max(end - self.start, 0)
-        if self.start + keep >= self.end:
-            return
-        for rows in (self._hidden, *self._sides.values()):
-            if rows is not None:
-                del rows.data[keep * rows.row_bytes :]
-        self.end = self.start + keep
-
-    def chunks(self) -> Iterator[tuple[int, int, TensorView, list[Tensor]]]:
-        """All of it, as frames take it: position, count, activations, and sides. A copy: the journal may grow meanwhile."""
-        hidden = self._hidden
-        if hidden is None:
-            return
-        whole = memoryview(bytes(hidden.data))
-        for position in range(self.start, self.end, CHUNK):
-            first = position - self.start
-            count = min(CHUNK, self.end - position)
-            part = whole[first * hidden.row_bytes : (first + count) * hidden.row_bytes]
-            sides = [
-                Tensor(
-                    name=name,
-                    dtype=rows.dtype,
-                    shape=(count, *rows.shape),
-                    data=bytes(rows.data[first * rows.row_bytes : (first + count) * rows.row_bytes]),
-                )
-                for name, rows in self._sides.items()
-            ]
-            yield position, count, TensorView(hidden.dtype, (count, *hidden.shape), part), sides
+        return sum(map(len, self.rows.values()))
 
 
-def _rows_like(dtype: str, shape: Iterable[int], nbytes: int) -> _Rows:
-    rows, *rest = shape
-    return _Rows(dtype, tuple(rest), nbytes // rows)
+@dataclass(slots=True, eq=False)
+class Journal:
+    """Of one session: blocks of its prompt from `start` on, then rows of its own.
+
+    Attributes:
+        start: the first position in it.
+        end: one past the last.
+    """
+
+    start: int
+    prompt: Sequence[bytes]
+    end: int = 0
+    shared: list[bytes] = field(default_factory=list)
+    blocks: list[_Block] = field(default_factory=list)
+    rows: dict[str, bytearray] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Journal {self.start}..{self.end} shared={len(self.blocks)} own={self.own_bytes}>"
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes that no other session shares."""
+        return sum(map(len, self.rows.values()))
+
+    @property
+    def own_start(self) -> int:
+        """The first position after the blocks."""
+        return self.start + BLOCK * len(self.blocks)
 
 
 class Journals:
     """Those of one replica, within a budget of bytes.
 
     A session that would grow beyond the budget loses its journal: part of one is worth nothing, and dropping another
-    one's would only move the loss. What it held is room for the others.
+    one's would only move the loss. Blocks that no session needs go first.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -126,15 +83,41 @@ class Journals:
         self.dropped = 0
         self._told = 0
         self._of: dict[int, Journal] = {}
+        self._blocks: dict[bytes, _Block] = {}
+        # Blocks without a holder, the longest unused first.
+        self._unused: OrderedDict[bytes, None] = OrderedDict()
+        # The same for all sessions of a replica: activations have the empty name.
+        self._layouts: dict[str, _Layout] = {}
 
     def __repr__(self) -> str:
-        return f"<Journals {len(self._of)} of {self.used_bytes}/{self.budget_bytes} bytes, dropped={self.dropped}>"
+        return (
+            f"<Journals {len(self._of)} blocks={len(self._blocks)} "
+            f"{self.used_bytes}/{self.budget_bytes} bytes dropped={self.dropped}>"
+        )
 
-    def open(self, session: int, start: int) -> None:
-        """Begin the journal of a session at a position, in place of an older one."""
+    @property
+    def sessions(self) -> int:
+        """Sessions with a journal."""
+        return len(self._of)
+
+    def open(self, session: int, prompt: Sequence[bytes] = (), reused: int = 0) -> None:
+        """Begin the journal of a session, in place of an older one.
+
+        Args:
+            session: its id.
+            prompt: digests of the full blocks of its prompt.
+            reused: positions at the start that it will not send, whole blocks.
+        """
         self.forget(session)
-        if self.budget_bytes:
-            self._of[session] = Journal(start)
+        if not self.budget_bytes:
+            return
+        known = list(prompt[: reused // BLOCK])
+        if len(known) * BLOCK != reused or any(digest not in self._blocks for digest in known):
+            self._of[session] = Journal(reused, prompt, reused)
+            return
+        journal = self._of[session] = Journal(0, prompt, reused)
+        for digest in known:
+            self._share(journal, digest, self._blocks[digest])
 
     def get(self, session: int) -> Journal | None:
         """None when it was dropped, or never begun."""
@@ -143,7 +126,16 @@ class Journals:
     def add(
         self, session: int, position: int, first: int, count: int, tensor: TensorView, sides: Iterable[Tensor]
     ) -> None:
-        """Take what was sent of a session; see `Journal.add`. Positions that it has already are replaced."""
+        """Take what is sent of a session.
+
+        Args:
+            session: its id; unknown ones are ignored.
+            position: of the first row. What was kept from there on is replaced.
+            first: where its rows begin in the tensors.
+            count: how many.
+            tensor: activations, `[rows, ...]`.
+            sides: what crosses with them, `[rows, ...]` each.
+        """
         journal = self._of.get(session)
         if journal is None:
             return
@@ -151,27 +143,139 @@ class Journals:
             self.cut(session, position)
         if position != journal.end:
             return self._drop(session)
-        self.used_bytes += journal.add(first, count, tensor, sides)
-        if self.used_bytes > self.budget_bytes:
-            self._drop(session)
+        self._append(journal, "", tensor.dtype, tensor.shape, tensor.data, first, count)
+        for side in sides:
+            self._append(journal, side.name, side.dtype, side.shape, side.data, first, count)
+        journal.end += count
+        if journal.own_start < BLOCK * len(journal.prompt):
+            self._publish(journal)
+        self._fit(session)
 
     def cut(self, session: int, end: int) -> None:
         """The session goes on at `end`: what lies there and after it will be sent again."""
-        if journal := self._of.get(session):
-            before = journal.nbytes
-            journal.cut(end)
-            self.used_bytes -= before - journal.nbytes
+        journal = self._of.get(session)
+        if journal is None or end >= journal.end:
+            return
+        end = max(end, journal.start)
+        kept = None
+        while journal.own_start > end:
+            kept = journal.blocks[-1]
+            self._give_back(journal)
+        if kept is not None:  # of the block that `end` lies in only the beginning
+            self.used_bytes -= journal.own_bytes
+            journal.rows = {name: bytearray(rows) for name, rows in kept.rows.items()}
+            self.used_bytes += journal.own_bytes
+        for name, rows in journal.rows.items():
+            size = (end - journal.own_start) * self._layouts[name].row_bytes
+            self.used_bytes -= len(rows) - size
+            del rows[size:]
+        journal.end = end
+
+    def chunks(self, session: int) -> Iterator[tuple[int, int, TensorView, list[Tensor]]]:
+        """All of a journal as frames take it: position, count, activations and sides. A copy: it may grow meanwhile."""
+        journal = self._of[session]
+        whole = {
+            name: memoryview(b"".join([*(block.rows[name] for block in journal.blocks), rows]))
+            for name, rows in journal.rows.items()
+        }
+        start, end = journal.start, journal.end
+        for position in range(start, end, CHUNK):
+            first, count = position - start, min(CHUNK, end - position)
+            parts = {
+                name: data[first * layout.row_bytes : (first + count) * layout.row_bytes]
+                for name, data in whole.items()
+                for layout in [self._layouts[name]]
+            }
+            hidden = self._layouts[""]
+            sides = [
+                Tensor(name=name, dtype=layout.dtype, shape=(count, *layout.shape), data=bytes(parts[name]))
+                for name, layout in self._layouts.items()
+                if name and name in parts
+            ]
+            yield position, count, TensorView(hidden.dtype, (count, *hidden.shape), parts[""]), sides
 
     def forget(self, session: int) -> None:
-        """The session is over."""
-        if journal := self._of.pop(session, None):
-            self.used_bytes -= journal.nbytes
+        """The session is over; blocks of its prompt stay while there is room."""
+        journal = self._of.pop(session, None)
+        if journal is not None:
+            self.used_bytes -= journal.own_bytes
+            while journal.blocks:
+                self._give_back(journal)
 
     def take_dropped(self) -> int:
         """How many were dropped since this was last asked."""
         dropped, self._told = self.dropped - self._told, self.dropped
         return dropped
 
+    def _append(
+        self,
+        journal: Journal,
+        name: str,
+        dtype: str,
+        shape: Sequence[int],
+        data: bytes | memoryview,
+        first: int,
+        count: int,
+    ) -> None:
+        layout = self._layouts.get(name)
+        if layout is None:
+            layout = self._layouts[name] = _Layout(dtype, tuple(shape[1:]), len(data) // shape[0])
+        rows = journal.rows.get(name)
+        if rows is None:
+            rows = journal.rows[name] = bytearray()
+        rows += data[first * layout.row_bytes : (first + count) * layout.row_bytes]
+        self.used_bytes += count * layout.row_bytes
+
+    def _publish(self, journal: Journal) -> None:
+        """Move the prompt's blocks that are full by now into the table."""
+        taken = 0
+        while (index := journal.own_start // BLOCK) < len(journal.prompt):
+            if journal.own_start % BLOCK or journal.own_start + BLOCK > journal.end:
+                break
+            digest = journal.prompt[index]
+            block = self._blocks.get(digest)
+            if block is None:
+                block = self._blocks[digest] = _Block(
+                    {name: bytes(self._part(name, rows, taken)) for name, rows in journal.rows.items()}
+                )
+                self.used_bytes += block.nbytes
+            taken += 1
+            self._share(journal, digest, block)
+        for name, rows in journal.rows.items() if taken else ():
+            size = taken * BLOCK * self._layouts[name].row_bytes
+            self.used_bytes -= size
+            del rows[:size]
+
+    def _part(self, name: str, rows: bytearray, index: int) -> bytearray:
+        size = BLOCK * self._layouts[name].row_bytes
+        return rows[index * size : (index + 1) * size]
+
+    def _share(self, journal: Journal, digest: bytes, block: _Block) -> None:
+        journal.shared.append(digest)
+        journal.blocks.append(block)
+        block.holders += 1
+        self._unused.pop(digest, None)
+        for name in block.rows:
+            journal.rows.setdefault(name, bytearray())
+
+    def _give_back(self, journal: Journal) -> None:
+        digest, block = journal.shared.pop(), journal.blocks.pop()
+        block.holders -= 1
+        if not block.holders:
+            self._unused[digest] = None
+
+    def _fit(self, session: int) -> None:
+        self._evict()
+        if self.used_bytes > self.budget_bytes:
+            self._drop(session)
+            self._evict()
+
+    def _evict(self) -> None:
+        while self.used_bytes > self.budget_bytes and self._unused:
+            digest, _ = self._unused.popitem(last=False)
+            self.used_bytes -= self._blocks.pop(digest).nbytes
+
     def _drop(self, session: int) -> None:
-        self.forget(session)
-        self.dropped += 1
+        if session in self._of:
+            self.forget(session)
+            self.dropped += 1

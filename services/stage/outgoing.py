@@ -34,7 +34,9 @@ def outgoing(model: Partition, work: Work, done: Computed) -> list[Outgoing]:
         if session.ended or session.epoch != step.epoch:
             return []
         assert session.next_hop is not None, "only the last partition has no next hop"
-        return [_onward(work, session.next_hop, done.activations, work.frame or Frame(steps=[step]), work.steps)]
+        return [
+            _onward(work, session.next_hop, done.activations, work.frame or Frame(steps=[step]), work.steps)
+        ]
     groups: dict[str, tuple[RouteHop, list[int]]] = {}
     for index, (session, step) in enumerate(work.steps):
         hop = session.next_hop

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from stagemesh.errors import FailedPrecondition, ResourceExhausted, StagemeshError
-from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import (
     Frame,
     LostReplica,
@@ -106,9 +105,7 @@ class Recovery:
             return
         rows = done.activations
         sides = [to_message(side, name) for name, side in rows.sides.items()]
-        self.journals.add(
-            session.session, step.position, 0, step.tokens, to_view(rows.hidden), sides
-        )
+        self.journals.add(session.session, step.position, 0, step.tokens, to_view(rows.hidden), sides)
 
     def fence(self) -> None:
         """Count something of an older epoch."""
@@ -185,27 +182,28 @@ class Recovery:
             FailedPrecondition: the next replica cannot be built again.
         """
         assert session.kv is not None
+        rebuilds = opening.rebuilt_stage == session.stage + 1
+        journal = self.journals.get(session.session)
+        if rebuilds and (journal is None or journal.end < position):
+            raise FailedPrecondition("what the lost replica had been sent is not kept any more")
         if not rewind(session.kv, position, busy=session.in_flight > 0):
             raise StateMissing("the replica's part of the session cannot go back to that position")
-        before = session.next_hop
         session.follow(opening)
         session.epoch, session.position = epoch, position
         session.held = session.history = None
         self.journals.cut(session.session, position)
-        after = session.next_hop
-        if before is not None and after is not None and after.replica_id != before.replica_id:
-            self._rebuild(session, after, position)
+        if rebuilds and session.next_hop is not None:
+            self._rebuild(session, session.next_hop)
 
-    def _rebuild(self, session: ReplicaSession, hop: RouteHop, position: int) -> None:
-        """Send a new next replica all that the lost one had been sent."""
+    def _rebuild(self, session: ReplicaSession, hop: RouteHop) -> None:
+        """Send the next replica all that the lost one had been sent."""
         journal = self.journals.get(session.session)
-        if journal is None or journal.end != position:
-            raise FailedPrecondition("what the lost replica had been sent is not kept any more")
+        assert journal is not None, "looked at before anything was changed"
         opening = StepOpen()
         opening.CopyFrom(session.open)
         opening.reused_tokens = journal.start
         link = self._owner.link_to(hop)
-        for at, count, tensor, sides in journal.chunks():
+        for at, count, tensor, sides in self.journals.chunks(session.session):
             step = Step(
                 session=session.session,
                 epoch=session.epoch,
@@ -214,9 +212,9 @@ class Recovery:
                 tokens=count,
                 rebuild=True,
             )
-            if at == journal.start:
+            if at == opening.reused_tokens:
                 step.open.CopyFrom(opening)
             link.post(Frame(steps=[step], sides=sides), tensor)
-        log.info("session.rebuilding stage=%d replica=%s positions=%d", hop.stage, hop.replica_id, position)
-
-
+        log.info(
+            "session.rebuilding stage=%d replica=%s positions=%d", hop.stage, hop.replica_id, journal.end
+        )

@@ -132,7 +132,7 @@ class Replica:
             session.kv = self.pool.reserve(step.open.max_total_tokens, prefix, step.open.reused_tokens)
             session.position = step.open.reused_tokens
             if step.open.hold and session.next_hop is not None:
-                self.recovery.journals.open(session.session, session.position)
+                self.recovery.journals.open(session.session, prefix, session.position)
         if not self.sessions:
             self._account.occupied_since = session.opened
         self.sessions[step.session] = session
@@ -165,7 +165,7 @@ class Replica:
         skipped = False
         for hop in session.open.route[self.stage + 1 :]:
             link = self._links.get((hop.address, hop.replica_id))
-            if link is None and (skipped or session.open.resume):
+            if link is None and (skipped or session.held is not None or session.open.resume):
                 link = self.link_to(hop)
             if link is None:
                 return  # it never got there

@@ -104,14 +104,16 @@ class OpenSession(_message.Message):
     def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., deadline_unix_ms: _Optional[int] = ..., reroutable: _Optional[bool] = ..., held: _Optional[bool] = ...) -> None: ...
 
 class RerouteRequest(_message.Message):
-    __slots__ = ("session", "epoch", "route")
+    __slots__ = ("session", "epoch", "route", "stage")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     route: _containers.RepeatedCompositeFieldContainer[RouteHop]
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ...) -> None: ...
+    stage: int
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class RerouteResponse(_message.Message):
     __slots__ = ()
@@ -316,7 +318,7 @@ class Step(_message.Message):
     def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., position: _Optional[int] = ..., tokens: _Optional[int] = ..., sample: _Optional[bool] = ..., open: _Optional[_Union[StepOpen, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., rebuild: _Optional[bool] = ...) -> None: ...
 
 class StepOpen(_message.Message):
-    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs", "prefix_digests", "reused_tokens", "prompt_token_ids", "generated_token_ids", "hold", "resume")
+    __slots__ = ("route", "sampling", "max_total_tokens", "deadline_unix_ms", "traceparent", "outputs", "prefix_digests", "reused_tokens", "prompt_token_ids", "generated_token_ids", "hold", "resume", "rebuilt_stage")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -329,6 +331,7 @@ class StepOpen(_message.Message):
     GENERATED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    REBUILT_STAGE_FIELD_NUMBER: _ClassVar[int]
     route: _containers.RepeatedCompositeFieldContainer[RouteHop]
     sampling: Sampling
     max_total_tokens: int
@@ -341,7 +344,8 @@ class StepOpen(_message.Message):
     generated_token_ids: _containers.RepeatedScalarFieldContainer[int]
     hold: bool
     resume: bool
-    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., prefix_digests: _Optional[bytes] = ..., reused_tokens: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., hold: _Optional[bool] = ..., resume: _Optional[bool] = ...) -> None: ...
+    rebuilt_stage: int
+    def __init__(self, route: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_total_tokens: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., prefix_digests: _Optional[bytes] = ..., reused_tokens: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., hold: _Optional[bool] = ..., resume: _Optional[bool] = ..., rebuilt_stage: _Optional[int] = ...) -> None: ...
 
 class SessionClose(_message.Message):
     __slots__ = ("session", "epoch")

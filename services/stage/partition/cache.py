@@ -54,7 +54,6 @@ class PartCache(Cache):
                 raise
             return self.seen > 0
 
-
     def cut(self, position: int) -> bool:
         """Forget what lies at `position` and after it; False, and nothing is changed, where that cannot be done."""
         return False
