@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 import torch
@@ -114,7 +114,7 @@ class Head:
 
     # ---- generation ----
 
-    async def generate(self, request: OpenSession) -> AsyncIterator[SessionEvent]:
+    async def generate(self, request: OpenSession) -> AsyncGenerator[SessionEvent, None]:
         """Run one generation; the last event has the finish reason. Leaving early frees the session everywhere.
 
         Raises:

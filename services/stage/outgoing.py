@@ -52,10 +52,7 @@ def outgoing(model: Partition, work: Work, done: Computed) -> list[Outgoing]:
             segments = [work.batch.segments[i] for i in indices]
             rows = rows.rows([slice(s.start, s.start + s.rows) for s in segments])
             steps = [work.steps[i] for i in indices]
-        if whole and work.frame is not None:
-            frame = work.frame
-        else:
-            frame = Frame(steps=[step for _, step in steps])
+        frame = work.frame if whole and work.frame is not None else Frame(steps=[step for _, step in steps])
         out.append(_onward(work, hop, rows, frame, steps))
     return out
 

@@ -2,7 +2,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from stagemesh.services.router import dispatch
+from stagemesh.services.router import session_run
 from stagemesh.services.router.config import RouterConfig
 from stagemesh.services.router.core import RouterCore
 
@@ -102,5 +102,5 @@ async def mesh(etcd, checkpoint):
 @pytest.fixture
 def hopeless(monkeypatch):
     """A session is given up by the number of attempts alone, and they follow one another at once."""
-    monkeypatch.setattr(dispatch, "HOPELESS_S", 0.0)
-    monkeypatch.setattr(dispatch, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(session_run, "HOPELESS_S", 0.0)
+    monkeypatch.setattr(session_run, "LONGEST_PAUSE_S", 0.01)

@@ -4,7 +4,7 @@ from collections import Counter
 from contextlib import aclosing
 
 import pytest
-from stagemesh.services.router.dispatch import HOPELESS_ATTEMPTS
+from stagemesh.services.router.session_run import HOPELESS_ATTEMPTS
 
 from stagemesh.errors import (
     DeadlineExceeded,

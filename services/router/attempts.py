@@ -1,0 +1,169 @@
+"""What every attempt to run something along a route has in common: the route, the counts, and what its failure means."""
+
+import logging
+import random
+import time
+
+import grpc.aio
+from opentelemetry.trace import Span
+
+from stagemesh import errors
+from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.v1 import registry_pb2, stage_pb2
+
+from .channels import Channels
+from .context import RequestContext
+from .loads import Loads
+from .routing import Routing, blame
+from .telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+Route = list[stage_pb2.RouteHop]
+FAILED_REPLICA = "stagemesh-failed-replica"
+
+# What a stage may answer that says something about the route, not about the request.
+ROUTE_FAULTS = (
+    errors.Unavailable,
+    errors.Cancelled,
+    errors.NotFound,
+    errors.FailedPrecondition,
+    errors.AlreadyExists,
+    errors.ResourceExhausted,
+)
+
+
+class RouteBroke(Exception):
+    """The route failed, not the request; `guilty` is the replica that did, or empty, and another attempt avoids `avoid`."""
+
+    def __init__(self, error: errors.StagemeshError, avoid: set[str], guilty: str = "") -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.avoid = avoid
+        self.guilty = guilty
+
+
+class Attempts:
+    """Chooses routes, counts what runs on them, and takes the loads that come back."""
+
+    def __init__(
+        self, routing: Routing, loads: Loads, channels: Channels, telemetry: Telemetry, rng: random.Random
+    ) -> None:
+        self.routing = routing
+        self.loads = loads
+        self.channels = channels
+        self.telemetry = telemetry
+        self.rng = rng
+
+    def choose(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str]) -> Route:
+        """A route; see `Routing.choose` for what it raises."""
+        with self.telemetry.span("router.route", span) as routing_span:
+            route = self.routing.choose(
+                spec, time.monotonic(), self.rng, override=ctx.policy_override, avoid=avoid
+            )
+            for hop in route if routing_span.is_recording() else ():
+                routing_span.set_attribute(f"stagemesh.stage.{hop.stage}", hop.replica_id)
+        return route
+
+    def may_retry(
+        self,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        route: Route,
+        broke: RouteBroke,
+        avoid: set[str],
+        attempt: int,
+    ) -> bool:
+        """Whether a request that has given nothing yet is tried along another route."""
+        # One dead node may have held a replica of every stage, and each is found out by a route of its own.
+        # A full replica is no fault: trying them all would only add to the load.
+        attempts = 2 if isinstance(broke.error, errors.ResourceExhausted) else len(route) + 1
+        return (
+            attempt < attempts
+            and ctx.deadline > time.monotonic()
+            and self.routing.has_other(spec, route, avoid)
+        )
+
+    def retrying(self, spec: registry_pb2.ModelSpec, broke: RouteBroke) -> None:
+        """Say and count it."""
+        log.warning("route.broke: %s; trying another", broke.error.message)
+        self.telemetry.retries.labels(spec.name).inc()
+
+    def in_flight(self, spec: registry_pb2.ModelSpec, route: Route) -> "InFlight":
+        """Counts its replicas as busy while its body runs."""
+        running = InFlight(self, spec.name)
+        running.add(route)
+        return running
+
+    def translated(
+        self, route: Route, spec: registry_pb2.ModelSpec, error: grpc.aio.AioRpcError
+    ) -> Exception:
+        """The request's own error, or `RouteBroke`."""
+        translated = from_rpc_error(error)
+        if not isinstance(translated, ROUTE_FAULTS):
+            return translated
+        named = dict(error.trailing_metadata() or ())
+        return self.broke(route, spec, translated, str(named.get(FAILED_REPLICA, "")))
+
+    def broke(
+        self, route: Route, spec: registry_pb2.ModelSpec, error: errors.StagemeshError, named: str = ""
+    ) -> RouteBroke:
+        """What became of a route that answered with `error`, by the fault of the replica `named` or whoever it tells of."""
+        if isinstance(error, errors.FailedPrecondition):
+            return RouteBroke(errors.Unavailable(first_line(error.message), retry_after_s=1.0), set())
+        guilty, avoid = blame(route, error.message, named)
+        if isinstance(error, errors.ResourceExhausted):
+            return RouteBroke(error, avoid)
+        if guilty:
+            self.loads.failed(guilty, time.monotonic())
+        where = f"at replica {guilty}" if guilty else "at one of its replicas"
+        message = f"the route of model {spec.name!r} broke {where}: {first_line(error.message)}"
+        return RouteBroke(errors.Unavailable(message, retry_after_s=1.0), avoid, guilty)
+
+
+class InFlight:
+    """Counts replicas as busy while its body runs; one of them may be replaced meanwhile."""
+
+    __slots__ = ("_attempts", "_model", "_replicas")
+
+    def __init__(self, attempts: Attempts, model: str) -> None:
+        self._attempts = attempts
+        self._model = model
+        self._replicas: list[str] = []
+
+    def __enter__(self) -> "InFlight":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attempts.loads.end(self._replicas)
+
+    def add(self, hops: Route) -> None:
+        """Count these as well."""
+        for hop in hops:
+            sessions = self._attempts.telemetry.route_sessions
+            sessions.labels(self._model, str(hop.stage), hop.replica_id).inc()
+            self._replicas.append(hop.replica_id)
+        self._attempts.loads.begin([hop.replica_id for hop in hops])
+
+    def replaced(self, before: stage_pb2.RouteHop, after: stage_pb2.RouteHop) -> None:
+        """One replica takes another one's place."""
+        self._replicas.remove(before.replica_id)
+        self._attempts.loads.end([before.replica_id])
+        self.add([after])
+
+
+def remaining(ctx: RequestContext) -> float:
+    """Seconds until the deadline; raises `DeadlineExceeded` when it has passed."""
+    left = ctx.deadline - time.monotonic()
+    if left <= 0:
+        raise errors.DeadlineExceeded("the deadline passed before the request was dispatched")
+    return left
+
+
+def deadline_unix_ms(ctx: RequestContext) -> int:
+    """The deadline as stages are told it."""
+    return int((time.time() + ctx.deadline - time.monotonic()) * 1000)
+
+
+def first_line(message: str) -> str:
+    """A peer's message, cut to one short line."""
+    return (message.splitlines() or ["no reason given"])[0][:200]
