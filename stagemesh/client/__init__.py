@@ -7,10 +7,13 @@
 
 1. `requests` turns keyword arguments into a request message, naming the field that is wrong;
 2. `sync.Client` and `asynchronous.AsyncClient` send it, with the same methods;
-3. `results` turns the answers into plain data; errors are those of `stagemesh.errors`.
+3. what fails is tried again where `failover` and `targets` say, streams from where `received` says that they broke;
+4. `results` turns the answers into plain data; errors are those of `stagemesh.errors`.
 """
 
-from stagemesh.client.asynchronous import AsyncClient, AsyncGenerationStream
+from stagemesh.client.asynchronous import AsyncClient
+from stagemesh.client.asynchronous_stream import AsyncGenerationStream
+from stagemesh.client.failover import ClientStats
 from stagemesh.client.results import (
     Choice,
     Chunk,
@@ -21,7 +24,8 @@ from stagemesh.client.results import (
     StageTime,
     Usage,
 )
-from stagemesh.client.sync import Client, GenerationStream
+from stagemesh.client.sync import Client
+from stagemesh.client.sync_stream import GenerationStream
 
 __all__ = [
     "AsyncClient",
@@ -29,6 +33,7 @@ __all__ = [
     "Choice",
     "Chunk",
     "Client",
+    "ClientStats",
     "Embedding",
     "Generation",
     "GenerationStream",

@@ -1,7 +1,8 @@
 """The blocking client: real synchronous gRPC, no event loop. `asynchronous.AsyncClient` has the same methods."""
 
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -9,6 +10,7 @@ import grpc
 import numpy.typing as npt
 from google.protobuf.message import Message
 
+from stagemesh.client.failover import ATTEMPTS, ClientStats, Failover, Journey
 from stagemesh.client.requests import (
     ChatMessage,
     GenerateOptions,
@@ -17,106 +19,59 @@ from stagemesh.client.requests import (
     infer_request,
 )
 from stagemesh.client.results import (
-    Chunk,
     Embedding,
     Generation,
-    GenerationBuilder,
     Inference,
-    RouteHop,
     embedding_of,
     inference_of,
 )
-from stagemesh.client.wire import call_metadata, translate
-from stagemesh.grpc_server import channel_options
+from stagemesh.client.sync_stream import GenerationStream
+from stagemesh.client.targets import addresses_of
+from stagemesh.client.wire import call_metadata, client_options, failure_of
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 
 T = TypeVar("T")
 
 
-class GenerationStream:
-    """Chunks of one generation, as they come: `for chunk in stream`.
-
-    `route`, `cache` and `request_id` are known from the first chunk on; `generation()` drains what is left and
-    returns the whole. Leaving the loop early: `stream.close()` (or `with`) cancels the generation
-    on every stage. Raises what `stagemesh.errors` names.
-    """
-
-    def __init__(self, call: Any, address: str) -> None:
-        self._call = call
-        self._address = address
-        self._responses = iter(call)
-        self._builder = GenerationBuilder(started=time.monotonic())
-        self._ended: float | None = None
-
-    @property
-    def route(self) -> tuple[RouteHop, ...]:
-        """One replica per stage; empty before the first chunk and when the cache answered."""
-        return self._builder.route
-
-    @property
-    def cache(self) -> str:
-        """`hit`, `miss`, `bypass` or `error`; empty before the first chunk."""
-        return self._builder.cache
-
-    @property
-    def request_id(self) -> str:
-        """The id under which the router logged and traced the request."""
-        return self._builder.request_id
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self
-
-    def __next__(self) -> Chunk:
-        try:
-            response = next(self._responses)
-        except StopIteration:
-            self._ended = self._ended or time.monotonic()
-            raise
-        except grpc.RpcError as error:
-            raise translate(error, self._address) from None
-        return self._builder.add(response, time.monotonic())
-
-    def generation(self) -> Generation:
-        """Read to the end and return the whole generation."""
-        for _ in self:
-            pass
-        return self._builder.build(self._ended or time.monotonic())
-
-    def close(self) -> None:
-        """Cancel the generation if it still runs."""
-        self._call.cancel()
-
-    def __enter__(self) -> "GenerationStream":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 class Client:
-    """A client of one router's gRPC port. Use it as `with Client() as client`, or call `close()`.
+    """A client of a mesh, by the gRPC port of its routers. Use it as `with Client() as client`, or call `close()`.
 
-    `timeout_s` is the deadline of each call and travels with it through every stage; each method takes its own.
+    `address` is host:port, or several with commas between them or as a list. It keeps to one router, and goes to
+    another one when that breaks, freezes, shuts down or is overloaded; streams go on where they stopped. A call is
+    tried at most `attempts` times without anything new from a router; 1 turns that off. `stats` says what happened.
+    `timeout_s` is the deadline of each call, over all attempts, and travels with it through every stage; each method
+    takes its own.
     """
 
     def __init__(
-        self, address: str = "127.0.0.1:8001", *, api_key: str | None = None, timeout_s: float = 120.0
+        self,
+        address: str | Sequence[str] = "127.0.0.1:8001",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 120.0,
+        attempts: int = ATTEMPTS,
     ) -> None:
-        self._address = address
         self._timeout_s = timeout_s
         self._api_key = api_key
-        self._channel = grpc.insecure_channel(address, options=channel_options())
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        addresses = addresses_of(address)
+        self._failover = Failover(addresses, attempts=attempts, rng=random.Random(), now=time.monotonic())
+        self._channels = {each: grpc.insecure_channel(each, options=client_options()) for each in addresses}
+        self._stubs = {
+            each: inference_pb2_grpc.InferenceServiceStub(channel) for each, channel in self._channels.items()
+        }
 
     @property
     def address(self) -> str:
-        """host:port of the router."""
-        return self._address
+        """host:port of the router that is asked now."""
+        return self._failover.stats().target
+
+    @property
+    def stats(self) -> ClientStats:
+        """What became of its calls so far: retries, moves to other routers, resumed streams."""
+        return self._failover.stats()
 
     def __repr__(self) -> str:
-        return f"Client({self._address!r})"
+        return f"Client({','.join(self._channels)!r})"
 
     def generate(
         self,
@@ -155,8 +110,13 @@ class Client:
     ) -> GenerationStream:
         """Start a generation and return its chunks as an iterator."""
         request = generate_request(model, prompt, messages, token_ids, options)
+        call = self._call(request_id)
         return GenerationStream(
-            self._stub.Generate(request, **self._call(timeout_s, request_id)), self._address
+            request,
+            self._begin(timeout_s),
+            lambda again, journey: self._stubs[journey.address].Generate(
+                again, timeout=journey.left(time.monotonic()), metadata=call
+            ),
         )
 
     def infer(
@@ -183,7 +143,7 @@ class Client:
     ) -> Inference:
         """Like `infer`, with the route and the cache's part."""
         request = infer_request(model, inputs, outputs, cache)
-        return inference_of(self._answer(self._stub.Infer, request, timeout_s))
+        return inference_of(self._answer(lambda stub: stub.Infer, request, timeout_s))
 
     def embed(
         self, model: str, texts: str | Sequence[str], *, timeout_s: float | None = None
@@ -196,22 +156,24 @@ class Client:
     ) -> Embedding:
         """Like `embed`, with usage, route and the cache's part."""
         request = embed_request(model, texts)
-        return embedding_of(self._answer(self._stub.Embed, request, timeout_s))
+        return embedding_of(self._answer(lambda stub: stub.Embed, request, timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> list[inference_pb2.ModelInfo]:
         """Every deployed model, and whether each of its stages has a ready replica."""
         request = inference_pb2.ListModelsRequest()
-        response = self._answer(self._stub.ListModels, request, timeout_s)
+        response = self._answer(lambda stub: stub.ListModels, request, timeout_s)
         return list(response.models)
 
     def status(self, *, timeout_s: float | None = None) -> inference_pb2.MeshStatus:
         """The mesh in the router's view: replicas with their load, models, nodes, services."""
         request = inference_pb2.GetMeshStatusRequest()
-        return self._answer(self._stub.GetMeshStatus, request, timeout_s)
+        return self._answer(lambda stub: stub.GetMeshStatus, request, timeout_s)
 
     def close(self) -> None:
-        """Close the connection; running calls are cancelled."""
-        self._channel.close()
+        """Close the connections; running calls are cancelled."""
+        self._failover.closed = True
+        for channel in self._channels.values():
+            channel.close()
 
     def __enter__(self) -> "Client":
         return self
@@ -221,14 +183,29 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(self, timeout_s: float | None, request_id: str | None = None) -> dict[str, Any]:
-        return {
-            "timeout": self._timeout_s if timeout_s is None else timeout_s,
-            "metadata": call_metadata(self._api_key, request_id),
-        }
+    def _begin(self, timeout_s: float | None) -> Journey:
+        now = time.monotonic()
+        return self._failover.begin(now + (self._timeout_s if timeout_s is None else timeout_s), now)
 
-    def _answer(self, method: Callable[..., T], request: Message, timeout_s: float | None) -> T:
-        try:
-            return method(request, **self._call(timeout_s))
-        except grpc.RpcError as error:
-            raise translate(error, self._address) from None
+    def _call(self, request_id: str | None = None) -> tuple[tuple[str, str], ...]:
+        """The metadata of every attempt: they go by one request id."""
+        return call_metadata(self._api_key, request_id)
+
+    def _answer(
+        self,
+        method: Callable[[inference_pb2_grpc.InferenceServiceStub], Callable[..., T]],
+        request: Message,
+        timeout_s: float | None,
+    ) -> T:
+        """The answer to a unary call, from whichever router gives one."""
+        journey, metadata = self._begin(timeout_s), self._call()
+        while True:
+            call = method(self._stubs[journey.address])
+            try:
+                answer = call(request, timeout=journey.left(time.monotonic()), metadata=metadata)
+            except grpc.RpcError as error:
+                failure = failure_of(error, journey.address)
+            else:
+                journey.heard()
+                return answer
+            time.sleep(journey.failed(failure, time.monotonic()))

@@ -1,10 +1,26 @@
-"""What every call carries beside its message, and what a failed call means."""
+"""What every call carries beside its message, how connections are made, and what a failed call means."""
 
 import uuid
 from typing import Any
 
+from stagemesh.client.failover import Failure
 from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.grpc_server import channel_options
+
+CONNECT_MS = 2_000
+"""How long a router may take to accept a connection: a frozen one never does, and its machine answers for it."""
+RECONNECT_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def client_options() -> list[tuple[str, Any]]:
+    """Options of a channel to a router: a frozen one is noticed within 3 s, a new one within a second."""
+    return [*channel_options(), *RECONNECT_OPTIONS]
 
 
 def call_metadata(api_key: str | None, request_id: str | None) -> tuple[tuple[str, str], ...]:
@@ -13,6 +29,12 @@ def call_metadata(api_key: str | None, request_id: str | None) -> tuple[tuple[st
     if api_key:
         metadata.append(("authorization", f"Bearer {api_key}"))
     return tuple(metadata)
+
+
+def failure_of(error: Any, address: str) -> Failure:
+    """A failed call to `address`; a router says in the trailing metadata of its own errors which request it was."""
+    answered = any(key == "x-request-id" for key, _ in error.trailing_metadata() or ())
+    return Failure(translate(error, address), answered)
 
 
 def translate(error: Any, address: str) -> StagemeshError:
