@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 
 from stagemesh.v1 import registry_pb2, stage_pb2
 
+from .health_stage import Health
 from .policies import Candidate
 from .step_times import StepTimes
-
-COOL_DOWN_S = 2.0
-"""How long a replica whose connection failed is passed over while there is another."""
 
 
 @dataclass(slots=True)
@@ -23,20 +21,20 @@ class _Seen:
     times: StepTimes = field(default_factory=StepTimes)
     others: int = 0
     others_at: float = -math.inf
-    cool_until: float = -math.inf
     # Made from the above and the record when asked for, until one of them changes.
     candidate: Candidate | None = None
     record: registry_pb2.ReplicaRecord | None = None
 
 
 class Loads:
-    """In-flight sessions, reported loads and recent failures, by replica id."""
+    """In-flight sessions, reported loads and health, by replica id."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
+        self.health = Health(lambda name: self._of(name).times)
 
     def __repr__(self) -> str:
-        return f"Loads({ {name: (seen.active, seen.routed) for name, seen in self._seen.items()} })"
+        return f"Loads({ {name: (seen.active, seen.routed) for name, seen in self._seen.items()} }, {self.health})"
 
     def begin(self, replica_ids: Iterable[str]) -> None:
         """A session starts on these replicas."""
@@ -45,6 +43,7 @@ class Loads:
             seen.active += 1
             seen.routed += 1
             seen.candidate = None
+            self.health.began(name)
 
     def end(self, replica_ids: Iterable[str]) -> None:
         """It is over."""
@@ -63,12 +62,17 @@ class Loads:
             seen.candidate = None
 
     def failed(self, replica_id: str, now: float) -> None:
-        """Its connection broke: pass it over for a moment."""
-        self._of(replica_id).cool_until = now + COOL_DOWN_S
+        """It broke under a session: its connection was lost, it did not answer, or it answered with a fault of its own.
 
-    def cooling(self, replica_id: str, now: float) -> bool:
-        """Whether it failed a moment ago."""
-        return now < self._of(replica_id).cool_until
+        What the caller did wrong, what is refused for want of room, and a deadline or a cancellation of the caller's
+        is no failure.
+        """
+        self.health.failed(replica_id, now)
+
+    def succeeded(self, replica_ids: Iterable[str], now: float) -> None:
+        """A session or micro-batch came to its end along these replicas."""
+        for name in replica_ids:
+            self.health.succeeded(name, now)
 
     def candidates(self, replicas: Sequence[registry_pb2.ReplicaRecord]) -> list[Candidate]:
         """What a policy may know of these ready replicas."""
@@ -83,6 +87,7 @@ class Loads:
         """Drop what is known of replicas outside `keep` that run nothing."""
         for name in [name for name, seen in self._seen.items() if name not in keep and not seen.active]:
             del self._seen[name]
+            self.health.forget(name)
 
     def _candidate(self, record: registry_pb2.ReplicaRecord) -> Candidate:
         seen = self._of(record.replica_id)

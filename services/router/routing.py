@@ -2,27 +2,31 @@
 
 import random
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from stagemesh.errors import InvalidArgument, Unavailable
 from stagemesh.v1 import registry_pb2, stage_pb2
 
 from .loads import Loads
 from .membership import Membership
-from .policies import POLICIES, Policy
+from .policies import NOTHING_ASKED, POLICIES, Ask, Policy
+from .policies.zones import nearby
 
 RETRY_AFTER_S = 1.0
 MAX_HOPS = 4096
 """Hops kept ready; replicas come and go."""
+MAX_POLICIES = 4096
+"""Policies' state kept; models come and go."""
 
 
 class Routing:
-    """Applies the policies; keeps one policy instance for each stage of each model."""
+    """Applies the policies; keeps one policy instance for each stage of each model. `zone` is this router's own."""
 
-    def __init__(self, membership: Membership, loads: Loads, *, default_policy: str) -> None:
+    def __init__(self, membership: Membership, loads: Loads, *, default_policy: str, zone: str = "") -> None:
         self._membership = membership
         self._loads = loads
         self._default = default_policy
+        self._zone = zone
         self._policies: dict[tuple[str, int, str], Policy] = {}
         self._hops: dict[tuple[int, str], stage_pb2.RouteHop] = {}
 
@@ -34,43 +38,95 @@ class Routing:
         *,
         override: str = "",
         avoid: Collection[str] = (),
+        ask: Ask = NOTHING_ASKED,
     ) -> list[stage_pb2.RouteHop]:
         """A route for `spec`, stage 0 first.
 
-        Replicas in `avoid`, and those whose connection failed a moment ago, are taken only where a stage has no
-        other. Raises `Unavailable` naming the stage that has no ready replica, `InvalidArgument` for an unknown
-        `override`.
+        The policy is that of `override`, of the spec as it is now, or the default. Replicas in `avoid`, and those whose health is
+        in doubt, are taken only where a stage has no other; a session with nothing to avoid may be the canary of one.
+        Each stage prefers the zone of the one before, the first one the router's own.
+
+        Raises:
+            Unavailable: a stage has no ready replica, in the zones allowed if there are any.
+            InvalidArgument: `override` is unknown.
         """
-        name = override or spec.policy or self._default
-        if name not in POLICIES:
-            if override:
-                raise InvalidArgument(
-                    f"x-stagemesh-policy: no policy {override[:40]!r}; there are {', '.join(sorted(POLICIES))}",
-                    field="x-stagemesh-policy",
-                )
-            name = self._default
-        route = []
+        name = self._policy(spec, override)
+        route: list[stage_pb2.RouteHop] = []
+        zone = self._zone
         for stage, replicas in enumerate(self._membership.ready(spec)):
-            if not replicas:
-                raise Unavailable(
-                    f"model {spec.name!r} has no ready replica for stage {stage} of {len(spec.partitions)}",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            preferred = [each for each in replicas if each.replica_id not in avoid] if avoid else replicas
-            preferred = [
-                each for each in preferred or replicas if not self._loads.cooling(each.replica_id, now)
-            ] or (preferred or replicas)
-            policy = self._policies.get((spec.name, stage, name))
-            if policy is None:
-                policy = self._policies[spec.name, stage, name] = POLICIES[name]()
-            chosen = policy.choose(self._loads.candidates(preferred), now, rng).replica_id
-            address = next(each.address for each in preferred if each.replica_id == chosen)
-            route.append(self._hop(stage, chosen, address))
+            chosen = self._one(spec, stage, replicas, name, now, rng, avoid, ask, zone)
+            zone = chosen.zone
+            route.append(self._hop(stage, chosen.replica_id, chosen.address))
         if not route:
             raise Unavailable(
                 f"model {spec.name!r} has not been cut into stages yet", retry_after_s=RETRY_AFTER_S
             )
         return route
+
+    def choose_stage(
+        self,
+        spec: registry_pb2.ModelSpec,
+        stage: int,
+        now: float,
+        rng: random.Random,
+        *,
+        override: str = "",
+        avoid: Collection[str] = (),
+        ask: Ask = NOTHING_ASKED,
+    ) -> stage_pb2.RouteHop:
+        """A replica of one stage, to take the place of one that was lost. Raises what `choose` does."""
+        stages = self._membership.ready(spec)
+        replicas = stages[stage] if stage < len(stages) else []
+        name = self._policy(spec, override)
+        chosen = self._one(spec, stage, replicas, name, now, rng, avoid, ask, self._zone)
+        return self._hop(stage, chosen.replica_id, chosen.address)
+
+    def _policy(self, spec: registry_pb2.ModelSpec, override: str) -> str:
+        name = override or spec.policy or self._default
+        if name in POLICIES:
+            return name
+        if override:
+            raise InvalidArgument(
+                f"x-stagemesh-policy: no policy {override[:40]!r}; there are {', '.join(sorted(POLICIES))}",
+                field="x-stagemesh-policy",
+            )
+        return self._default  # of a newer version than this router
+
+    def _one(
+        self,
+        spec: registry_pb2.ModelSpec,
+        stage: int,
+        replicas: Sequence[registry_pb2.ReplicaRecord],
+        name: str,
+        now: float,
+        rng: random.Random,
+        avoid: Collection[str],
+        ask: Ask,
+        zone: str,
+    ) -> registry_pb2.ReplicaRecord:
+        health = self._loads.health
+        if replicas:
+            health.examine((spec.name, stage), replicas, now)
+        allowed = replicas
+        if spec.zones or ask.zone:
+            allowed = [each for each in replicas if _within(each.zone, spec.zones, ask.zone)]
+        if not allowed:
+            where = f" in the zones it may use ({len(replicas)} elsewhere)" if replicas else ""
+            raise Unavailable(
+                f"model {spec.name!r} has no ready replica for stage {stage} of {len(spec.partitions)}{where}",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if avoid:
+            allowed = [each for each in allowed if each.replica_id not in avoid] or allowed
+        allowed = health.pick(allowed, now, rng, canary=not avoid)
+        policy = self._policies.get((spec.name, stage, name))
+        if policy is None:
+            if len(self._policies) >= MAX_POLICIES:
+                self._policies.clear()
+            policy = self._policies[spec.name, stage, name] = POLICIES[name]()
+        candidates = nearby(self._loads.candidates(allowed), zone, now)
+        chosen = policy.choose(candidates, now, rng, ask).replica_id
+        return next(each for each in allowed if each.replica_id == chosen)
 
     def _hop(self, stage: int, replica_id: str, address: str) -> stage_pb2.RouteHop:
         """The hop of a route; messages copy it, so the same one serves every request."""
@@ -96,6 +152,11 @@ class Routing:
             for hop in route
             if hop.stage < len(stages)
         )
+
+
+def _within(zone: str, zones: Collection[str], asked: str) -> bool:
+    """Whether a replica in `zone` may be used by a model limited to `zones` and a request limited to `asked`."""
+    return (not zones or zone in zones) and (not asked or zone == asked)
 
 
 def route_header(route: list[stage_pb2.RouteHop]) -> str:

@@ -30,7 +30,7 @@ REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified")
+    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified", "zones")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class ModelSpec(_message.Message):
     ROWS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     UNCERTIFIED_FIELD_NUMBER: _ClassVar[int]
+    ZONES_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     hub_revision: str
@@ -77,7 +78,8 @@ class ModelSpec(_message.Message):
     rows: RowKind
     labels: _containers.RepeatedScalarFieldContainer[str]
     uncertified: bool
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ...) -> None: ...
+    zones: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ..., zones: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "dtypes", "shape", "optional", "per_token")
@@ -215,7 +217,7 @@ class ServiceRecord(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., id: _Optional[str] = ..., address: _Optional[str] = ..., http_address: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix_ms: _Optional[int] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
-    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate")
+    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate", "zones")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +229,7 @@ class DeployRequest(_message.Message):
     CACHE_TTL_S_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ZONES_FIELD_NUMBER: _ClassVar[int]
     source: str
     name: str
     hub_revision: str
@@ -238,7 +241,8 @@ class DeployRequest(_message.Message):
     cache_ttl_s: int
     force: bool
     certificate: str
-    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ...) -> None: ...
+    zones: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ..., zones: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeployResponse(_message.Message):
     __slots__ = ("model",)
@@ -257,14 +261,16 @@ class UndeployResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ScaleRequest(_message.Message):
-    __slots__ = ("name", "replicas", "stage")
+    __slots__ = ("name", "replicas", "stage", "policy")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     name: str
     replicas: int
     stage: int
-    def __init__(self, name: _Optional[str] = ..., replicas: _Optional[int] = ..., stage: _Optional[int] = ...) -> None: ...
+    policy: str
+    def __init__(self, name: _Optional[str] = ..., replicas: _Optional[int] = ..., stage: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class ScaleResponse(_message.Message):
     __slots__ = ("model",)

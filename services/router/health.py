@@ -1,0 +1,181 @@
+"""Whether one replica is well, as far as its own sessions tell. A pure state machine; time comes in as an argument.
+
+    well -> held back after each failure; then one session at a time tries it, until one gets on
+         -> ejected for its failures, or for being slow; then one canary at a time, until one does well
+         -> rejoining: its share grows -> well
+
+A canary is a session like any other: it is one that would be recovered elsewhere if the replica broke again.
+"""
+
+import math
+from dataclasses import dataclass
+
+HOLD_S, LONGEST_HOLD_S = 2.0, 30.0
+"""How long a replica that failed is held back; twice as long when it fails again at the first try, and so on."""
+EJECT_S, LONGEST_EJECT_S = 10.0, 60.0
+"""How long it is ejected; twice as long each time, until it was well for `FORGIVEN_S`."""
+FORGIVEN_S = 60.0
+CONSECUTIVE = 5
+"""So many failures with no success in between eject it, however many sessions went well before."""
+FADE_S = 30.0
+"""Sessions and failures count less with this time constant."""
+FAILURES, FAILURE_RATE = 1.5, 0.03
+"""So many failures (two within twenty seconds), when they are also this part of the sessions, eject it."""
+CANARY_S = 5.0
+"""A canary that said nothing for so long does not keep the next one away."""
+CANARY_SHARE, CANARY_WAIT_S = 25, 15.0
+"""A canary goes out once so many sessions went elsewhere, or when nothing much is going on."""
+PROVEN_S = 1.0
+"""A canary that runs without failure for so long did well, if it is a long one."""
+REJOIN_S, FIRST_SHARE = 10.0, 0.05
+"""How long its share takes to grow back, and what it begins with."""
+
+
+@dataclass(slots=True)
+class Ejection:
+    """Why a replica is ejected, and until when at least. `normal_ms` is what its passes took when it was well."""
+
+    reason: str
+    until: float
+    normal_ms: float = 0.0
+
+
+class ReplicaHealth:
+    """Counts outcomes of sessions and keeps the state of one replica. Who may be ejected is decided among its peers."""
+
+    def __init__(self) -> None:
+        self.ejection: Ejection | None = None
+        self.canary_at = math.inf
+        self.slow_since = math.inf
+        self.due = ""
+        self._sessions, self._failures, self._counted_at = 0.0, 0.0, -math.inf
+        self._consecutive, self._failed_at = 0, -math.inf
+        self._held_until, self._hold_s = -math.inf, HOLD_S
+        self._unproven = False
+        self._succeeded = False
+        self._passed_over = 0
+        self._times, self._rejoined_at = 0, -math.inf
+
+    def __repr__(self) -> str:
+        counts = (
+            f"{self._failures:.1f} failures of {self._sessions:.1f} sessions, {self._consecutive} in a row"
+        )
+        return f"<ReplicaHealth {self.ejection or ('unproven' if self._unproven else 'well')}, {counts}>"
+
+    def words(self, now: float) -> str:
+        """The state for an operator; "well" when there is nothing to say."""
+        if self.ejection is not None:
+            left = self.ejection.until - now
+            what = (
+                f"{left:.0f} s left"
+                if left > 0
+                else "canary runs"
+                if self._trying(now)
+                else "awaits a canary"
+            )
+            return f"ejected ({self.ejection.reason}), {what}"
+        if self._unproven:
+            return "held back" if now < self._held_until else "on trial"
+        share = self.share(now)
+        return "well" if share >= 1 else f"rejoining at {share:.0%}"
+
+    def began(self) -> None:
+        """A session was sent to it."""
+        self._sessions += 1
+
+    def failed(self, now: float) -> None:
+        """It broke under a session. A second time within the time it is held back for the first adds no waiting."""
+        self._fade(now)
+        self._failures += 1
+        self._consecutive = self._consecutive + 1 if now - self._failed_at < FADE_S else 1
+        self._failed_at = now
+        self._succeeded = False
+        if now >= self._held_until:
+            self._hold_s = min(self._hold_s * 2, LONGEST_HOLD_S) if self._unproven else HOLD_S
+            self._held_until = now + self._hold_s
+        self._unproven = True
+        self.canary_at = math.inf
+        if self.ejection is not None:
+            if now >= self.ejection.until:
+                self.eject(self.ejection.reason, now, self.ejection.normal_ms)
+        elif self._consecutive >= CONSECUTIVE:
+            self.due = "failing"
+        elif self._failures >= FAILURES and self._failures >= FAILURE_RATE * self._sessions:
+            self.due = "errors"
+
+    def succeeded(self, now: float) -> None:
+        """A session came to its end there."""
+        self._fade(now)
+        self._consecutive = 0
+        if now >= self._held_until:  # what ends while it is held back began before it broke
+            self._succeeded = True
+
+    def eject(self, reason: str, now: float, normal_ms: float) -> None:
+        """Take it out, longer than the last time."""
+        if self.ejection is None and now - self._rejoined_at > FORGIVEN_S:
+            self._times = 0
+        until = now + min(EJECT_S * 2**self._times, LONGEST_EJECT_S)
+        self._times = min(self._times + 1, 10)
+        self.ejection = Ejection(reason, until, normal_ms)
+        self.canary_at = self.slow_since = math.inf
+        self.due, self._succeeded, self._passed_over = "", False, 0
+
+    def rejoin(self, now: float) -> None:
+        """Let it back in, with a small share at first."""
+        self.ejection = None
+        self.canary_at = self.slow_since = math.inf
+        self.due, self._unproven, self._succeeded = "", False, False
+        self._consecutive, self._rejoined_at = 0, now
+
+    def settle(self, now: float, heard_at: float) -> None:
+        """Believe what sessions have shown of one that is not ejected; `heard_at`: when it last reported a load."""
+        if self.due and now > self._failed_at + FADE_S:
+            self.due = ""  # there was no room to eject it, and it got on
+        proven = self._succeeded or heard_at > self.canary_at
+        if self.ejection is None and self._unproven and now >= self._held_until and proven:
+            self._unproven, self._succeeded, self.canary_at = False, False, math.inf
+
+    def canary_ended(self, heard_at: float) -> bool:
+        """Whether the canary of an ejected replica did well: it came to its end, or it lives and goes on."""
+        return self._succeeded or heard_at > self.canary_at + PROVEN_S
+
+    def canary_told_nothing(self) -> None:
+        """It came through without a report to judge it by: another one may go."""
+        self.canary_at, self._succeeded = math.inf, False
+
+    def usable(self) -> bool:
+        """Whether it takes part in the balance."""
+        return self.ejection is None and not self._unproven
+
+    def share(self, now: float) -> float:
+        """How much of its due it gets, 1 unless it rejoined a moment ago."""
+        return min(1.0, max(FIRST_SHARE, (now - self._rejoined_at) / REJOIN_S))
+
+    def passed_over(self) -> None:
+        """A session of its stage goes elsewhere."""
+        self._passed_over += 1
+
+    def takes_canary(self, now: float) -> bool:
+        """Whether the next session should try it."""
+        if self._trying(now):
+            return False
+        if self.ejection is None:
+            return self._unproven and now >= self._held_until
+        if now < max(self.ejection.until, self._held_until):
+            return False
+        return self._passed_over >= CANARY_SHARE or now >= self.ejection.until + CANARY_WAIT_S
+
+    def canary(self, now: float) -> None:
+        """The next session does."""
+        self.canary_at, self._passed_over, self._succeeded = now, 0, False
+
+    def troubled(self, now: float) -> bool:
+        """Whether a choice has to ask about it."""
+        return not self.usable() or bool(self.due) or now < self._rejoined_at + REJOIN_S
+
+    def _trying(self, now: float) -> bool:
+        return self.canary_at <= now < self.canary_at + CANARY_S
+
+    def _fade(self, now: float) -> None:
+        keep = math.exp(min(self._counted_at - now, 0.0) / FADE_S) if self._counted_at > -math.inf else 1.0
+        self._sessions, self._failures, self._counted_at = self._sessions * keep, self._failures * keep, now
