@@ -8,7 +8,14 @@ import typer
 from stagemesh.errors import NotFound
 
 Address = Annotated[
-    str, typer.Option("--address", envvar="STAGEMESH_ADDRESS", help="Router's gRPC host:port.", metavar="H:P")
+    str,
+    typer.Option(
+        "--target",
+        "--address",
+        envvar="STAGEMESH_ADDRESS",
+        help="Router's gRPC host:port; of several, any that answers.",
+        metavar="H:P[,H:P...]",
+    ),
 ]
 Registry = Annotated[
     str, typer.Option("--registry", envvar="STAGEMESH_REGISTRY", help="Registry's host:port.", metavar="H:P")

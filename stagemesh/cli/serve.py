@@ -30,6 +30,7 @@ def serve(
     ] = "",
     stages: Annotated[int, typer.Option(help="Partitions.", min=1)] = 1,
     replicas: Annotated[int, typer.Option(help="Replicas of each stage.", min=1)] = 1,
+    routers: Annotated[int, typer.Option(help="Routers; more than one: clients fail over.", min=1)] = 1,
     http_port: Annotated[int, typer.Option(help="Router's HTTP port; 0: any.", min=0, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Router's gRPC port; 0: any.", min=0, max=65535)] = 8001,
     registry_port: Annotated[
@@ -68,6 +69,7 @@ def serve(
             mesh = LocalMesh(
                 stages=stages,
                 replicas=replicas,
+                routers=routers,
                 host=host,
                 http_port=http_port,
                 grpc_port=grpc_port,
@@ -134,8 +136,8 @@ def check_programs() -> None:
 def addresses(mesh: LocalMesh) -> list[str]:
     """Where to reach the mesh, a line each."""
     return [
-        f"  HTTP      http://{mesh.http_address}/v1 (OpenAI-compatible)",
-        f"  gRPC      {mesh.grpc_address}",
+        *(f"  HTTP      http://{address}/v1 (OpenAI-compatible)" for address in mesh.http_addresses),
+        f"  gRPC      {','.join(mesh.grpc_addresses)}",
         f"  registry  {mesh.registry_address}",
         f"  etcd      {mesh.etcd_endpoints}",
         f"  logs      {mesh.folder or Path()}",

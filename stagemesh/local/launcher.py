@@ -36,13 +36,14 @@ class Launcher:
     device: str
     on_event: Callable[[str], None]
 
-    def service(self, kind: str, flags: Flags) -> Supervised:
-        """The place of the router, cache or registry."""
+    def service(self, kind: str, flags: Flags, name: str = "") -> Supervised:
+        """The place of a router, the cache or the registry; its name is the kind's when none is given."""
+        place = name or kind
 
         async def start(restarts: int) -> ChildProcess:
-            return await self._start(kind, kind, flags)
+            return await self._start(place, kind, flags)
 
-        return Supervised(kind, start, self.on_event)
+        return Supervised(place, start, self.on_event)
 
     def node(self, index: int) -> Supervised:
         """The place of a stage process; a replacement is a node of another name."""

@@ -1,4 +1,4 @@
-"""A whole mesh as processes of this machine: etcd, registry, cache, router, and a stage process per replica."""
+"""A whole mesh as processes of this machine: etcd, registry, cache, routers, and a stage process per replica."""
 
 import asyncio
 import os
@@ -19,6 +19,7 @@ from stagemesh.local.etcd_server import EtcdServer, etcd_binary
 from stagemesh.local.launcher import Flags, Launcher
 from stagemesh.local.ports import claim
 from stagemesh.local.processes import ChildProcess
+from stagemesh.local.routers import further_ports, suffixes
 from stagemesh.local.supervisor import Supervised
 from stagemesh.v1 import registry_pb2
 
@@ -38,7 +39,8 @@ class LocalMesh:
     per stage process; without them the machine's cores and free memory are shared out. `flags` adds flags to
     every process of a kind ("router", "stage", "cache", "registry"), `env` adds to all their environments.
     `progress` gets a line whenever something happens. `host` is where the router listens; the rest stays on
-    loopback unless `etcd` is given.
+    loopback unless `etcd` is given. There are `routers` of them, which share nothing but etcd: the first one has the
+    given ports, each further one the next free ones after them.
 
     A process that dies is started again; etcd with its data, a stage as a new empty node. Raises `ConfigError` and
     `Unavailable` with one clear line when the mesh does not come up.
@@ -49,6 +51,7 @@ class LocalMesh:
         *,
         stages: int = 2,
         replicas: int = 2,
+        routers: int = 1,
         host: str = "127.0.0.1",
         http_port: int = 8000,
         grpc_port: int = 8001,
@@ -64,6 +67,7 @@ class LocalMesh:
     ) -> None:
         self.stages = stages
         self.replicas = replicas
+        self.routers = routers
         self.nodes = max(1, stages * replicas)
         self.host = host
         # Only the router is for others, unless other machines may join through an etcd that they know.
@@ -88,13 +92,23 @@ class LocalMesh:
 
     @property
     def grpc_address(self) -> str:
-        """The router's gRPC address."""
-        return f"{_reachable(self.host)}:{self._ports['grpc']}"
+        """The first router's gRPC address."""
+        return self.grpc_addresses[0]
+
+    @property
+    def grpc_addresses(self) -> list[str]:
+        """Every router's gRPC address."""
+        return self._router_addresses("grpc")
 
     @property
     def http_address(self) -> str:
-        """The router's HTTP address."""
-        return f"{_reachable(self.host)}:{self._ports['http']}"
+        """The first router's HTTP address."""
+        return self.http_addresses[0]
+
+    @property
+    def http_addresses(self) -> list[str]:
+        """Every router's HTTP address."""
+        return self._router_addresses("http")
 
     @property
     def registry_address(self) -> str:
@@ -129,7 +143,7 @@ class LocalMesh:
         return [node.process for node in self._nodes if node.process is not None]
 
     def service_process(self, kind: str) -> ChildProcess:
-        """The present process of the "router", "cache" or "registry"."""
+        """The present process of the "router", "cache" or "registry"; further routers are "router-1" and so on."""
         process = self._services[kind].process
         assert process is not None, kind
         return process
@@ -145,7 +159,9 @@ class LocalMesh:
 
     async def start(self) -> None:
         """Start everything and wait until it answers; on an error nothing is left running."""
-        self._ports = claim(self._wanted, self.host)
+        self._ports = claim(
+            {**self._wanted, **further_ports(self.routers, self._wanted, self.host)}, self.host
+        )
         if self._given_etcd is None:
             etcd_binary()
         self._folder = Path(tempfile.mkdtemp(prefix="stagemesh-"))
@@ -169,11 +185,14 @@ class LocalMesh:
         self._services = {
             "registry": launcher.service("registry", {"port": ports["registry"]}),
             "cache": launcher.service("cache", {"port": ports["cache"]}),
-            "router": launcher.service("router", {"port": ports["grpc"], "http-port": ports["http"]}),
         }
+        for suffix in suffixes(self.routers):
+            flags = {"port": ports[f"grpc{suffix}"], "http-port": ports[f"http{suffix}"]}
+            self._services[f"router{suffix}"] = launcher.service("router", flags, f"router{suffix}")
         self._nodes = [launcher.node(index) for index in range(self.nodes)]
         places = [*self._services.values(), *self._nodes]
-        self._progress(f"starting registry, cache, router and {self.nodes} stage processes")
+        routers = "router" if self.routers == 1 else f"{self.routers} routers"
+        self._progress(f"starting registry, cache, {routers} and {self.nodes} stage processes")
         for place in places:
             await place.start()
         await waiting.until_up(
@@ -181,7 +200,10 @@ class LocalMesh:
             {
                 "registry": self.registry_address,
                 "cache": self.cache_address,
-                "router": self.grpc_address,
+                **{
+                    f"router{suffix}": address
+                    for suffix, address in zip(suffixes(self.routers), self.grpc_addresses, strict=True)
+                },
             },
             self.grpc_address,
             self._progress,
@@ -216,8 +238,8 @@ class LocalMesh:
     # ---- use ----
 
     def client(self, *, timeout_s: float = 120.0) -> AsyncClient:
-        """A client of this mesh's router; close it after use."""
-        return AsyncClient(self.grpc_address, timeout_s=timeout_s)
+        """A client of this mesh's routers; close it after use."""
+        return AsyncClient(self.grpc_addresses, timeout_s=timeout_s)
 
     async def deploy(
         self,
@@ -256,10 +278,13 @@ class LocalMesh:
         return spec
 
     async def wait_ready(self, name: str, *, timeout_s: float = 600.0) -> None:
-        """Wait until every replica that the model wants is ready in the router's view."""
-        await deployment.wait_in_router(
-            self.registry_address, self.grpc_address, name, self._progress, timeout_s
-        )
+        """Wait until every replica that the model wants is ready in each router's view."""
+        for router in self.grpc_addresses:
+            await deployment.wait_in_router(self.registry_address, router, name, self._progress, timeout_s)
+
+    def _router_addresses(self, kind: str) -> list[str]:
+        host = _reachable(self.host)
+        return [f"{host}:{self._ports[kind + suffix]}" for suffix in suffixes(self.routers)]
 
     def _launcher(self, folder: Path) -> Launcher:
         # What the processes' libraries leave in a temp folder (torch does at import) goes with ours.
