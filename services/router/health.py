@@ -107,7 +107,8 @@ class ReplicaHealth:
         """A session came to its end there."""
         self._fade(now)
         self._consecutive = 0
-        if now >= self._held_until:  # what ends while it is held back began before it broke
+        # What ends while it is held back, or before a canary went out, began before it broke.
+        if now >= self._held_until and (self.ejection is None or self.canary_at <= now):
             self._succeeded = True
 
     def eject(self, reason: str, now: float, normal_ms: float) -> None:

@@ -24,12 +24,13 @@ Record = registry_pb2.ReplicaRecord
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A replica was ejected, for one of `REASONS`, or came back (or left) without one."""
+    """A replica was ejected for one of `REASONS`; without one it came back, or is `gone`."""
 
     model: str
     stage: int
     replica_id: str
     reason: str = ""
+    gone: bool = False
 
 
 class Health:
@@ -39,9 +40,9 @@ class Health:
         self.notice: Callable[[Notice], None] = lambda _: None
         self._times = times
         self._known: dict[str, ReplicaHealth] = {}
-        # Those that a choice has to ask about, and the stage of the ejected ones.
+        # Those that a choice has to ask about, and the stage of those that were ejected once.
         self._troubled: dict[str, ReplicaHealth] = {}
-        self._ejected: dict[str, Stage] = {}
+        self._noticed: dict[str, Stage] = {}
         self._looked: dict[Stage, float] = {}
         self._hurry = False
 
@@ -71,8 +72,8 @@ class Health:
         """It is gone."""
         self._known.pop(replica_id, None)
         self._troubled.pop(replica_id, None)
-        if stage := self._ejected.pop(replica_id, None):
-            self.notice(Notice(*stage, replica_id))
+        if stage := self._noticed.pop(replica_id, None):
+            self.notice(Notice(*stage, replica_id, gone=True))
 
     def examine(self, stage: Stage, replicas: Sequence[Record], now: float) -> None:
         """Eject, and let back in, what is due among the ready `replicas` of one stage. Call it before a choice."""
@@ -98,7 +99,7 @@ class Health:
                 due.append((health.due or "slow", pace))
             if not health.troubled(now) and name not in slow:
                 del self._troubled[name]
-        room = len(replicas) // 2 - sum(each.replica_id in self._ejected for each in replicas)
+        room = len(replicas) // 2 - sum(self._is_ejected(each.replica_id) for each in replicas)
         for reason, pace in sorted(due, key=lambda each: REASONS.index(each[0]))[: max(room, 0)]:
             self._eject(stage, pace, reason, now)
 
@@ -150,15 +151,18 @@ class Health:
                 self._eject(stage, pace, "slow", now)
                 return
         health.rejoin(now)
-        self._ejected.pop(pace.replica_id, None)
         self.notice(Notice(*stage, pace.replica_id))
 
     def _eject(self, stage: Stage, pace: Pace, reason: str, now: float) -> None:
         health = self._of(pace.replica_id)
         before = health.ejection
         health.eject(reason, now, before.normal_ms if before else pace.normal_ms)
-        self._ejected[pace.replica_id] = stage
+        self._noticed[pace.replica_id] = stage
         self.notice(Notice(*stage, pace.replica_id, reason))
+
+    def _is_ejected(self, replica_id: str) -> bool:
+        health = self._troubled.get(replica_id)
+        return health is not None and health.ejection is not None
 
     def _of(self, replica_id: str) -> ReplicaHealth:
         known = self._known.get(replica_id)
