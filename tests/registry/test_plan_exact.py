@@ -1,0 +1,192 @@
+"""The planner against every plan there is, and against an integer programme."""
+
+import math
+from random import Random
+
+import numpy as np
+import pytest
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from stagemesh.planning import Goal, build, solve
+from stagemesh.planning.bound import find_bound
+from stagemesh.planning.orders import improve
+from stagemesh.planning.problem import Problem
+from stagemesh.planning.quickest import Quickest
+from stagemesh.planning.reach import Reach
+from stagemesh.planning.swift import swift, top_up
+from tests.registry.plan_cases import Case, best_by_enumeration, case
+
+SMALL = 500
+MEDIUM = 100
+
+
+def small(seed: int) -> Case:
+    rng = Random(seed)
+    return case(rng, layers=rng.randint(2, 6), nodes=rng.randint(1, 4))
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_small_cases_are_solved_as_well_as_by_trying_every_plan(block: int) -> None:
+    for seed in range(block * SMALL // 10, (block + 1) * SMALL // 10):
+        one = small(seed)
+        expected = best_by_enumeration(one)
+        if not any(one.goal.allows(node) for node in one.nodes):
+            assert expected is None
+            continue
+        problem = build(one.shape, one.nodes, one.links, one.goal)
+        found = solve(problem)
+        assert found.optimal, seed
+        if expected is None:
+            assert not found.stages, seed
+            assert found.why
+            continue
+        assert found.stages, (seed, found.why)
+        problem.check(found.stages)
+        if one.goal.objective == "latency":
+            assert problem.throughput(found.stages) >= one.goal.tokens_per_s * (1 - 1e-9), seed
+        else:
+            assert problem.throughput(found.stages) == pytest.approx(expected[0], rel=1e-7), seed
+        assert problem.latency(found.stages) == pytest.approx(expected[1], rel=1e-7), seed
+
+
+def test_the_small_cases_are_of_every_kind() -> None:
+    cases = [small(seed) for seed in range(SMALL)]
+    answers = [best_by_enumeration(one) for one in cases[:150]]
+    assert 15 < sum(answer is None for answer in answers) < 110
+    assert sum(one.goal.objective == "latency" for one in cases) > 100
+    assert sum(bool(one.goal.latency_ms) for one in cases) > 50
+    assert sum(bool(one.goal.pins) for one in cases) > 100
+    assert sum(bool(one.goal.stages) for one in cases) > 100
+
+
+def medium(seed: int) -> Problem:
+    rng = Random(1000 + seed)
+    one = case(rng, layers=rng.randint(7, 10), nodes=rng.randint(5, 6), goal=Goal(batch=8))
+    return build(one.shape, one.nodes, one.links, one.goal)
+
+
+def by_milp(problem: Problem, seconds: float) -> float:
+    """Throughput of the best plan that HiGHS finds in that time; 0 without one.
+
+    Variables: whether a slice is a stage, whether a node works on it, and the rate of the slowest stage.
+    """
+    nodes = [one for one, count in enumerate(problem.counts) for _ in range(count)]
+    slices = [(i, j) for i in range(problem.pieces) for j in range(i + 1, problem.pieces + 1)]
+    rates = np.array([[problem.rates[one, i, j] for i, j in slices] for one in nodes])
+    many, width = len(nodes), len(slices)
+    total = width + many * width + 1
+    # No plan is faster than all nodes together at any one piece.
+    most = min(rates[:, s].sum() for s, (i, j) in enumerate(slices) if j == i + 1)
+    if most == 0:
+        return 0.0
+    rows: list[np.ndarray] = []
+    low: list[float] = []
+    high: list[float] = []
+
+    def row(entries: dict[int, float], least: float, greatest: float) -> None:
+        values = np.zeros(total)
+        values[list(entries)] = list(entries.values())
+        rows.append(values)
+        low.append(least)
+        high.append(greatest)
+
+    for at in range(problem.pieces):
+        leaves = {s: 1.0 for s, (i, _) in enumerate(slices) if i == at}
+        comes = {s: -1.0 for s, (_, j) in enumerate(slices) if j == at}
+        row({**leaves, **comes}, float(at == 0), float(at == 0))
+    for n in range(many):
+        row({width + n * width + s: 1.0 for s in range(width)}, 0, 1)
+    for s in range(width):
+        working = {width + n * width + s: float(rates[n, s]) for n in range(many)}
+        row({**working, s: -most, total - 1: -1.0}, -most, math.inf)
+    top = np.ones(total)
+    top[-1] = most
+    for n in range(many):
+        top[width + n * width : width + (n + 1) * width] = rates[n] > 0
+    answer = milp(
+        c=np.append(np.zeros(total - 1), -1.0),
+        constraints=LinearConstraint(np.array(rows), low, high),
+        bounds=Bounds(np.zeros(total), top),
+        integrality=np.append(np.ones(total - 1), 0),
+        options={"time_limit": seconds, "mip_rel_gap": 1e-6},
+    )
+    return 0.0 if answer.x is None else float(answer.x[-1])
+
+
+def test_medium_cases_are_never_worse_than_an_integer_programme() -> None:
+    better = 0
+    for seed in range(MEDIUM):
+        problem = medium(seed)
+        found = solve(problem)
+        ours = problem.throughput(found.stages) if found.stages else 0.0
+        theirs = by_milp(problem, 0.1)
+        assert ours >= theirs * (1 - 1e-5), seed
+        better += ours > theirs * (1 + 1e-5)
+    assert better > 0
+
+
+def test_the_integer_programme_given_the_time_finds_the_same() -> None:
+    """It is a rival: with time enough it reaches our rate, and so none of the comparisons is with a broken one."""
+    equal = 0
+    for seed in range(8):
+        rng = Random(2000 + seed)
+        one = case(rng, layers=6, nodes=4, goal=Goal())
+        problem = build(one.shape, one.nodes, one.links, one.goal)
+        found = solve(problem)
+        ours = problem.throughput(found.stages) if found.stages else 0.0
+        assert by_milp(problem, 30.0) == pytest.approx(ours, rel=1e-4)
+        equal += ours > 0
+    assert equal > 3
+
+
+def test_two_exact_searches_agree() -> None:
+    for seed in range(40):
+        problem = medium(seed)
+        reach, quickest = Reach(problem), Quickest(problem)
+        top = find_bound(problem).tokens_per_s
+        for part in (0.2, 0.6, 0.8, 0.9, 0.95, 1.01):
+            plans = reach.plan(top * part), quickest.plan(top * part)
+            assert (plans[0] is None) == (plans[1] is None), (seed, part)
+            for plan in filter(None, plans):
+                problem.check(plan)
+                assert problem.throughput(plan) >= top * part * (1 - 1e-9)
+
+
+def test_the_bound_is_one_and_the_search_for_large_problems_comes_close() -> None:
+    shares = []
+    for seed in range(25):
+        problem = medium(seed)
+        bound = find_bound(problem)
+        best = solve(problem)
+        if not best.stages:
+            continue
+        good = improve(problem, bound)
+        assert good is not None
+        problem.check(good)
+        assert problem.throughput(good) <= problem.throughput(best.stages) * (1 + 1e-9)
+        assert problem.throughput(best.stages) <= bound.tokens_per_s
+        shares.append(problem.throughput(good) / problem.throughput(best.stages))
+    assert min(shares) > 0.85
+    assert sum(shares) / len(shares) > 0.96
+
+
+def test_quick_plans_without_a_proof_are_plans_and_near_the_quickest() -> None:
+    ratios = []
+    for seed in range(25):
+        problem = medium(seed)
+        best = Quickest(problem).plan(0.0)
+        found = swift(problem, 0.0)
+        if best is None:
+            assert found is None
+            continue
+        if found is None:
+            continue
+        problem.check(found)
+        ratios.append(problem.latency(found) / problem.latency(best))
+        more = top_up(problem, found, problem.latency(found) * 1.2)
+        problem.check(more)
+        assert problem.throughput(more) >= problem.throughput(found)
+        assert problem.latency(more) <= problem.latency(found) * 1.2
+    assert len(ratios) > 10
+    assert min(ratios) > 1 - 1e-9
+    assert sum(ratios) / len(ratios) < 1.15
