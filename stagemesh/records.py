@@ -18,6 +18,7 @@ NODES = ROOT + "nodes/"
 ASSIGNMENTS = ROOT + "assignments/"
 REPLICAS = ROOT + "replicas/"
 SERVICES = ROOT + "services/"
+INVALIDATIONS = ROOT + "invalidations/"
 LEADER = ROOT + "leader"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -64,6 +65,11 @@ def replica_key(model: str, stage: int, replica_id: str) -> str:
 def service_key(kind: str, service_id: str) -> str:
     """Key of a router, cache or registry."""
     return f"{SERVICES}{kind}/{service_id}"
+
+
+def invalidation_key(invalidation: str) -> str:
+    """Key of something that caches were told to drop."""
+    return f"{INVALIDATIONS}{invalidation}"
 
 
 def to_json(record: Message) -> bytes:

@@ -18,10 +18,16 @@ from stagemesh.v1.cache_pb2 import DESCRIPTOR
 from stagemesh.v1.cache_pb2_grpc import add_CacheServiceServicer_to_server
 from stagemesh.v1.registry_pb2 import ServiceRecord
 
+from .behind import Behind, Nothing
 from .config import CacheConfig
+from .entry_file import open_file
+from .file_writer import FileWriter
 from .measures import Measures
+from .restore import restore_all, tell
 from .servicer import CacheServicer
+from .single_flight import SingleFlight
 from .store import EntryStore
+from .validity import KEEP_S, Validity, ValidityWatch
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
@@ -38,9 +44,6 @@ async def main(argv: list[str] | None = None) -> None:
     store = EntryStore(
         max_bytes=config.max_bytes, max_entry_bytes=config.max_entry_bytes, clock=time.monotonic
     )
-    measures = Measures()
-    measures.watch(store)
-    servicer = CacheServicer(store, default_ttl_s=config.default_ttl_s, measures=measures)
     etcd = Etcd(config.etcd, ca=config.etcd_ca, cert=config.etcd_cert, key=config.etcd_key)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(tracing.shutdown_tracing)
@@ -49,6 +52,28 @@ async def main(argv: list[str] | None = None) -> None:
         await stack.enter_async_context(LoopLag())
         await etcd.start()
         stack.push_async_callback(etcd.close)
+        behind = await _behind(config, store, etcd)
+        stack.push_async_callback(behind.close)
+        flights = await stack.enter_async_context(
+            SingleFlight(
+                ttl_s=config.compute_ttl_s, max_flights=config.max_computing, max_waiters=config.max_waiting
+            )
+        )
+        validity = Validity(store, behind)
+        watch = await stack.enter_async_context(ValidityWatch(etcd, validity))
+        # What was invalidated while this cache was down must be gone before it answers anybody.
+        await watch.listed()
+        measures = Measures()
+        measures.watch(store, flights, behind)
+        servicer = CacheServicer(
+            store,
+            behind,
+            flights,
+            validity,
+            watch,
+            default_ttl_s=config.default_ttl_s,
+            measures=measures,
+        )
         server = GrpcServer(config.host, config.port)
         add_CacheServiceServicer_to_server(servicer, server.server)
         port = await server.start([DESCRIPTOR.services_by_name["CacheService"].full_name])
@@ -68,6 +93,34 @@ async def main(argv: list[str] | None = None) -> None:
             await serve_until_signal()
             await server.set_serving(False)
             _log.info("cache.draining id=%s", cache_id)
+
+
+async def _behind(config: CacheConfig, store: EntryStore, etcd: Etcd) -> Behind:
+    """What is to stand behind the memory; entries that are there already are in the memory after this."""
+    behind: Behind = Nothing()
+    if config.redis:
+        # Only who wants it needs the client library.
+        from .redis_store import RedisStore
+
+        behind = await RedisStore.connect(
+            config.redis,
+            timeout_s=config.redis_timeout_ms / 1000,
+            max_waiting_bytes=config.max_waiting_bytes,
+        )
+    elif config.file is not None:
+        file, rows, set_aside = await asyncio.to_thread(open_file, config.file)
+        if not set_aside and rows and time.time() - file.seen_ms() / 1000 > KEEP_S - 3600:
+            _log.warning("cache.file_old: what was invalidated since cannot be known, nothing of it is kept")
+            await asyncio.to_thread(file.clear)
+            rows = []
+        left_out = restore_all(store, rows)
+        behind = FileWriter(file, max_waiting_bytes=config.max_waiting_bytes, informed=lambda: etcd.connected)
+        behind.stats.restored = len(rows) - len(left_out)
+        for tenant, key in left_out:
+            behind.gone(tenant, key)
+        _log.info("cache.restored entries=%d left_out=%d", len(rows) - len(left_out), len(left_out))
+    store.watcher = tell(behind)
+    return behind
 
 
 async def _sweep(store: EntryStore) -> None:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from stagemesh import metrics
 
+from .behind import Behind
+from .single_flight import SingleFlight
 from .store import EntryStore
 
 _LATENCY_BUCKETS_S = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
@@ -33,6 +35,15 @@ class Measures:
                 ("budget_bytes", "Byte budget."),
                 ("evictions", "Entries dropped for room since the start."),
                 ("expirations", "Entries dropped because their time had passed since the start."),
+                ("invalidations", "Entries dropped as no longer valid since the start."),
+                ("computed", "Misses that were given the lease to compute since the start."),
+                ("taken_over", "Leases that another one took over since the start."),
+                ("coalesced", "Lookups that waited for another one's answer and got it since the start."),
+                ("gave_up_waiting", "Lookups that waited in vain since the start."),
+                ("waiting_lookups", "Lookups that wait for another one's answer."),
+                ("waiting_writes", "Changes that wait to be written behind the memory."),
+                ("dropped_writes", "Changes that were not written behind the memory since the start."),
+                ("restored", "Entries that came back from behind the memory since the start."),
             )
         }
         for result in ("hit", "miss"):
@@ -40,8 +51,18 @@ class Measures:
         for result in ("stored", "rejected"):
             self._stores.labels(result)
 
-    def watch(self, store: EntryStore) -> None:
-        """Read `store` whenever the metrics are read."""
+    def watch(self, store: EntryStore, flights: SingleFlight, behind: Behind) -> None:
+        """Read them whenever the metrics are read."""
+        leases = flights.leases
+        self._held["invalidations"].set_function(lambda: store.stats.invalidated)
+        self._held["computed"].set_function(lambda: leases.stats.computed)
+        self._held["taken_over"].set_function(lambda: leases.stats.taken_over)
+        self._held["coalesced"].set_function(lambda: leases.stats.coalesced)
+        self._held["gave_up_waiting"].set_function(lambda: leases.stats.gave_up)
+        self._held["waiting_lookups"].set_function(lambda: leases.waiting)
+        self._held["waiting_writes"].set_function(lambda: behind.stats.writes_waiting)
+        self._held["dropped_writes"].set_function(lambda: behind.stats.writes_dropped)
+        self._held["restored"].set_function(lambda: behind.stats.restored)
         self._held["entries"].set_function(lambda: len(store))
         self._held["used_bytes"].set_function(lambda: store.bytes_used)
         self._held["budget_bytes"].set_function(lambda: store.max_bytes)

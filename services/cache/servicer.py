@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import time
 
 import grpc
 
@@ -9,6 +10,8 @@ from stagemesh.errors import InvalidArgument
 from stagemesh.v1.cache_pb2 import (
     CacheInvalidateRequest,
     CacheInvalidateResponse,
+    CacheLeasesRequest,
+    CacheLeasesResponse,
     CacheLookupRequest,
     CacheLookupResponse,
     CacheStats,
@@ -18,38 +21,72 @@ from stagemesh.v1.cache_pb2 import (
 )
 from stagemesh.v1.cache_pb2_grpc import CacheServiceServicer
 
+from .behind import Behind
 from .measures import Measures
-from .store import EntryStore
+from .restore import restore
+from .selector import MAX_TAG, MAX_TAGS
+from .single_flight import ALONE, LANDED, SingleFlight
+from .store import Entry, EntryStore
+from .validity import Validity, ValidityWatch
 
 KEY_BYTES = 32
 MAX_TENANT = 256
-MAX_TAGS = 16
-MAX_TAG = 256
+MAX_LEASES = 4096
+MAX_WAIT_S = 60.0
 
 
 class CacheServicer(CacheServiceServicer):
     """Checks what comes in, and counts. The store is used on the event loop only."""
 
-    def __init__(self, store: EntryStore, *, default_ttl_s: int, measures: Measures) -> None:
+    def __init__(
+        self,
+        store: EntryStore,
+        behind: Behind,
+        flights: SingleFlight,
+        validity: Validity,
+        watch: ValidityWatch,
+        *,
+        default_ttl_s: int,
+        measures: Measures,
+    ) -> None:
         self._store = store
+        self._behind = behind
+        self._flights = flights
+        self._validity = validity
+        self._watch = watch
         self._default_ttl_s = default_ttl_s
         self._measures = measures
 
     def __repr__(self) -> str:
-        return f"CacheServicer({self._store!r})"
+        return f"CacheServicer({self._store!r}, {self._flights!r})"
 
     async def Lookup(
         self, request: CacheLookupRequest, context: grpc.aio.ServicerContext
     ) -> CacheLookupResponse:
-        """Return the value, or `hit` false. Raises `InvalidArgument` for a malformed key or tenant."""
+        """Return the value; on a miss the lease, or after a wait what came of another's, when that is asked for.
+
+        Raises `InvalidArgument` for a malformed key or tenant.
+        """
         _check_key(request.tenant, request.key)
-        with self._measures.timed("lookup"):
-            found = self._store.lookup(request.tenant, request.key)
+        found = await self._look(request)
         self._measures.lookup(hit=found is not None)
-        if found is None:
+        if found is not None:
+            return _hit(found)
+        if not request.want_lease:
             return CacheLookupResponse()
-        entry, age_s = found
-        return CacheLookupResponse(hit=True, value=entry.value, digest=entry.digest, age_s=age_s)
+        at = request.tenant, request.key
+        lease = self._flights.take(at)
+        if lease is None and request.wait_ms:
+            lease = await self._flights.wait(at, min(request.wait_ms / 1000, MAX_WAIT_S))
+            if lease is LANDED:
+                found = await self._look(request)
+                # Stored and gone again, or too old for this one: it computes by itself.
+                return CacheLookupResponse() if found is None else _hit(found)
+        if lease is None:
+            return CacheLookupResponse(busy=True)
+        if lease == ALONE:
+            return CacheLookupResponse()
+        return CacheLookupResponse(lease=lease, lease_ttl_ms=int(self._flights.leases.ttl_s * 1000))
 
     async def Store(
         self, request: CacheStoreRequest, context: grpc.aio.ServicerContext
@@ -58,22 +95,56 @@ class CacheServicer(CacheServiceServicer):
         _check_key(request.tenant, request.key)
         if len(request.tags) > MAX_TAGS or any(not 0 < len(tag) <= MAX_TAG for tag in request.tags):
             raise InvalidArgument(f"tags: at most {MAX_TAGS}, of 1 to {MAX_TAG} characters", field="tags")
+        at = request.tenant, request.key
         with self._measures.timed("store"):
-            reason = self._keep(request)
+            digest = hashlib.sha256(request.key)
+            digest.update(request.value)
+            if not hmac.compare_digest(digest.digest(), request.digest):
+                reason = self._store.reject("the digest is not the SHA-256 of key and value")
+                self._flights.release(request.lease)
+            elif self._validity.outdated(request.tenant, request.tags, request.begun_ms_ago / 1000):
+                reason = self._store.reject("it was invalidated while it was computed")
+                self._flights.release(request.lease)
+            else:
+                reason = self._store.store(
+                    *at,
+                    request.value,
+                    request.digest,
+                    ttl_s=request.ttl_s or self._default_ttl_s,
+                    tags=request.tags,
+                )
+                if reason:  # too large for anybody who waits for it, too
+                    self._flights.dissolve(at)
+                else:
+                    self._flights.landed(at)
         self._measures.store(kept=not reason)
         return CacheStoreResponse(stored=not reason, reason=reason)
+
+    async def Leases(
+        self, request: CacheLeasesRequest, context: grpc.aio.ServicerContext
+    ) -> CacheLeasesResponse:
+        """Renew and give back."""
+        if len(request.renew) + len(request.release) + len(request.dissolve) > MAX_LEASES:
+            raise InvalidArgument(f"renew: at most {MAX_LEASES} leases at once", field="renew")
+        for lease in request.release:
+            self._flights.release(lease)
+        for lease in request.dissolve:
+            if (at := self._flights.leases.key_of(lease)) is not None:
+                self._flights.dissolve(at)
+        return CacheLeasesResponse(lost=[each for each in request.renew if not self._flights.renew(each)])
 
     async def Invalidate(
         self, request: CacheInvalidateRequest, context: grpc.aio.ServicerContext
     ) -> CacheInvalidateResponse:
-        """Drop entries by tenant and tag."""
+        """Drop entries by tenant, tags and prefix; the other caches are told."""
         with self._measures.timed("invalidate"):
-            dropped = self._store.invalidate(tenant=request.tenant, tag=request.tag)
-        return CacheInvalidateResponse(entries=dropped)
+            invalidation, dropped = await self._validity.carry_out(request)
+        announced = await self._watch.announce(request, invalidation)
+        return CacheInvalidateResponse(entries=dropped, id=invalidation, announced=announced)
 
     async def GetStats(self, request: CacheStatsRequest, context: grpc.aio.ServicerContext) -> CacheStats:
         """Counts since the start, and what is held now."""
-        stats = self._store.stats
+        stats, flights, behind = self._store.stats, self._flights.leases, self._behind
         return CacheStats(
             entries=len(self._store),
             bytes_used=self._store.bytes_used,
@@ -84,19 +155,38 @@ class CacheServicer(CacheServiceServicer):
             evictions=stats.evictions,
             expirations=stats.expirations,
             rejected=stats.rejected,
+            invalidated=stats.invalidated,
+            computed=flights.stats.computed,
+            taken_over=flights.stats.taken_over,
+            coalesced=flights.stats.coalesced,
+            gave_up_waiting=flights.stats.gave_up,
+            waiting=flights.waiting,
+            behind=behind.name,
+            writes_dropped=behind.stats.writes_dropped,
+            writes_waiting=behind.stats.writes_waiting,
+            restored=behind.stats.restored,
         )
 
-    def _keep(self, request: CacheStoreRequest) -> str:
-        if not hmac.compare_digest(hashlib.sha256(request.value).digest(), request.digest):
-            return self._store.reject("the digest is not the SHA-256 of the value")
-        return self._store.store(
-            request.tenant,
-            request.key,
-            request.value,
-            request.digest,
-            ttl_s=request.ttl_s or self._default_ttl_s,
-            tags=request.tags,
-        )
+    async def _look(self, request: CacheLookupRequest) -> tuple[Entry, float] | None:
+        max_age_s = request.max_age_s if request.HasField("max_age_s") else None
+        with self._measures.timed("lookup"):
+            found = self._store.lookup(request.tenant, request.key, max_age_s)
+        if found is not None or not self._behind.answers:
+            return found
+        asked_at = time.monotonic()
+        row = await self._behind.find(request.tenant, request.key)
+        if row is None or self._validity.outdated(row.tenant, row.tags, time.monotonic() - asked_at):
+            return None
+        if not restore(self._store, row):
+            return None
+        self._behind.stats.restored += 1
+        self._store.stats.misses -= 1  # of this one lookup; the second look counts it
+        return self._store.lookup(request.tenant, request.key, max_age_s)
+
+
+def _hit(found: tuple[Entry, float]) -> CacheLookupResponse:
+    entry, age_s = found
+    return CacheLookupResponse(hit=True, value=entry.value, digest=entry.digest, age_s=age_s)
 
 
 def _check_key(tenant: str, key: bytes) -> None:

@@ -1,33 +1,36 @@
 """Asks the cache, and goes on without it when it is dead, slow or wrong."""
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections.abc import Sequence
 from typing import TypeVar
 
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span
 
-from stagemesh.v1 import cache_pb2, inference_pb2, registry_pb2
+from stagemesh.metrics import counter
+from stagemesh.v1 import cache_pb2, inference_pb2
 
-from .cache_key import cache_tags
+from .cache_choice import PAUSE_S, Pauses, rank_caches
+from .cache_flight import Asked, CacheUse, HeldLeases, Lease
+from .cache_key import cache_tags, value_digest
 from .channels import Channels
 from .membership import Membership
-from .telemetry import Telemetry
+from .telemetry import Labelled, Telemetry
 
 log = logging.getLogger(__name__)
-PAUSE_S = 1.0
-"""How long a cache that failed is left alone."""
 MAX_VALUE_BYTES = 8 * 2**20
 MAX_LOOKUPS = 32
 """Lookups under way at once. More wait for their turn before their time runs: a burst of requests would queue up at
 the cache and time out there, though it is as fast as ever."""
+MAX_WAITS = 1024
+"""Requests that wait for another one's answer at once; more compute for themselves."""
 MAX_STORES = 64
 """Stores under way at once; beyond that answers are not stored."""
 STORE_TIMEOUT_S = 2.0
+WAIT_MARGIN_S = 1.0
+"""How much longer than asked for a cache may take to end a wait."""
 
 HIT = inference_pb2.CACHE_STATUS_HIT
 MISS = inference_pb2.CACHE_STATUS_MISS
@@ -39,98 +42,214 @@ M = TypeVar("M", bound=Message)
 
 
 class CacheClient:
-    """Lookups answer in `timeout_ms` or count as errors; stores happen in the background."""
+    """Lookups answer in `timeout_ms` or count as errors; stores happen in the background.
+
+    One who asks for what another is computing waits for that up to `wait_s`; 0 turns that off.
+    """
 
     def __init__(
-        self, membership: Membership, channels: Channels, telemetry: Telemetry, *, timeout_ms: int
+        self,
+        membership: Membership,
+        channels: Channels,
+        telemetry: Telemetry,
+        *,
+        timeout_ms: int,
+        wait_s: float = 30.0,
     ) -> None:
         self._membership = membership
         self._channels = channels
         self._telemetry = telemetry
         self._timeout_s = timeout_ms / 1000
-        self._paused: dict[str, float] = {}
+        self._wait_s = wait_s
+        self._pauses = Pauses()
         self._stores: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(MAX_LOOKUPS)
-
-    async def lookup(
-        self, tenant: str, key: bytes, kind: type[M], parent: Span | None = None
-    ) -> tuple[int, M | None]:
-        """HIT with the value, MISS, or ERROR; BYPASS when there is no cache. Never raises for the cache's sake."""
-        address = self._address(key)
-        status: int = BYPASS
-        value: M | None = None
-        if address and self._paused.get(address, 0.0) > time.monotonic():
-            status = ERROR
-        elif address:
-            with self._telemetry.span("cache.lookup", parent) as span:
-                async with self._room:
-                    # Those that waited for room need not try what failed meanwhile.
-                    status = ERROR
-                    if self._paused.get(address, 0.0) <= time.monotonic():
-                        status, value = await self._ask(address, tenant, key, kind)
-                span.set_attribute("stagemesh.cache", STATUS_NAMES[status])
-        self._telemetry.cache_lookups.labels(STATUS_NAMES[status]).inc()
-        return status, value
-
-    def store(self, tenant: str, key: bytes, value: Message, spec: registry_pb2.ModelSpec) -> None:
-        """Store in the background; dropped when the value is large, or the cache is busy or paused."""
-        address = self._address(key)
-        data = value.SerializeToString(deterministic=True)
-        if (
-            not address
-            or len(data) > MAX_VALUE_BYTES
-            or len(self._stores) >= MAX_STORES
-            or self._paused.get(address, 0.0) > time.monotonic()
-        ):
-            return
-        request = cache_pb2.CacheStoreRequest(
-            tenant=tenant,
-            key=key,
-            value=data,
-            digest=hashlib.sha256(data).digest(),
-            ttl_s=spec.cache_ttl_s,
-            tags=cache_tags(spec),
+        self._waiting = 0
+        self._leases = HeldLeases(channels)
+        self._known: tuple[int, list[str]] = (-1, [])
+        self._flights = Labelled(
+            counter(
+                "stagemesh_cache_flights_total",
+                "Requests by their part in computing once: computed, coalesced, taken_over, alone.",
+                ("part",),
+            )
         )
-        task = asyncio.create_task(self._store(address, request))
-        self._stores.add(task)
-        task.add_done_callback(self._stores.discard)
+        self._faults = Labelled(
+            counter(
+                "stagemesh_cache_faults_total", "Caches and answers not believed, by reason.", ("reason",)
+            )
+        )
+        self._dropped = Labelled(
+            counter("stagemesh_cache_unstored_total", "Answers that were not stored, by reason.", ("reason",))
+        )
+
+    def __repr__(self) -> str:
+        return f"CacheClient({self._waiting} waiting, {self._leases!r}, {self._pauses!r})"
+
+    async def ask(self, use: CacheUse[M], parent: Span | None = None) -> Asked[M]:
+        """HIT with the value, MISS, or ERROR; BYPASS when nobody was asked. Never raises for the cache's sake."""
+        ranked = self._ranked(use.key) if use.key is not None else []
+        if use.key is None or not use.controls.lookup or not ranked:
+            self._telemetry.cache_lookups.labels("bypass").inc()
+            return self._asked(use, BYPASS)
+        asked = Asked[M](ERROR)
+        # A second cache is asked only when the first was lost while this request waited at it.
+        for _ in range(2):
+            address = self._pauses.first(ranked, time.monotonic())
+            if not address:
+                asked = self._asked(use, ERROR)
+                break
+            with self._telemetry.span("cache.lookup", parent) as span:
+                asked, again = await self._ask(use, address, len(ranked) > 1)
+                span.set_attribute("stagemesh.cache", STATUS_NAMES[asked.status])
+            if not again:
+                break
+        self._telemetry.cache_lookups.labels(STATUS_NAMES[asked.status]).inc()
+        return asked
 
     async def close(self) -> None:
         """Let the stores under way end; each has a deadline."""
         await asyncio.gather(*self._stores, return_exceptions=True)
+        await self._leases.close()
 
-    async def _ask(self, address: str, tenant: str, key: bytes, kind: type[M]) -> tuple[int, M | None]:
-        request = cache_pb2.CacheLookupRequest(tenant=tenant, key=key)
+    async def _ask(self, use: CacheUse[M], address: str, others: bool) -> tuple[Asked[M], bool]:
+        """What this cache says, and whether to ask another one."""
+        request = cache_pb2.CacheLookupRequest(tenant=use.tenant, key=use.key)
+        request.want_lease = use.controls.store and self._wait_s > 0
+        if use.controls.max_age_s is not None:
+            request.max_age_s = use.controls.max_age_s
+        async with self._room:
+            # Those that waited for room need not try what failed meanwhile.
+            if self._pauses.paused(address, time.monotonic()):
+                return self._asked(use, ERROR), False
+            answer = await self._call(address, request, self._timeout_s)
+        if answer is None:
+            return self._asked(use, ERROR), False
+        if not answer.busy:
+            return self._heard(use, address, answer, waited=False), False
+        left = min(self._wait_s, use.deadline - time.monotonic() - WAIT_MARGIN_S)
+        if left <= 0 or self._waiting >= MAX_WAITS:
+            self._flights.labels("alone").inc()
+            return self._asked(use, MISS), False
+        request.wait_ms = int(left * 1000) + 1
+        self._waiting += 1
         try:
-            answer = await self._channels.cache(address).Lookup(request, timeout=self._timeout_s)
+            answer = await self._call(address, request, left + WAIT_MARGIN_S)
+        finally:
+            self._waiting -= 1
+        if answer is None:
+            return self._asked(use, ERROR), others
+        return self._heard(use, address, answer, waited=True), False
+
+    def _heard(
+        self, use: CacheUse[M], address: str, answer: cache_pb2.CacheLookupResponse, *, waited: bool
+    ) -> Asked[M]:
+        if answer.hit:
+            value = self._believed(use, address, answer)
+            if value is None:
+                return self._asked(use, ERROR)
+            if waited:
+                self._flights.labels("coalesced").inc()
+            return Asked(HIT, value)
+        if answer.lease:
+            self._flights.labels("taken_over" if waited else "computed").inc()
+            lease = Lease(answer.lease, address, max(answer.lease_ttl_ms, 100) / 1000)
+            self._leases.hold(lease)
+            return self._asked(use, MISS, lease)
+        self._flights.labels("alone").inc()
+        return self._asked(use, MISS)
+
+    def _believed(self, use: CacheUse[M], address: str, answer: cache_pb2.CacheLookupResponse) -> M | None:
+        fault = ""
+        value: M | None = None
+        if use.key is None or value_digest(use.key, answer.value) != answer.digest:
+            fault = "wrong digest"
+        else:
+            try:
+                value = use.kind.FromString(answer.value)
+            except DecodeError:
+                fault = "not a value of that kind"
+            else:
+                fault = use.fault(value)
+        if not fault:
+            return value
+        self._fault(address, fault)
+        return None
+
+    async def _call(
+        self, address: str, request: cache_pb2.CacheLookupRequest, timeout_s: float
+    ) -> cache_pb2.CacheLookupResponse | None:
+        try:
+            answer: cache_pb2.CacheLookupResponse = await self._channels.cache(address).Lookup(
+                request, timeout=timeout_s
+            )
         except grpc.aio.AioRpcError as error:
-            self._pause(address, error.code().name)
-            return ERROR, None
-        if not answer.hit:
-            return MISS, None
-        if hashlib.sha256(answer.value).digest() != answer.digest:
-            self._pause(address, "wrong digest")
-            return ERROR, None
-        try:
-            return HIT, kind.FromString(answer.value)
-        except DecodeError:
-            self._pause(address, "not a value of that kind")
-            return ERROR, None
+            self._fault(address, error.code().name)
+            return None
+        return answer
 
-    async def _store(self, address: str, request: cache_pb2.CacheStoreRequest) -> None:
+    def _asked(self, use: CacheUse[M], status: int, lease: Lease | None = None) -> Asked[M]:
+        if use.key is None or not use.controls.store:
+            return Asked(status)
+
+        def keep(value: M, lease: Lease | None, seconds: float) -> None:
+            self._store_soon(use, value, lease, seconds)
+
+        return Asked(status, lease=lease, keep=keep, give_back=self._leases.give_back)
+
+    def _store_soon(self, use: CacheUse[M], value: M, lease: Lease | None, seconds: float) -> None:
+        """Store in the background; dropped when the value is large, or the cache is busy or paused."""
+        assert use.key is not None
+        fault = use.fault(value)
+        data = b"" if fault else value.SerializeToString(deterministic=True)
+        if not fault and len(data) > MAX_VALUE_BYTES:
+            fault = "too large"
+        address = lease.address if lease is not None else ""
+        if not address or self._pauses.paused(address, time.monotonic()):
+            address = self._pauses.first(self._ranked(use.key), time.monotonic())
+        if not fault and not address:
+            fault = "no cache"
+        if not fault and len(self._stores) >= MAX_STORES:
+            fault = "too many at once"
+        if fault:
+            self._dropped.labels(fault).inc()
+            if lease is not None:
+                self._leases.give_back(lease, dissolve=fault == "too large")
+            return
+        request = cache_pb2.CacheStoreRequest(
+            tenant=use.tenant,
+            key=use.key,
+            value=data,
+            digest=value_digest(use.key, data),
+            ttl_s=use.controls.ttl_s or use.spec.cache_ttl_s,
+            tags=cache_tags(use.spec, use.controls.namespace, use.controls.tags),
+            lease=lease.id if lease is not None else b"",
+            begun_ms_ago=int(seconds * 1000) + 1,
+        )
+        task = asyncio.create_task(self._store(address, request, lease))
+        self._stores.add(task)
+        task.add_done_callback(self._stores.discard)
+
+    async def _store(self, address: str, request: cache_pb2.CacheStoreRequest, lease: Lease | None) -> None:
         try:
-            await self._channels.cache(address).Store(request, timeout=STORE_TIMEOUT_S)
+            answer = await self._channels.cache(address).Store(request, timeout=STORE_TIMEOUT_S)
+            if not answer.stored:
+                self._dropped.labels("refused").inc()
+                log.debug("cache.refused: %s", answer.reason)
         except grpc.aio.AioRpcError as error:
-            self._pause(address, error.code().name)
+            self._fault(address, error.code().name)
+            self._dropped.labels("failed").inc()
+        finally:
+            self._leases.drop(lease)
 
-    def _pause(self, address: str, why: str) -> None:
+    def _fault(self, address: str, why: str) -> None:
         log.warning("cache.failed: %s at %s, left alone for %.0f s", why, address, PAUSE_S)
-        self._paused[address] = time.monotonic() + PAUSE_S
+        self._faults.labels(why).inc()
+        self._pauses.failed(address, time.monotonic())
 
-    def _address(self, key: bytes) -> str:
-        return choose_cache([record.address for record in self._membership.services_of("cache")], key)
-
-
-def choose_cache(addresses: Sequence[str], key: bytes) -> str:
-    """The cache that keeps `key` (rendezvous hashing, so that few keys move when caches come and go), or empty."""
-    return max(addresses, key=lambda each: hashlib.sha256(each.encode() + key).digest(), default="")
+    def _ranked(self, key: bytes) -> list[str]:
+        version = self._membership.version
+        if self._known[0] != version:
+            addresses = [record.address for record in self._membership.services_of("cache")]
+            self._known = version, addresses
+        return rank_caches(self._known[1], key)

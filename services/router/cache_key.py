@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
 
-VERSION = b"stagemesh-cache-2"
+VERSION = b"stagemesh-cache-3"
 
 
 def generation_key(
@@ -19,19 +19,27 @@ def generation_key(
     stop: Sequence[str],
     stop_token_ids: Iterable[int],
     min_tokens: int = 0,
+    namespace: str = "",
+    drawn: int | None = None,
 ) -> bytes:
-    """Key of a generation. Greedy ones ignore what does not change them: seed and sampling filters."""
+    """Key of a generation. Greedy ones ignore what does not change them: seed and sampling filters.
+
+    `drawn` is set for an answer of a seed that nobody asked for, to its index among the request's answers: any such
+    answer will do, whatever its seed.
+    """
     greedy = sampling.temperature == 0
+    seed = 0 if greedy or drawn is not None else sampling.seed
     return _digest(
         b"generate",
-        *_model(spec, tenant),
+        *_model(spec, tenant, namespace),
         struct.pack(f"<{len(token_ids)}I", *token_ids),
         struct.pack("<I", max_tokens),
         struct.pack("<f", 0.0 if greedy else sampling.temperature),
         struct.pack("<I", 0 if greedy else sampling.top_k),
         struct.pack("<f", 0.0 if greedy else sampling.top_p),
         struct.pack("<f", 0.0 if greedy else sampling.min_p),
-        struct.pack("<Q", 0 if greedy else sampling.seed),
+        struct.pack("<Q", seed),
+        b"" if greedy or drawn is None else struct.pack("<I", drawn),
         _list(text.encode() for text in sorted(set(stop))),
         _list(struct.pack("<I", token) for token in sorted(set(stop_token_ids))),
         struct.pack("<I", min_tokens),
@@ -41,7 +49,11 @@ def generation_key(
 
 
 def infer_key(
-    spec: registry_pb2.ModelSpec, tenant: str, inputs: Sequence[tensor_pb2.Tensor], outputs: Sequence[str]
+    spec: registry_pb2.ModelSpec,
+    tenant: str,
+    inputs: Sequence[tensor_pb2.Tensor],
+    outputs: Sequence[str],
+    namespace: str = "",
 ) -> bytes:
     """Key of a stateless inference: inputs in any order, outputs in the order asked for."""
     tensors = [
@@ -53,17 +65,33 @@ def infer_key(
         )
         for tensor in sorted(inputs, key=lambda each: each.name)
     ]
-    return _digest(b"infer", *_model(spec, tenant), _list(tensors), _list(name.encode() for name in outputs))
+    return _digest(
+        b"infer", *_model(spec, tenant, namespace), _list(tensors), _list(name.encode() for name in outputs)
+    )
 
 
-def embed_key(spec: registry_pb2.ModelSpec, tenant: str, rows: Sequence[Sequence[int]]) -> bytes:
+def embed_key(
+    spec: registry_pb2.ModelSpec, tenant: str, rows: Sequence[Sequence[int]], namespace: str = ""
+) -> bytes:
     """Key of an embedding of several tokenised texts."""
-    return _digest(b"embed", *_model(spec, tenant), _list(struct.pack(f"<{len(row)}I", *row) for row in rows))
+    return _digest(
+        b"embed", *_model(spec, tenant, namespace), _list(struct.pack(f"<{len(row)}I", *row) for row in rows)
+    )
 
 
-def cache_tags(spec: registry_pb2.ModelSpec) -> list[str]:
-    """What an entry can be invalidated by."""
-    return [f"model:{spec.name}", f"revision:{spec.revision}"]
+def cache_tags(spec: registry_pb2.ModelSpec, namespace: str = "", tags: Iterable[str] = ()) -> list[str]:
+    """What an entry can be invalidated by; `tags` are the caller's own."""
+    found = [f"model:{spec.name}", f"revision:{spec.revision}"]
+    if namespace:
+        found.append(f"namespace:{namespace}")
+    return found + [f"tag:{tag}" for tag in tags]
+
+
+def value_digest(key: bytes, value: bytes) -> bytes:
+    """What shows that a value was stored under this key, and is whole."""
+    digest = hashlib.sha256(key)
+    digest.update(value)
+    return digest.digest()
 
 
 def _penalties(sampling: stage_pb2.Sampling) -> tuple[float, float, float]:
@@ -75,8 +103,14 @@ def _penalties(sampling: stage_pb2.Sampling) -> tuple[float, float, float]:
     )
 
 
-def _model(spec: registry_pb2.ModelSpec, tenant: str) -> tuple[bytes, ...]:
-    return tenant.encode(), spec.name.encode(), spec.revision.encode(), spec.dtype.encode()
+def _model(spec: registry_pb2.ModelSpec, tenant: str, namespace: str) -> tuple[bytes, ...]:
+    return (
+        tenant.encode(),
+        namespace.encode(),
+        spec.name.encode(),
+        spec.revision.encode(),
+        spec.dtype.encode(),
+    )
 
 
 def _list(parts: Iterable[bytes]) -> bytes:

@@ -21,6 +21,7 @@ class Channels:
         self._open: dict[str, grpc.aio.Channel] = {}
         self._stages: dict[str, stage_pb2_grpc.StageServiceStub] = {}
         self._forwards: dict[str, ForwardStream] = {}
+        self._caches: dict[str, cache_pb2_grpc.CacheServiceStub] = {}
 
     def __repr__(self) -> str:
         return f"Channels({sorted(self._open)})"
@@ -46,7 +47,10 @@ class Channels:
 
     def cache(self, address: str) -> cache_pb2_grpc.CacheServiceStub:
         """Stub of the cache at host:port."""
-        return cache_pb2_grpc.CacheServiceStub(self._channel(address))
+        stub = self._caches.get(address)
+        if stub is None:
+            stub = self._caches[address] = cache_pb2_grpc.CacheServiceStub(self._channel(address))
+        return stub
 
     def connect(self, addresses: Iterable[str]) -> None:
         """Begin to connect to these, so that the first call to each does not spend its time on that."""
@@ -66,6 +70,7 @@ class Channels:
     async def _close(self, address: str, grace_s: float | None) -> None:
         channel = self._open.pop(address)
         self._stages.pop(address, None)
+        self._caches.pop(address, None)
         stream = self._forwards.pop(address, None)
         if stream is not None:
             # First, or an idle stream would hold the channel open for the whole grace.

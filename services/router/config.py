@@ -1,7 +1,7 @@
 """The router's settings: flags, `STAGEMESH_*` environment, YAML file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -30,6 +30,15 @@ class RouterConfig(ServiceConfig):
         1024, ge=0, description="requests that may wait for their turn; more are refused"
     )
     cache_timeout_ms: int = Field(50, ge=1, le=1000, description="how long the cache may take to answer")
+    cache_wait_s: float = Field(
+        30.0,
+        ge=0,
+        le=60,
+        description="seconds to wait for the answer of one who computes the same; 0: everybody computes",
+    )
+    cache_replay: Literal["chunks", "whole"] = Field(
+        "chunks", description="send a kept generation in the chunks it was made in, or whole"
+    )
     api_keys: Path | None = Field(
         None, description="YAML file of API key to tenant; without it nobody needs a key"
     )

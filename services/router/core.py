@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 
 from opentelemetry.trace import Span
 
@@ -18,8 +19,9 @@ from stagemesh.v1 import inference_pb2, registry_pb2
 from .admission import Admission
 from .admission_gate import AdmissionGate
 from .auth import Auth, load_keys
-from .cache_client import BYPASS, CacheClient
-from .cache_key import embed_key, infer_key
+from .cache_client import CacheClient
+from .cache_controls import CacheControls, controls_of
+from .cache_use import embed_use, infer_use
 from .channels import Channels
 from .choices import Choices
 from .config import RouterConfig
@@ -78,7 +80,11 @@ class RouterCore:
         routing = Routing(self.membership, self.loads, default_policy=config.policy)
         self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng)
         self._cache = CacheClient(
-            self.membership, self.channels, self.telemetry, timeout_ms=config.cache_timeout_ms
+            self.membership,
+            self.channels,
+            self.telemetry,
+            timeout_ms=config.cache_timeout_ms,
+            wait_s=config.cache_wait_s,
         )
         self._watch = MembershipWatch(etcd, self.membership, self.loads, self.channels, Warmer(self.texts))
         admission = self._gate.admission
@@ -126,9 +132,12 @@ class RouterCore:
         with Observed(self.telemetry, "generate", request.model, ctx) as observed:
             spec = check_model(request.model, self.membership.models)
             check_generate(request, spec)
+            controls = controls_of(ctx.metadata, request)
+            if not controls.replay:
+                controls = replace(controls, replay=self.config.cache_replay)
             async with self._gate.admitted(ctx.deadline):
                 with observed.current():
-                    plans = await self._prepare(request, spec, ctx)
+                    plans = await self._prepare(request, spec, ctx, controls)
                 observed.prompt(len(plans[0].token_ids))
                 generations = [self._generation(plan, ctx, observed) for plan in plans]
                 if len(generations) == 1:
@@ -162,23 +171,20 @@ class RouterCore:
         with Observed(self.telemetry, "infer", request.model, ctx) as observed, observed.current():
             spec = check_model(request.model, self.membership.models)
             batch = check_infer(request, spec, max_output_bytes=self._max_output_bytes)
+            controls = controls_of(ctx.metadata, request)
             async with self._gate.admitted(ctx.deadline):
-                names = [each.name for each in batch.outputs]
-                key = infer_key(spec, ctx.tenant, request.inputs, names) if spec.cache else None
-                status: int = BYPASS
-                response: inference_pb2.InferResponse | None = None
-                if key is not None and not request.cache_no_lookup:
-                    status, response = await self._cache.lookup(ctx.tenant, key, inference_pb2.InferResponse)
+                asked = await self._cache.ask(infer_use(request, batch, spec, ctx, controls))
+                response = asked.value
                 if response is None:
-                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
-                    response = inference_pb2.InferResponse(
-                        model=spec.name, revision=spec.revision, outputs=outputs
-                    )
-                    if key is not None and not request.cache_no_store:
-                        self._cache.store(ctx.tenant, key, response, spec)
+                    with asked:
+                        outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                        response = inference_pb2.InferResponse(
+                            model=spec.name, revision=spec.revision, outputs=outputs
+                        )
+                        asked.store(response)
                     response.route.extend(route)
         response.request_id = ctx.request_id
-        response.cache = status  # type: ignore[assignment]
+        response.cache = asked.status  # type: ignore[assignment]
         return response
 
     async def embed(
@@ -189,26 +195,24 @@ class RouterCore:
             spec = check_model(request.model, self.membership.models)
             check_task(spec, "embed")
             _check_embed(request, spec)
+            controls = controls_of(ctx.metadata, request)
             async with self._gate.admitted(ctx.deadline):
                 with self.telemetry.span("router.tokenize"):
                     rows = await self._embed_rows(request, spec, ctx)
                 tokens = sum(map(len, rows))
                 observed.prompt(tokens)
-                key = embed_key(spec, ctx.tenant, rows) if spec.cache else None
-                status: int = BYPASS
-                response: inference_pb2.EmbedResponse | None = None
-                if key is not None:
-                    status, response = await self._cache.lookup(ctx.tenant, key, inference_pb2.EmbedResponse)
+                asked = await self._cache.ask(embed_use(rows, spec, ctx, controls))
+                response = asked.value
                 if response is None:
-                    batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
-                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
-                    response = inference_pb2.EmbedResponse(embeddings=outputs[0])
-                    response.usage.prompt_tokens = tokens
-                    if key is not None:
-                        self._cache.store(ctx.tenant, key, response, spec)
+                    with asked:
+                        batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
+                        outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                        response = inference_pb2.EmbedResponse(embeddings=outputs[0])
+                        response.usage.prompt_tokens = tokens
+                        asked.store(response)
                     response.route.extend(route)
         response.request_id = ctx.request_id
-        response.cache = status  # type: ignore[assignment]
+        response.cache = asked.status  # type: ignore[assignment]
         return response
 
     def models(self) -> list[inference_pb2.ModelInfo]:
@@ -243,7 +247,11 @@ class RouterCore:
         await self._gate.drained()
 
     async def _prepare(
-        self, request: inference_pb2.GenerateRequest, spec: registry_pb2.ModelSpec, ctx: RequestContext
+        self,
+        request: inference_pb2.GenerateRequest,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        controls: CacheControls,
     ) -> list[Plan]:
         with self.telemetry.span("router.tokenize"):
             text = await self._text(spec, ctx)
@@ -255,6 +263,7 @@ class RouterCore:
                 self._rng,
                 default_max_tokens=self.config.max_tokens,
                 resume_tokens=self._resume_tokens,
+                controls=controls,
             )
 
     def _inference(

@@ -3,13 +3,16 @@
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from stagemesh.v1 import cache_pb2, inference_pb2, stage_pb2
 
-from .cache_client import BYPASS, ERROR, HIT, CacheClient
+from .cache_believe import generation_fault, in_one_chunk
+from .cache_client import BYPASS, CacheClient
+from .cache_flight import CacheUse
 from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
 from .prepare import Plan
@@ -54,31 +57,30 @@ class Generation:
     async def run(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """The whole answer; the first chunk carries id, cache status and route, the last one the rest."""
         plan = self.plan
-        if plan.lookup and plan.key is not None:
-            self.cache_status, kept = await self._cache.lookup(
-                self._ctx.tenant, plan.key, cache_pb2.CachedGeneration, self._span
-            )
-            if kept is not None and kept.finish_reason:
-                for response in self._replay(kept):
-                    yield response
-                return
-            if self.cache_status == HIT:
-                self.cache_status = ERROR
-        chunks: list[cache_pb2.CachedChunk] = []
-        async with aclosing(self._stream()) as responses:
-            async for response in responses:
-                if plan.store:
-                    ids = [token.id for token in response.tokens]
-                    chunks.append(cache_pb2.CachedChunk(text=response.text, token_ids=ids))
-                if response.finish_reason and plan.store and plan.key is not None:
-                    value = cache_pb2.CachedGeneration(
-                        chunks=chunks,
-                        finish_reason=response.finish_reason,
-                        prompt_tokens=len(plan.token_ids),
-                    )
-                    with trace.use_span(self._span):
-                        self._cache.store(self._ctx.tenant, plan.key, value, plan.spec)
+        asked = await self._cache.ask(self._cache_use(), self._span)
+        if plan.so_far is None:
+            self.cache_status = asked.status
+        if asked.value is not None:
+            for response in self._replay(asked.value):
                 yield response
+            return
+        store = plan.key is not None and plan.controls.store
+        chunks: list[cache_pb2.CachedChunk] = []
+        with asked:
+            async with aclosing(self._stream()) as responses:
+                async for response in responses:
+                    if store:
+                        ids = [token.id for token in response.tokens]
+                        chunks.append(cache_pb2.CachedChunk(text=response.text, token_ids=ids))
+                    if response.finish_reason and store:
+                        value = cache_pb2.CachedGeneration(
+                            chunks=chunks,
+                            finish_reason=response.finish_reason,
+                            prompt_tokens=len(plan.token_ids),
+                        )
+                        with trace.use_span(self._span):
+                            asked.store(value)
+                    yield response
 
     async def _stream(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Tokens from the mesh as chunks of final text; ends early when a stop string completes."""
@@ -134,6 +136,8 @@ class Generation:
 
     def _replay(self, kept: cache_pb2.CachedGeneration) -> list[inference_pb2.GenerateResponse]:
         position = len(self.plan.token_ids)
+        if self.plan.controls.replay == "whole":
+            kept = in_one_chunk(kept)
         responses = []
         for index, chunk in enumerate(kept.chunks):
             tokens = [
@@ -144,6 +148,23 @@ class Generation:
             finish = kept.finish_reason if index == len(kept.chunks) - 1 else ""
             responses.append(self._chunk(chunk.text, tokens, finish, [], []))
         return responses or [self._chunk("", [], kept.finish_reason, [], [])]
+
+    def _cache_use(self) -> CacheUse[cache_pb2.CachedGeneration]:
+        plan = self.plan
+        return CacheUse(
+            tenant=self._ctx.tenant,
+            key=plan.key,
+            spec=plan.spec,
+            kind=cache_pb2.CachedGeneration,
+            fault=partial(
+                generation_fault,
+                prompt_tokens=len(plan.token_ids),
+                max_tokens=plan.max_tokens,
+                vocab_size=plan.spec.vocab_size,
+            ),
+            deadline=self._ctx.deadline,
+            controls=plan.controls,
+        )
 
     def _before(self) -> Sequence[int]:
         """Tokens from before a break."""

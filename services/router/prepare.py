@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from stagemesh.v1 import inference_pb2, registry_pb2, stage_pb2
 
 from .answer_text import AnswerText
+from .cache_controls import NONE, CacheControls
 from .cache_key import generation_key
 from .resume import Drawn, ResumeTokens, answers_so_far, check_same, content_digest
 from .text import ModelText
@@ -38,8 +39,7 @@ class Plan:
     stop_token_ids: list[int]
     alternatives: int
     key: bytes | None
-    lookup: bool
-    store: bool
+    controls: CacheControls = NONE
     index: int = 0
     resume_token: bytes = b""
     so_far: inference_pb2.AnswerSoFar | None = None
@@ -64,6 +64,7 @@ async def prepare(
     *,
     default_max_tokens: int,
     resume_tokens: ResumeTokens,
+    controls: CacheControls = NONE,
 ) -> list[Plan]:
     """Tokenise and decide; a plan for each answer asked for, but for those that are finished already.
 
@@ -101,7 +102,7 @@ async def prepare(
         own.seed = seed_of(sampling.seed, index)
         key = None
         # What a caller says had arrived is no answer to give to others.
-        if spec.cache and is_deterministic(request) and not so_far:
+        if spec.cache and is_cached(request, controls) and not so_far:
             key = generation_key(
                 spec,
                 tenant,
@@ -111,6 +112,8 @@ async def prepare(
                 stop=request.stop,
                 stop_token_ids=stop_token_ids,
                 min_tokens=min_tokens,
+                namespace=controls.namespace,
+                drawn=None if request.HasField("seed") else index,
             )
         plans.append(
             Plan(
@@ -124,8 +127,7 @@ async def prepare(
                 stop_token_ids=stop_token_ids,
                 alternatives=request.logprobs,
                 key=key,
-                lookup=key is not None and not request.cache_no_lookup,
-                store=key is not None and not request.cache_no_store,
+                controls=controls,
                 index=index,
                 resume_token=token,
                 so_far=so_far[index] if so_far else None,
@@ -184,7 +186,10 @@ def sampling_of(
     )
 
 
-def is_deterministic(request: inference_pb2.GenerateRequest) -> bool:
-    """Whether the same request must give the same answer, and a cached one can carry all of it."""
+def is_cached(request: inference_pb2.GenerateRequest, controls: CacheControls) -> bool:
+    """Whether an answer can be given again: the same request gives it anyway, or the caller wants it so.
+
+    A kept answer carries no log probabilities.
+    """
     greedy = request.HasField("temperature") and request.temperature == 0
-    return (greedy or request.HasField("seed")) and not request.HasField("logprobs")
+    return (greedy or request.HasField("seed") or controls.sampled) and not request.HasField("logprobs")

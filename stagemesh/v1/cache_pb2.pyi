@@ -7,40 +7,56 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CacheLookupRequest(_message.Message):
-    __slots__ = ("tenant", "key")
+    __slots__ = ("tenant", "key", "max_age_s", "want_lease", "wait_ms")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    WANT_LEASE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     key: bytes
-    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
+    max_age_s: int
+    want_lease: bool
+    wait_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., max_age_s: _Optional[int] = ..., want_lease: _Optional[bool] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class CacheLookupResponse(_message.Message):
-    __slots__ = ("hit", "value", "digest", "age_s")
+    __slots__ = ("hit", "value", "digest", "age_s", "lease", "lease_ttl_ms", "busy")
     HIT_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
     hit: bool
     value: bytes
     digest: bytes
     age_s: float
-    def __init__(self, hit: _Optional[bool] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., age_s: _Optional[float] = ...) -> None: ...
+    lease: bytes
+    lease_ttl_ms: int
+    busy: bool
+    def __init__(self, hit: _Optional[bool] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., age_s: _Optional[float] = ..., lease: _Optional[bytes] = ..., lease_ttl_ms: _Optional[int] = ..., busy: _Optional[bool] = ...) -> None: ...
 
 class CacheStoreRequest(_message.Message):
-    __slots__ = ("tenant", "key", "value", "digest", "ttl_s", "tags")
+    __slots__ = ("tenant", "key", "value", "digest", "ttl_s", "tags", "lease", "begun_ms_ago")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_MS_AGO_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     key: bytes
     value: bytes
     digest: bytes
     ttl_s: int
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., ttl_s: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    lease: bytes
+    begun_ms_ago: int
+    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., ttl_s: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., lease: _Optional[bytes] = ..., begun_ms_ago: _Optional[int] = ...) -> None: ...
 
 class CacheStoreResponse(_message.Message):
     __slots__ = ("stored", "reason")
@@ -50,26 +66,78 @@ class CacheStoreResponse(_message.Message):
     reason: str
     def __init__(self, stored: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class CacheLeasesRequest(_message.Message):
+    __slots__ = ("renew", "release", "dissolve")
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    DISSOLVE_FIELD_NUMBER: _ClassVar[int]
+    renew: _containers.RepeatedScalarFieldContainer[bytes]
+    release: _containers.RepeatedScalarFieldContainer[bytes]
+    dissolve: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, renew: _Optional[_Iterable[bytes]] = ..., release: _Optional[_Iterable[bytes]] = ..., dissolve: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class CacheLeasesResponse(_message.Message):
+    __slots__ = ("lost",)
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    lost: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, lost: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class CacheInvalidateRequest(_message.Message):
-    __slots__ = ("tenant", "tag")
+    __slots__ = ("tenant", "tag", "tags", "prefix", "id")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     tag: str
-    def __init__(self, tenant: _Optional[str] = ..., tag: _Optional[str] = ...) -> None: ...
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    prefix: str
+    id: str
+    def __init__(self, tenant: _Optional[str] = ..., tag: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., prefix: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
 
 class CacheInvalidateResponse(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "id", "announced")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_FIELD_NUMBER: _ClassVar[int]
     entries: int
-    def __init__(self, entries: _Optional[int] = ...) -> None: ...
+    id: str
+    announced: bool
+    def __init__(self, entries: _Optional[int] = ..., id: _Optional[str] = ..., announced: _Optional[bool] = ...) -> None: ...
+
+class CacheInvalidation(_message.Message):
+    __slots__ = ("what", "unix_ms")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    what: CacheInvalidateRequest
+    unix_ms: int
+    def __init__(self, what: _Optional[_Union[CacheInvalidateRequest, _Mapping]] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+
+class CacheRecord(_message.Message):
+    __slots__ = ("tenant", "key", "value", "digest", "tags", "stored_unix_ms", "expires_unix_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    STORED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    key: bytes
+    value: bytes
+    digest: bytes
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    stored_unix_ms: int
+    expires_unix_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., tags: _Optional[_Iterable[str]] = ..., stored_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
 
 class CacheStatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class CacheStats(_message.Message):
-    __slots__ = ("entries", "bytes_used", "bytes_budget", "hits", "misses", "stores", "evictions", "expirations", "rejected")
+    __slots__ = ("entries", "bytes_used", "bytes_budget", "hits", "misses", "stores", "evictions", "expirations", "rejected", "invalidated", "computed", "taken_over", "coalesced", "gave_up_waiting", "waiting", "behind", "writes_dropped", "writes_waiting", "restored")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     BYTES_USED_FIELD_NUMBER: _ClassVar[int]
     BYTES_BUDGET_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +147,16 @@ class CacheStats(_message.Message):
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     EXPIRATIONS_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
+    INVALIDATED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_OVER_FIELD_NUMBER: _ClassVar[int]
+    COALESCED_FIELD_NUMBER: _ClassVar[int]
+    GAVE_UP_WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    WRITES_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    WRITES_WAITING_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
     entries: int
     bytes_used: int
     bytes_budget: int
@@ -88,7 +166,17 @@ class CacheStats(_message.Message):
     evictions: int
     expirations: int
     rejected: int
-    def __init__(self, entries: _Optional[int] = ..., bytes_used: _Optional[int] = ..., bytes_budget: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., stores: _Optional[int] = ..., evictions: _Optional[int] = ..., expirations: _Optional[int] = ..., rejected: _Optional[int] = ...) -> None: ...
+    invalidated: int
+    computed: int
+    taken_over: int
+    coalesced: int
+    gave_up_waiting: int
+    waiting: int
+    behind: str
+    writes_dropped: int
+    writes_waiting: int
+    restored: int
+    def __init__(self, entries: _Optional[int] = ..., bytes_used: _Optional[int] = ..., bytes_budget: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., stores: _Optional[int] = ..., evictions: _Optional[int] = ..., expirations: _Optional[int] = ..., rejected: _Optional[int] = ..., invalidated: _Optional[int] = ..., computed: _Optional[int] = ..., taken_over: _Optional[int] = ..., coalesced: _Optional[int] = ..., gave_up_waiting: _Optional[int] = ..., waiting: _Optional[int] = ..., behind: _Optional[str] = ..., writes_dropped: _Optional[int] = ..., writes_waiting: _Optional[int] = ..., restored: _Optional[int] = ...) -> None: ...
 
 class CachedGeneration(_message.Message):
     __slots__ = ("chunks", "finish_reason", "prompt_tokens")

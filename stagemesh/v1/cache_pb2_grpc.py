@@ -44,6 +44,11 @@ class CacheServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreRequest.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreResponse.FromString,
                 _registered_method=True)
+        self.Leases = channel.unary_unary(
+                '/stagemesh.v1.CacheService/Leases',
+                request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLeasesRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLeasesResponse.FromString,
+                _registered_method=True)
         self.Invalidate = channel.unary_unary(
                 '/stagemesh.v1.CacheService/Invalidate',
                 request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheInvalidateRequest.SerializeToString,
@@ -71,8 +76,15 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leases(self, request, context):
+        """Keeps leases alive, or gives them back; a router sends those it holds here together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Invalidate(self, request, context):
-        """Drops entries by tag ("model:NAME", "revision:DIGEST"), or everything of a tenant, or everything.
+        """Drops entries here and on every other cache of the mesh.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +108,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Store,
                     request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreRequest.FromString,
                     response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreResponse.SerializeToString,
+            ),
+            'Leases': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leases,
+                    request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLeasesRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLeasesResponse.SerializeToString,
             ),
             'Invalidate': grpc.unary_unary_rpc_method_handler(
                     servicer.Invalidate,
@@ -162,6 +179,33 @@ class CacheService:
             '/stagemesh.v1.CacheService/Store',
             stagemesh_dot_v1_dot_cache__pb2.CacheStoreRequest.SerializeToString,
             stagemesh_dot_v1_dot_cache__pb2.CacheStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stagemesh.v1.CacheService/Leases',
+            stagemesh_dot_v1_dot_cache__pb2.CacheLeasesRequest.SerializeToString,
+            stagemesh_dot_v1_dot_cache__pb2.CacheLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,6 +10,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CacheReplay(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CACHE_REPLAY_UNSPECIFIED: _ClassVar[CacheReplay]
+    CACHE_REPLAY_CHUNKS: _ClassVar[CacheReplay]
+    CACHE_REPLAY_WHOLE: _ClassVar[CacheReplay]
+
 class CacheStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CACHE_STATUS_UNSPECIFIED: _ClassVar[CacheStatus]
@@ -17,6 +23,9 @@ class CacheStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_STATUS_MISS: _ClassVar[CacheStatus]
     CACHE_STATUS_BYPASS: _ClassVar[CacheStatus]
     CACHE_STATUS_ERROR: _ClassVar[CacheStatus]
+CACHE_REPLAY_UNSPECIFIED: CacheReplay
+CACHE_REPLAY_CHUNKS: CacheReplay
+CACHE_REPLAY_WHOLE: CacheReplay
 CACHE_STATUS_UNSPECIFIED: CacheStatus
 CACHE_STATUS_HIT: CacheStatus
 CACHE_STATUS_MISS: CacheStatus
@@ -44,7 +53,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "chat", "tokens", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "logprobs", "cache_no_lookup", "cache_no_store", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "n", "min_tokens", "resume")
+    __slots__ = ("model", "prompt", "chat", "tokens", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "logprobs", "cache_no_lookup", "cache_no_store", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "n", "min_tokens", "resume", "cache_control")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +84,7 @@ class GenerateRequest(_message.Message):
     N_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    CACHE_CONTROL_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     chat: Messages
@@ -98,7 +108,28 @@ class GenerateRequest(_message.Message):
     n: int
     min_tokens: int
     resume: Resume
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[Messages, _Mapping]] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., cache_no_lookup: _Optional[bool] = ..., cache_no_store: _Optional[bool] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., n: _Optional[int] = ..., min_tokens: _Optional[int] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+    cache_control: CacheControl
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[Messages, _Mapping]] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., cache_no_lookup: _Optional[bool] = ..., cache_no_store: _Optional[bool] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., n: _Optional[int] = ..., min_tokens: _Optional[int] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., cache_control: _Optional[_Union[CacheControl, _Mapping]] = ...) -> None: ...
+
+class CacheControl(_message.Message):
+    __slots__ = ("no_cache", "no_store", "ttl_s", "max_age_s", "namespace", "tags", "sampled", "replay")
+    NO_CACHE_FIELD_NUMBER: _ClassVar[int]
+    NO_STORE_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
+    no_cache: bool
+    no_store: bool
+    ttl_s: int
+    max_age_s: int
+    namespace: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    sampled: bool
+    replay: CacheReplay
+    def __init__(self, no_cache: _Optional[bool] = ..., no_store: _Optional[bool] = ..., ttl_s: _Optional[int] = ..., max_age_s: _Optional[int] = ..., namespace: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., sampled: _Optional[bool] = ..., replay: _Optional[_Union[CacheReplay, str]] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("token", "answers")
@@ -153,18 +184,20 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("model", "inputs", "outputs", "cache_no_lookup", "cache_no_store")
+    __slots__ = ("model", "inputs", "outputs", "cache_no_lookup", "cache_no_store", "cache_control")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     CACHE_NO_LOOKUP_FIELD_NUMBER: _ClassVar[int]
     CACHE_NO_STORE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_CONTROL_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     outputs: _containers.RepeatedScalarFieldContainer[str]
     cache_no_lookup: bool
     cache_no_store: bool
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., cache_no_lookup: _Optional[bool] = ..., cache_no_store: _Optional[bool] = ...) -> None: ...
+    cache_control: CacheControl
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., cache_no_lookup: _Optional[bool] = ..., cache_no_store: _Optional[bool] = ..., cache_control: _Optional[_Union[CacheControl, _Mapping]] = ...) -> None: ...
 
 class InferResponse(_message.Message):
     __slots__ = ("model", "revision", "outputs", "request_id", "cache", "route")
@@ -183,14 +216,16 @@ class InferResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., request_id: _Optional[str] = ..., cache: _Optional[_Union[CacheStatus, str]] = ..., route: _Optional[_Iterable[_Union[_stage_pb2.RouteHop, _Mapping]]] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "texts", "tokens")
+    __slots__ = ("model", "texts", "tokens", "cache_control")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_CONTROL_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     tokens: _containers.RepeatedCompositeFieldContainer[TokenIds]
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., tokens: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
+    cache_control: CacheControl
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., tokens: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., cache_control: _Optional[_Union[CacheControl, _Mapping]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embeddings", "usage", "request_id", "cache", "route")
@@ -243,13 +278,15 @@ class MeshStatus(_message.Message):
     def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[_registry_pb2.ServiceRecord, _Mapping]]] = ..., etcd_connected: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[_registry_pb2.NodeRecord, _Mapping]]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("record", "load", "sessions_routed", "sessions_active")
+    __slots__ = ("record", "load", "sessions_routed", "sessions_active", "health")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_ROUTED_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
     record: _registry_pb2.ReplicaRecord
     load: _stage_pb2.ReplicaLoad
     sessions_routed: int
     sessions_active: int
-    def __init__(self, record: _Optional[_Union[_registry_pb2.ReplicaRecord, _Mapping]] = ..., load: _Optional[_Union[_stage_pb2.ReplicaLoad, _Mapping]] = ..., sessions_routed: _Optional[int] = ..., sessions_active: _Optional[int] = ...) -> None: ...
+    health: str
+    def __init__(self, record: _Optional[_Union[_registry_pb2.ReplicaRecord, _Mapping]] = ..., load: _Optional[_Union[_stage_pb2.ReplicaLoad, _Mapping]] = ..., sessions_routed: _Optional[int] = ..., sessions_active: _Optional[int] = ..., health: _Optional[str] = ...) -> None: ...

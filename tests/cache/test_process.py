@@ -27,7 +27,7 @@ VALUE = b"answer" * 10
 
 
 def store_request(tenant: str, name: str, value: bytes = VALUE, **kw: object) -> pb.CacheStoreRequest:
-    digest = hashlib.sha256(value).digest()
+    digest = hashlib.sha256(key(name) + value).digest()
     return pb.CacheStoreRequest(
         **{"tenant": tenant, "key": key(name), "value": value, "digest": digest, "ttl_s": 0, **kw}
     )
@@ -130,7 +130,7 @@ async def check_lookups_and_tenants(cache: CacheServiceStub) -> None:
     assert stored.stored
     assert stored.reason == ""
     found = await cache.Lookup(lookup_request("a", "q"), timeout=10)
-    assert (found.hit, found.value, found.digest) == (True, VALUE, hashlib.sha256(VALUE).digest())
+    assert (found.hit, found.value, found.digest) == (True, VALUE, hashlib.sha256(key("q") + VALUE).digest())
     assert found.age_s >= 0
     assert not (await cache.Lookup(lookup_request("b", "q"), timeout=10)).hit
 

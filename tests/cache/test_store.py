@@ -6,7 +6,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from stagemesh.services.cache.store import EntryStore, cost_of
+from stagemesh.services.cache.selector import Selector
+from stagemesh.services.cache.store import Entry, EntryStore, cost_of
 
 TENANTS = st.sampled_from(["a", "b"])
 KEYS = st.sampled_from([bytes([i]) * 4 for i in range(6)])
@@ -46,7 +47,15 @@ class AgainstModel(RuleBasedStateMachine):
         self.clock = Clock()
         self.store = EntryStore(max_bytes=self.MAX_BYTES, max_entry_bytes=self.MAX_ENTRY, clock=self.clock)
         self.held: list[Held] = []
+        self.told: dict[tuple[str, bytes], bytes] = {}
+        self.store.watcher = self.hear
         self.hits = self.misses = self.rejected = self.dropped = self.stores = self.replaced = 0
+
+    def hear(self, tenant: str, key: bytes, entry: Entry | None) -> None:
+        if entry is None:
+            del self.told[tenant, key]
+        else:
+            self.told[tenant, key] = entry.value
 
     def find(self, tenant: str, key: bytes) -> Held | None:
         return next((h for h in self.held if (h.tenant, h.key) == (tenant, key)), None)
@@ -69,15 +78,15 @@ class AgainstModel(RuleBasedStateMachine):
             self.dropped += 1
         self.held.append(new)
 
-    @rule(tenant=TENANTS, key=KEYS)
-    def get(self, tenant: str, key: bytes) -> None:
-        found = self.store.lookup(tenant, key)
+    @rule(tenant=TENANTS, key=KEYS, max_age_s=st.none() | st.integers(0, 10))
+    def get(self, tenant: str, key: bytes, max_age_s: int | None) -> None:
+        found = self.store.lookup(tenant, key, max_age_s)
         held = self.find(tenant, key)
         if held is not None and self.clock.now >= held.expires_at:
             self.held.remove(held)
             self.dropped += 1
             held = None
-        if held is None:
+        if held is None or (max_age_s is not None and self.clock.now - held.stored_at > max_age_s):
             assert found is None
             self.misses += 1
             return
@@ -94,12 +103,31 @@ class AgainstModel(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.clock.now += seconds
 
-    @rule(tenant=st.sampled_from(["", "a", "b"]), tag=st.sampled_from(["", "model:x", "revision:1", "none"]))
-    def invalidate(self, tenant: str, tag: str) -> None:
-        gone = [h for h in self.held if tenant in ("", h.tenant) and (not tag or tag in h.tags)]
-        assert self.store.invalidate(tenant=tenant, tag=tag) == len(gone)
+    @rule(
+        tenant=st.sampled_from(["", "a", "b"]),
+        tags=st.sets(st.sampled_from(["model:x", "revision:1", "none"]), max_size=2),
+        prefix=st.sampled_from(["", "model:", "mod", "revision:1", "x"]),
+    )
+    def invalidate(self, tenant: str, tags: set[str], prefix: str) -> None:
+        gone = [
+            h
+            for h in self.held
+            if tenant in ("", h.tenant)
+            and tags <= h.tags
+            and (not prefix or any(tag.startswith(prefix) for tag in h.tags))
+        ]
+        chosen = self.store.select(Selector(tenant, frozenset(tags), prefix))
+        assert sorted(chosen) == sorted((h.tenant, h.key) for h in gone)
+        assert self.store.drop([*chosen, *chosen]) == len(gone)
         self.held = [h for h in self.held if h not in gone]
-        assert self.store.stats.invalidated >= len(gone)
+
+    @rule()
+    def redeploy(self) -> None:
+        gone = [h for h in self.held if "model:x" in h.tags and "revision:1" not in h.tags]
+        stale = self.store.stale("model:x", "revision:1")
+        assert sorted(stale) == sorted((h.tenant, h.key) for h in gone)
+        assert self.store.drop(stale) == len(gone)
+        self.held = [h for h in self.held if h not in gone]
 
     @rule(at_most=st.integers(1, 12))
     def expire(self, at_most: int) -> None:
@@ -118,6 +146,7 @@ class AgainstModel(RuleBasedStateMachine):
         assert stats.evictions + stats.expirations == self.dropped
         live = self.stores - self.dropped - self.replaced - stats.invalidated
         assert live == len(self.held)
+        assert self.told == {(h.tenant, h.key): h.value for h in self.held}
         assert set(self.store._by_tag) == {tag for h in self.held for tag in h.tags}
 
 

@@ -8,11 +8,13 @@ from stagemesh.v1 import cache_pb2, cache_pb2_grpc
 
 
 class ScriptedCache(cache_pb2_grpc.CacheServiceServicer):
-    """`mode` is good, one by one (5 ms each), slow, wrong digest or wrong value."""
+    """`mode` is good, one by one (5 ms each), slow, wrong digest, wrong value, truncated; another's (a whole entry of
+    another request, `foreign` under `foreign_key`) or another shape (its value with the right digest)."""
 
     def __init__(self, mode="good"):
         self.mode = mode
         self.kept = {}
+        self.foreign = self.foreign_key = b""
         self.lookups = 0
         self.turn = asyncio.Lock()
         self.stored = asyncio.Event()
@@ -37,11 +39,23 @@ class ScriptedCache(cache_pb2_grpc.CacheServiceServicer):
         if store is None:
             return cache_pb2.CacheLookupResponse()
         value = b"\xff\xff" if self.mode == "wrong value" else store.value
-        digest = b"0" * 32 if self.mode == "wrong digest" else hashlib.sha256(value).digest()
+        if self.mode == "truncated":
+            value = value[:-1]
+        if self.mode in ("another's", "another shape"):
+            value, key = self.foreign, self.foreign_key
+        else:
+            key = request.key
+        digest = hashlib.sha256(key + value).digest()
+        if self.mode == "wrong digest":
+            digest = b"0" * 32
+        elif self.mode == "truncated":
+            digest = store.digest
+        elif self.mode == "another shape":
+            digest = hashlib.sha256(request.key + value).digest()
         return cache_pb2.CacheLookupResponse(hit=True, value=value, digest=digest)
 
     async def Store(self, request, context):
-        assert hashlib.sha256(request.value).digest() == request.digest
+        assert hashlib.sha256(request.key + request.value).digest() == request.digest
         self.kept[request.tenant, request.key] = request
         self.stored.set()
         return cache_pb2.CacheStoreResponse(stored=True)

@@ -3,9 +3,10 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.cache_client import choose_cache
+from stagemesh.services.router.cache_choice import rank_caches
+from stagemesh.services.router.cache_controls import NONE, CacheControls
 from stagemesh.services.router.cache_key import embed_key, generation_key, infer_key
-from stagemesh.services.router.prepare import is_deterministic, sampling_of
+from stagemesh.services.router.prepare import is_cached, sampling_of
 
 from stagemesh.v1.inference_pb2 import GenerateRequest
 from stagemesh.v1.stage_pb2 import Sampling
@@ -102,7 +103,14 @@ def test_infer_inputs_in_any_order():
     ],
 )
 def test_only_deterministic_generations_are_cached(settings, expected):
-    assert is_deterministic(GenerateRequest(model="m", prompt="p", **settings)) is expected
+    assert is_cached(GenerateRequest(model="m", prompt="p", **settings), NONE) is expected
+
+
+def test_others_are_cached_when_that_is_asked_for():
+    wanted = CacheControls(sampled=True)
+    assert is_cached(GenerateRequest(model="m", prompt="p"), wanted)
+    assert is_cached(GenerateRequest(model="m", prompt="p", temperature=1.0), wanted)
+    assert not is_cached(GenerateRequest(model="m", prompt="p", logprobs=1), wanted)
 
 
 def test_sampling_defaults():
@@ -114,9 +122,12 @@ def test_sampling_defaults():
 
 def test_few_keys_move_when_a_cache_leaves():
     keys = [bytes([i]) * 4 for i in range(200)]
-    before = {key: choose_cache(["a", "b", "c"], key) for key in keys}
-    assert set(before.values()) == {"a", "b", "c"}
+    before = {key: rank_caches(["a", "b", "c"], key) for key in keys}
+    assert {ranked[0] for ranked in before.values()} == {"a", "b", "c"}
     for key_ in keys:
-        if before[key_] != "c":
-            assert choose_cache(["a", "b"], key_) == before[key_]
-    assert choose_cache([], b"k") == ""
+        # Those of the lost one go to their second choice, and all others stay.
+        assert rank_caches(["a", "b"], key_) == [each for each in before[key_] if each != "c"]
+    moved = {ranked[1] for ranked in before.values() if ranked[0] == "c"}
+    assert moved == {"a", "b"}
+    assert rank_caches([], b"k") == []
+    assert rank_caches(["a"], b"k") == ["a"]

@@ -81,9 +81,9 @@ async def test_a_dead_cache_is_passed_by(mesh):
 
 
 async def test_a_burst_does_not_make_a_cache_look_slow(mesh):
-    """Asked all at once the last would wait 1 s in the cache's queue; half a second counts as an error."""
-    core = await mesh.start(cache="one by one", task="embed")
-    asked = (core.infer(batch_of(n), core.context({})) for n in range(200))
+    """Asked all at once the last would wait 2 s in the cache's queue; a second counts as an error."""
+    core = await mesh.start(cache="one by one", task="embed", cache_timeout_ms=1000)
+    asked = (core.infer(batch_of(n), core.context({})) for n in range(400))
     assert {response.cache for response in await asyncio.gather(*asked)} == {MISS}
 
 

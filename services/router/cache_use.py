@@ -1,0 +1,57 @@
+"""What of a stateless inference is looked up and stored. Pure."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from stagemesh.v1 import inference_pb2, registry_pb2
+
+from .cache_believe import embed_fault, infer_fault
+from .cache_controls import CacheControls
+from .cache_flight import CacheUse
+from .cache_key import embed_key, infer_key
+from .context import RequestContext
+from .validate_tensors import Batch
+
+
+def infer_use(
+    request: inference_pb2.InferRequest,
+    batch: Batch,
+    spec: registry_pb2.ModelSpec,
+    ctx: RequestContext,
+    controls: CacheControls,
+) -> CacheUse[inference_pb2.InferResponse]:
+    """Of named tensors; nothing where the model is not cached."""
+    key = None
+    if spec.cache and (controls.lookup or controls.store):
+        names = [each.name for each in batch.outputs]
+        key = infer_key(spec, ctx.tenant, request.inputs, names, controls.namespace)
+    return CacheUse(
+        tenant=ctx.tenant,
+        key=key,
+        spec=spec,
+        kind=inference_pb2.InferResponse,
+        fault=partial(infer_fault, spec=spec, outputs=batch.outputs, rows=len(batch.lengths)),
+        deadline=ctx.deadline,
+        controls=controls,
+    )
+
+
+def embed_use(
+    rows: Sequence[Sequence[int]],
+    spec: registry_pb2.ModelSpec,
+    ctx: RequestContext,
+    controls: CacheControls,
+) -> CacheUse[inference_pb2.EmbedResponse]:
+    """Of tokenised texts; nothing where the model is not cached."""
+    key = None
+    if spec.cache and (controls.lookup or controls.store):
+        key = embed_key(spec, ctx.tenant, rows, controls.namespace)
+    return CacheUse(
+        tenant=ctx.tenant,
+        key=key,
+        spec=spec,
+        kind=inference_pb2.EmbedResponse,
+        fault=partial(embed_fault, rows=len(rows), tokens=sum(map(len, rows))),
+        deadline=ctx.deadline,
+        controls=controls,
+    )
