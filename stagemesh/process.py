@@ -52,11 +52,13 @@ def run(main: Coroutine[Any, Any, None]) -> NoReturn:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    _leave(code)
+    leave(code)
 
 
-def _leave(code: int) -> NoReturn:
-    """Exit at once: all is closed, and taking down an interpreter that holds torch takes seconds of a CPU."""
+def leave(code: int, why: str = "") -> NoReturn:
+    """Exit at once, after one line on stderr: taking down an interpreter that holds torch takes seconds of a CPU."""
+    if why:
+        print(f"stagemesh: {why}", file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

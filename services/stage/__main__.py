@@ -18,6 +18,7 @@ from stagemesh.grpc_server import GrpcServer, run, serve_until_signal
 from stagemesh.loop_lag import LoopLag
 from stagemesh.malloc import keep_large_blocks
 from stagemesh.metrics import serve_metrics
+from stagemesh.process import leave
 from stagemesh.records import check_name
 from stagemesh.tracing import setup_tracing, shutdown_tracing
 from stagemesh.v1.registry_pb2 import NodeRecord
@@ -27,6 +28,7 @@ from .measure import choose_device, device_name, free_memory, measure_speed
 from .node import Node
 from .servicer import SERVICE, StageServicer
 from .shared_memory_segment import sweep
+from .watcher import EXIT_HANGS
 
 
 async def main() -> None:
@@ -76,17 +78,20 @@ async def main() -> None:
         await server.set_serving(True)
         print(f"stage node {node_id} on {record.address}: {device}, {record.threads} threads", flush=True)
         stop = asyncio.create_task(serve_until_signal(), name="signals")
-        await asyncio.wait({stop, follower}, return_when=asyncio.FIRST_COMPLETED)
+        hangs = asyncio.create_task(node.given_up.wait(), name="hangs")
+        await asyncio.wait({stop, follower, hangs}, return_when=asyncio.FIRST_COMPLETED)
         await server.set_serving(False)
         await node.drain()
-        follower.cancel()
-        stop.cancel()
-        await asyncio.gather(follower, stop, return_exceptions=True)
+        for task in (follower, stop, hangs):
+            task.cancel()
+        await asyncio.gather(follower, stop, hangs, return_exceptions=True)
         await server.stop(1.0)
     if metrics is not None:
         metrics.close()
     await etcd.close()
     await shutdown_tracing()
+    if node.given_up.is_set():
+        leave(EXIT_HANGS, f"{node.why}; the process ends so that another takes its place")
     if follower.done() and not follower.cancelled() and (error := follower.exception()):
         raise error
 

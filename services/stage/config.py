@@ -21,6 +21,15 @@ class StageConfig(ServiceConfig):
     drain_s: float = Field(
         20.0, ge=0, le=600, description="seconds running sessions get to finish on SIGTERM"
     )
+    hang_s: float = Field(
+        3.0,
+        ge=0,
+        le=600,
+        description="seconds that a pass may at least stand still before its replica is given up; 0 never does",
+    )
+    load_timeout_s: float = Field(
+        1800.0, gt=0, le=86400, description="seconds after which a partition that still loads has failed"
+    )
     max_message_bytes: int = Field(
         64 * 2**20, ge=2**16, le=2**31 - 1, description="largest gRPC message sent or accepted"
     )

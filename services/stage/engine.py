@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from stagemesh.errors import Unavailable
 
 from .short import ShortPasses
+from .watchdog import PassTimes
 
 T = TypeVar("T")
 
@@ -65,6 +66,8 @@ class _Job:
     then: Callable[[Outcome[Any]], None]
     size: tuple[int, int] | None
     queued: float
+    # Native id of the thread that runs it.
+    thread: int = 0
 
 
 class Engine:
@@ -77,12 +80,16 @@ class Engine:
         self.step_ms = 0.0
         # Passes that ran on the loop's thread.
         self.on_loop = 0
+        # Passes that began, and the one that runs now; with what is usual, for whoever looks for one that hangs.
+        self.begun = 0
+        self.running: _Job | None = None
+        self.times = PassTimes()
         self._name = name
         self._short = ShortPasses()
         # Whether a pass ran on the loop's thread since the loop last turned.
         self.ran_this_turn = False
         self._ended = 0.0
-        self._closed = False
+        self._closed = ""
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -131,9 +138,9 @@ class Engine:
             raise outcome.error
         return outcome.result, outcome.timing  # type: ignore[return-value]
 
-    def close(self) -> None:
-        """Let the thread end after the pass it is in; does not wait. What is queued fails."""
-        self._closed = True
+    def close(self, why: str = "the replica is shutting down") -> None:
+        """Let the thread end after the pass it is in; does not wait. What is queued, or comes later, fails."""
+        self._closed = self._closed or why
         while True:
             try:
                 job = self._jobs.get_nowait()
@@ -149,18 +156,20 @@ class Engine:
 
     def _drop(self, job: _Job) -> None:
         now = time.time()
-        job.then(
-            Outcome(Timing(job.queued, now, now, 0.0), error=Unavailable("the replica is shutting down"))
-        )
+        job.then(Outcome(Timing(job.queued, now, now, 0.0), error=Unavailable(self._closed)))
 
     def _compute(self, job: _Job) -> Outcome[Any]:
         """Run one; on whichever thread, but never on two at once."""
+        job.thread = threading.get_native_id()
+        self.begun += 1
+        self.running = job
         started = time.time()
         result, failure = None, None
         try:
             result = job.work()
         except Exception as error:
             failure = error
+        self.running = None
         before, self._ended = self._ended, time.time()
         return Outcome(Timing(job.queued, started, self._ended, before), result, failure)
 
@@ -171,6 +180,7 @@ class Engine:
         self.step_ms = ms if self.step_ms == 0 else self.step_ms + _EWMA * (ms - self.step_ms)
         if job.size is not None:
             self._short.observe(job.size, ms)
+            self.times.observe(job.size, ms / 1000)
         job.then(outcome)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -12,13 +12,31 @@ from .replica import Replica
 
 @dataclass(slots=True, eq=False)
 class Hosted:
-    """One assignment and what became of it. `head` is set on stage 0 only."""
+    """One assignment and what became of it.
+
+    Attributes:
+        assignment: what was asked for.
+        record: what is published of it.
+        replica: once it is loaded.
+        head: the same on stage 0.
+        task: that loads it.
+        hangs: a pass of it does not end.
+        closed: it takes no more sessions.
+    """
 
     assignment: Assignment
     record: ReplicaRecord
     replica: Replica | None = None
     head: Head | None = None
     task: asyncio.Task[None] | None = None
+    hangs: bool = False
+    closed: bool = False
+
+    @property
+    def serves(self) -> bool:
+        """Whether sessions may come."""
+        failed = self.record.state == ReplicaState.REPLICA_STATE_FAILED
+        return self.replica is not None and not failed and not self.closed
 
     @property
     def state(self) -> str:

@@ -56,6 +56,9 @@ JOURNALS_DROPPED = counter(
 )
 BAD_FRAMES = counter("stagemesh_stage_bad_frames_total", "Frames refused because they could not be read")
 REPLICAS = gauge("stagemesh_stage_replicas_ready", "Replicas of this node that are ready")
+HANGS = counter(
+    "stagemesh_stage_hangs_total", "Passes that hung, for which a replica was given up", ("model", "stage")
+)
 TENSOR_FRAMES = counter(
     "stagemesh_stage_tensor_frames_total",
     "Tensors sent to other replicas by lane: shared (memory of this host), bytes (in the stream), "

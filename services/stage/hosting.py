@@ -1,0 +1,313 @@
+"""What becomes of one assignment: loading, serving, leaving, and what is done when it hangs.
+
+A replica whose pass hangs is given up at once: its record says why, its sessions are told upstream as lost, its streams
+end, and nothing more is put on this node. If the pass does not come back, what it holds cannot be freed, and the node
+ends as on SIGTERM, so that its supervisor starts it again.
+"""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from stagemesh import records
+from stagemesh.errors import CheckpointError, StagemeshError, Unavailable
+from stagemesh.etcd import Etcd, Lease
+from stagemesh.malloc import return_free_blocks
+from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaState
+
+from . import metrics
+from .apart import apart
+from .canary import probe
+from .config import StageConfig
+from .failure import told
+from .head import Head
+from .hosted import Hosted
+from .loading import load_assigned
+from .partition.interface import Partition
+from .relay import Upstream
+from .replica import Replica
+from .watchdog import Limits
+from .watcher import Watcher
+
+log = logging.getLogger(__name__)
+
+# Positions that a session is expected to take where the model sets no limit.
+UNKNOWN_CONTEXT = 8192
+# How long a pass that hangs may still come back before the node ends.
+COME_BACK_S = 10.0
+# Routers look elsewhere within that, once a record says that a replica leaves.
+NOTICED_S = 0.2
+
+
+class Hosting:
+    """Loads, serves and unloads the partitions of one node, one task for each.
+
+    Args:
+        config: of the node.
+        record: of the node; `draining` is kept here.
+        etcd: started.
+        lease: under which the records live.
+
+    Attributes:
+        hosted: by replica id.
+        ending: those that are no longer asked for.
+        given_up: set when the node must end, with `why`.
+    """
+
+    def __init__(self, config: StageConfig, record: NodeRecord, etcd: Etcd, lease: Lease) -> None:
+        self.hosted: dict[str, Hosted] = {}
+        self.ending: set[Hosted] = set()
+        self.given_up = asyncio.Event()
+        self.why = ""
+        self._config = config
+        self._record = record
+        self._etcd = etcd
+        self._lease = lease
+        self._loading = asyncio.Lock()
+        # Bytes of what is being read, by replica id: reading cannot be stopped, and may go on for nobody.
+        self._reading: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
+        self._watcher: Watcher | None = None
+        if config.hang_s:
+            self._watcher = Watcher(Limits(still_s=config.hang_s))
+            self._watcher.start()
+
+    async def announce(self) -> None:
+        """Write the node's record; nothing is put on it, and it is relieved of what it has, while it leaves or hangs."""
+        self._record.draining = self._leaving or any(one.hangs for one in self.hosted.values())
+        await self._lease.put(records.node_key(self._record.node_id), records.to_json(self._record))
+
+    async def publish(self, hosted: Hosted, state: ReplicaState, detail: str = "") -> None:
+        """Write the record of a replica."""
+        hosted.record.state = state
+        hosted.record.detail = detail
+        await self._lease.put(_key(hosted.assignment), records.to_json(hosted.record))
+        log.info("replica.%s %s %s", hosted.state, hosted.assignment.replica_id, detail)
+        self._count()
+
+    def find(self, replica_id: str) -> Hosted | None:
+        """What serves under that id."""
+        hosted = self.hosted.get(replica_id)
+        if hosted is None:
+            hosted = next((one for one in self.ending if one.assignment.replica_id == replica_id), None)
+        return hosted if hosted is not None and hosted.serves else None
+
+    def _count(self) -> None:
+        ready = sum(one.record.state == ReplicaState.REPLICA_STATE_READY for one in self.hosted.values())
+        metrics.REPLICAS.set(ready)
+
+    # ---- loading ----
+
+    def begin(self, hosted: Hosted) -> None:
+        """Load and serve it, unless the node leaves."""
+        if self._leaving:
+            return
+        self.hosted[hosted.assignment.replica_id] = hosted
+        hosted.task = asyncio.create_task(self._load(hosted), name=f"load-{hosted.assignment.replica_id}")
+
+    async def _load(self, hosted: Hosted) -> None:
+        assignment = hosted.assignment
+        limit: asyncio.Timeout | None = None
+        try:
+            await self.publish(hosted, ReplicaState.REPLICA_STATE_LOADING)
+            found = await self._etcd.get(records.model_key(assignment.model))
+            if found is None:
+                raise CheckpointError("the model was undeployed meanwhile")
+            spec = records.from_json(found.value, ModelSpec)
+            async with self._loading:  # one at a time: each must see what the one before it took
+                async with asyncio.timeout(self._config.load_timeout_s) as limit:
+                    replica = await self._replica(hosted, spec)
+            hosted.replica = replica
+            if assignment.stage == 0:
+                hosted.head = Head(replica, assignment.stages, self._config.chunk_tokens)
+            await self.publish(hosted, ReplicaState.REPLICA_STATE_READY)
+        except TimeoutError as error:
+            late = limit is not None and limit.expired()
+            detail = f"it still loads after {self._config.load_timeout_s:g} s" if late else told(error)
+            await self.publish(hosted, ReplicaState.REPLICA_STATE_FAILED, detail)
+        except Exception as error:
+            if not isinstance(error, StagemeshError):
+                log.exception("loading %s failed", assignment.replica_id)
+            await self.publish(hosted, ReplicaState.REPLICA_STATE_FAILED, told(error))
+
+    async def _replica(self, hosted: Hosted, spec: ModelSpec) -> Replica:
+        """Load it and try it out."""
+        assignment = hosted.assignment
+        free = self._free_bytes()
+        self._reading[assignment.replica_id] = assignment.partition.parameter_bytes
+
+        def read() -> None:
+            self._reading.pop(assignment.replica_id, None)
+
+        load = partial(load_assigned, spec, assignment, self._config.device, free, self._config.fast)
+        model = await apart(load, f"load-{assignment.replica_id}", read)
+        kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
+        replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
+        replica.shared_memory_bytes = self._config.shared_memory_mb * 2**20
+        if self._watcher is not None:
+            self._watcher.watch(
+                replica.engine,
+                spins=model.device.type != "cpu",
+                on_hang=lambda why: self._hangs(hosted, replica, why),
+                on_return=lambda: self._returned(hosted, replica),
+            )
+        try:
+            hosted.record.canary_ms = await probe(replica)
+        except BaseException:
+            replica.engine.close()
+            if not hosted.hangs:
+                self._unwatch(replica)
+            raise
+        # The average begins warm: the canary's first pass would make the replica look slow for long.
+        replica.engine.step_ms = hosted.record.canary_ms
+        hosted.record.kv_bytes_total = kv_bytes
+        return replica
+
+    def _kv_bytes(self, model: Partition, spec: ModelSpec, left: int) -> int:
+        """Budget for KV: what a full house of longest sessions needs, within the share that may be taken."""
+        wanted = (
+            self._config.max_sessions * model.kv_layout.sequence_bytes(spec.context_length or UNKNOWN_CONTEXT)
+            if model.generates
+            else 0
+        )
+        return min(wanted, int(left * self._config.kv_fraction))
+
+    def _free_bytes(self) -> int:
+        """What is left of the node's memory beside the partitions it hosts, and those that are read for nobody."""
+        used = sum(self._reading.values()) + sum(
+            hosted.replica.model.weight_bytes + hosted.replica.pool.budget_bytes
+            for hosted in self.hosted.values()
+            if hosted.replica is not None
+        )
+        return max(0, self._record.memory_bytes - used)
+
+    # ---- hanging ----
+
+    def _hangs(self, hosted: Hosted, replica: Replica, why: str) -> None:
+        """A pass does not end: part with the replica as if it had died."""
+        metrics.HANGS.labels(hosted.assignment.model, str(hosted.assignment.stage)).inc()
+        log.error("replica.hangs %s: %s", hosted.assignment.replica_id, why)
+        hosted.hangs = True
+        hosted.record.state = ReplicaState.REPLICA_STATE_FAILED
+        error = Unavailable(f"stage {hosted.assignment.stage} hangs")
+        replica.engine.close(error.message)
+        replica.lose(error)
+        _end_streams(replica, error)
+        self._spawn(self._give_up(hosted, replica, f"a pass hangs: {why}"))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _give_up(self, hosted: Hosted, replica: Replica, detail: str) -> None:
+        if hosted.task is not None and not hosted.task.done():
+            hosted.task.cancel()
+            await asyncio.gather(hosted.task, return_exceptions=True)
+        await self.publish(hosted, ReplicaState.REPLICA_STATE_FAILED, detail)
+        await self.announce()
+        if hosted.head is not None:
+            await hosted.head.close()
+        await replica.close()
+        await asyncio.sleep(COME_BACK_S)
+        if hosted.hangs:
+            self.why = f"{hosted.assignment.replica_id}: {detail}"
+            self.given_up.set()
+
+    def _returned(self, hosted: Hosted, replica: Replica) -> None:
+        """The pass ended after all. The replica stays given up; the node may be used again."""
+        log.warning("replica.returned %s", hosted.assignment.replica_id)
+        hosted.hangs = False
+        self._unwatch(replica)
+        self._spawn(self.announce())
+
+    # ---- leaving ----
+
+    async def unload(self, hosted: Hosted) -> None:
+        """Stop being chosen, let sessions finish, then free everything."""
+        self.ending.add(hosted)
+        try:
+            if hosted.record.state == ReplicaState.REPLICA_STATE_READY:
+                await self.publish(hosted, ReplicaState.REPLICA_STATE_DRAINING)
+                await self._idle([hosted], self._config.drain_s)
+            await self._shut(hosted)
+            await self._lease.delete(_key(hosted.assignment))
+        finally:
+            self.ending.discard(hosted)
+        hosted.replica = hosted.head = None
+        await asyncio.to_thread(_give_back)
+
+    async def drain(self) -> None:
+        """Leave for good: no longer be chosen, let sessions finish, send the others elsewhere, free everything.
+
+        A second call does nothing.
+        """
+        if self._leaving:
+            return
+        self._leaving = True
+        hosted = list(self.hosted.values())
+        ready = [one for one in hosted if one.record.state == ReplicaState.REPLICA_STATE_READY]
+        writes = [self.publish(one, ReplicaState.REPLICA_STATE_DRAINING) for one in ready]
+        try:
+            async with asyncio.timeout(2.0):  # etcd may be away
+                await asyncio.gather(self.announce(), *writes)
+        except TimeoutError:
+            log.warning("node.drain: etcd does not answer")
+        await self._idle(ready, self._config.drain_s)
+        await asyncio.gather(*(self._shut(one) for one in hosted), return_exceptions=True)
+        await self._lease.revoke()
+        for task in self._tasks:
+            task.cancel()
+        if self._watcher is not None:
+            self._watcher.stop()
+
+    async def _idle(self, hosted: list[Hosted], seconds: float) -> None:
+        """Wait until no sessions are left, at most `seconds`; routers need a moment to look elsewhere first."""
+        end = time.monotonic() + seconds
+        await asyncio.sleep(min(NOTICED_S, seconds))
+        while time.monotonic() < end and any(one.replica and one.replica.sessions for one in hosted):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    async def _shut(self, hosted: Hosted) -> None:
+        """End it: what sessions it still has go on elsewhere, where they can."""
+        hosted.closed = True
+        if hosted.task is not None:
+            hosted.task.cancel()
+            await asyncio.gather(hosted.task, return_exceptions=True)
+        replica = hosted.replica
+        if replica is not None:
+            left = Unavailable(f"stage {hosted.assignment.stage} is leaving")
+            replica.lose(left)
+            _end_streams(replica, left)
+            if not hosted.hangs:
+                self._unwatch(replica)
+        if hosted.head is not None:
+            await hosted.head.close()
+        if replica is not None:
+            await replica.close()
+
+    def _unwatch(self, replica: Replica) -> None:
+        if self._watcher is not None:
+            self._watcher.unwatch(replica.engine)
+
+
+def _key(assignment: Assignment) -> str:
+    return records.replica_key(assignment.model, assignment.stage, assignment.replica_id)
+
+
+def _end_streams(replica: Replica, error: StagemeshError) -> None:
+    """End what comes in, after what was told; who sends it takes this replica for lost."""
+    for upstream in list(replica.upstreams.values()):
+        if isinstance(upstream, Upstream):
+            upstream.end(error)
+
+
+def _give_back() -> None:
+    """Weights that nobody uses any more leave the heap, which keeps large blocks otherwise."""
+    gc.collect()
+    return_free_blocks()
