@@ -1,7 +1,7 @@
 """Whether one replica is well, as far as its own sessions tell. A pure state machine; time comes in as an argument.
 
     well -> held back after each failure; then one session at a time tries it, until one gets on
-         -> ejected for its failures, or for being slow; then one canary at a time, until one does well
+         -> ejected for its failures, or for being slow; then one canary at a time, until enough of them did well
          -> rejoining: its share grows -> well
 
 A canary is a session like any other: it is one that would be recovered elsewhere if the replica broke again.
@@ -17,17 +17,20 @@ EJECT_S, LONGEST_EJECT_S = 10.0, 60.0
 FORGIVEN_S = 60.0
 CONSECUTIVE = 5
 """So many failures with no success in between eject it, however many sessions went well before."""
-FADE_S = 30.0
-"""Sessions and failures count less with this time constant."""
-FAILURES, FAILURE_RATE = 1.5, 0.03
-"""So many failures (two within twenty seconds), when they are also this part of the sessions, eject it."""
+FAILURES = 1.5
+"""So many failures eject it: two within twenty seconds and forty sessions."""
+FADE_S, FADE_SESSIONS = 30.0, 60.0
+"""A failure counts less as time passes and as sessions are sent, with these constants."""
 CANARY_S = 5.0
 """A canary that said nothing for so long does not keep the next one away."""
 CANARY_SHARE, CANARY_WAIT_S = 25, 15.0
 """A canary goes out once so many sessions went elsewhere, or when nothing much is going on."""
+CANARIES, MOST_CANARIES = 3, 24
+"""So many have to do well, twice as many each time: one that fails one session in twenty gets past the first easily.
+Of one that was slow, the first tells."""
 PROVEN_S = 1.0
 """A canary that runs without failure for so long did well, if it is a long one."""
-REJOIN_S, FIRST_SHARE = 10.0, 0.05
+REJOIN_S, FIRST_SHARE = 20.0, 0.05
 """How long its share takes to grow back, and what it begins with."""
 
 
@@ -41,25 +44,24 @@ class Ejection:
 
 
 class ReplicaHealth:
-    """Counts outcomes of sessions and keeps the state of one replica. Who may be ejected is decided among its peers."""
+    """Counts failures of sessions and keeps the state of one replica. Who may be ejected is decided among its peers."""
 
     def __init__(self) -> None:
         self.ejection: Ejection | None = None
         self.canary_at = math.inf
         self.slow_since = math.inf
         self.due = ""
-        self._sessions, self._failures, self._counted_at = 0.0, 0.0, -math.inf
+        self._failures, self._faded_at = 0.0, -math.inf
         self._consecutive, self._failed_at = 0, -math.inf
         self._held_until, self._hold_s = -math.inf, HOLD_S
         self._unproven = False
         self._succeeded = False
+        self._wanted = 0
         self._passed_over = 0
         self._times, self._rejoined_at = 0, -math.inf
 
     def __repr__(self) -> str:
-        counts = (
-            f"{self._failures:.1f} failures of {self._sessions:.1f} sessions, {self._consecutive} in a row"
-        )
+        counts = f"{self._failures:.1f} failures, {self._consecutive} in a row"
         return f"<ReplicaHealth {self.ejection or ('unproven' if self._unproven else 'well')}, {counts}>"
 
     def words(self, now: float) -> str:
@@ -81,12 +83,12 @@ class ReplicaHealth:
 
     def began(self) -> None:
         """A session was sent to it."""
-        self._sessions += 1
+        self._failures -= self._failures / FADE_SESSIONS
 
     def failed(self, now: float) -> None:
         """It broke under a session. A second time within the time it is held back for the first adds no waiting."""
-        self._fade(now)
-        self._failures += 1
+        keep = math.exp(min(self._faded_at - now, 0.0) / FADE_S)
+        self._failures, self._faded_at = self._failures * keep + 1, now
         self._consecutive = self._consecutive + 1 if now - self._failed_at < FADE_S else 1
         self._failed_at = now
         self._succeeded = False
@@ -100,12 +102,11 @@ class ReplicaHealth:
                 self.eject(self.ejection.reason, now, self.ejection.normal_ms)
         elif self._consecutive >= CONSECUTIVE:
             self.due = "failing"
-        elif self._failures >= FAILURES and self._failures >= FAILURE_RATE * self._sessions:
+        elif self._failures >= FAILURES:
             self.due = "errors"
 
     def succeeded(self, now: float) -> None:
         """A session came to its end there."""
-        self._fade(now)
         self._consecutive = 0
         # What ends while it is held back, or before a canary went out, began before it broke.
         if now >= self._held_until and (self.ejection is None or self.canary_at <= now):
@@ -116,6 +117,7 @@ class ReplicaHealth:
         if self.ejection is None and now - self._rejoined_at > FORGIVEN_S:
             self._times = 0
         until = now + min(EJECT_S * 2**self._times, LONGEST_EJECT_S)
+        self._wanted = 1 if reason == "slow" else min(CANARIES * 2**self._times, MOST_CANARIES)
         self._times = min(self._times + 1, 10)
         self.ejection = Ejection(reason, until, normal_ms)
         self.canary_at = self.slow_since = math.inf
@@ -137,12 +139,18 @@ class ReplicaHealth:
             self._unproven, self._succeeded, self.canary_at = False, False, math.inf
 
     def canary_ended(self, heard_at: float) -> bool:
-        """Whether the canary of an ejected replica did well: it came to its end, or it lives and goes on."""
+        """Whether the canary of an ejected replica got through: it came to its end, or it lives and goes on."""
         return self._succeeded or heard_at > self.canary_at + PROVEN_S
 
-    def canary_told_nothing(self) -> None:
-        """It came through without a report to judge it by: another one may go."""
+    def next_canary(self) -> None:
+        """It got through; another one may go."""
         self.canary_at, self._succeeded = math.inf, False
+
+    def canary_did_well(self) -> bool:
+        """Whether that is enough."""
+        self._wanted -= 1
+        self.next_canary()
+        return self._wanted <= 0
 
     def usable(self) -> bool:
         """Whether it takes part in the balance."""
@@ -176,7 +184,3 @@ class ReplicaHealth:
 
     def _trying(self, now: float) -> bool:
         return self.canary_at <= now < self.canary_at + CANARY_S
-
-    def _fade(self, now: float) -> None:
-        keep = math.exp(min(self._counted_at - now, 0.0) / FADE_S) if self._counted_at > -math.inf else 1.0
-        self._sessions, self._failures, self._counted_at = self._sessions * keep, self._failures * keep, now

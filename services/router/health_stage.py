@@ -145,11 +145,13 @@ class Health:
         if ejection.reason == "slow":
             ms = times.last_ms(health.canary_at)
             if ms is None:
-                health.canary_told_nothing()
+                health.next_canary()  # it told nothing to judge by
                 return
             if is_slow(ms, ejection.normal_ms, others(paces, pace.replica_id)):
                 self._eject(stage, pace, "slow", now)
                 return
+        if not health.canary_did_well():
+            return
         health.rejoin(now)
         self.notice(Notice(*stage, pace.replica_id))
 
