@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 HOLD_S, LONGEST_HOLD_S = 2.0, 30.0
 """How long a replica that failed is held back; twice as long when it fails again at the first try, and so on."""
-EJECT_S, LONGEST_EJECT_S = 10.0, 60.0
-"""How long it is ejected; twice as long each time, until it was well for `FORGIVEN_S`."""
-FORGIVEN_S = 60.0
 CONSECUTIVE = 5
 """So many failures with no success in between eject it, however many sessions went well before."""
 FAILURES = 1.5
@@ -25,13 +22,32 @@ CANARY_S = 5.0
 """A canary that said nothing for so long does not keep the next one away."""
 CANARY_SHARE, CANARY_WAIT_S = 25, 15.0
 """A canary goes out once so many sessions went elsewhere, or when nothing much is going on."""
-CANARIES, MOST_CANARIES = 3, 24
-"""So many have to do well, twice as many each time: one that fails one session in twenty gets past the first easily.
-Of one that was slow, the first tells."""
 PROVEN_S = 1.0
 """A canary that runs without failure for so long did well, if it is a long one."""
-REJOIN_S, FIRST_SHARE = 20.0, 0.05
-"""How long its share takes to grow back, and what it begins with."""
+FIRST_SHARE = 0.05
+"""What its share begins with when it comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long a replica is ejected, how many canaries have to do well, and how long its share takes to grow back.
+
+    The first two double each time, up to a limit, until it was well for `FORGIVEN_S`.
+    """
+
+    eject_s: float
+    canaries: int
+    rejoin_s: float
+
+
+TERMS = {
+    # One that fails one session in twenty gets past a single canary easily.
+    "failing": Terms(10.0, 3, 20.0),
+    "errors": Terms(10.0, 3, 20.0),
+    # Its first canary tells, and costs no more than one slow session.
+    "slow": Terms(5.0, 1, 10.0),
+}
+LONGEST_EJECT_S, MOST_CANARIES, FORGIVEN_S = 60.0, 24, 60.0
 
 
 @dataclass(slots=True)
@@ -58,7 +74,7 @@ class ReplicaHealth:
         self._succeeded = False
         self._wanted = 0
         self._passed_over = 0
-        self._times, self._rejoined_at = 0, -math.inf
+        self._times, self._rejoined_at, self._rejoin_s = 0, -math.inf, 1.0
 
     def __repr__(self) -> str:
         counts = f"{self._failures:.1f} failures, {self._consecutive} in a row"
@@ -116,8 +132,9 @@ class ReplicaHealth:
         """Take it out, longer than the last time."""
         if self.ejection is None and now - self._rejoined_at > FORGIVEN_S:
             self._times = 0
-        until = now + min(EJECT_S * 2**self._times, LONGEST_EJECT_S)
-        self._wanted = 1 if reason == "slow" else min(CANARIES * 2**self._times, MOST_CANARIES)
+        terms = TERMS[reason]
+        until = now + min(terms.eject_s * 2**self._times, LONGEST_EJECT_S)
+        self._wanted = min(terms.canaries * 2**self._times, MOST_CANARIES) if terms.canaries > 1 else 1
         self._times = min(self._times + 1, 10)
         self.ejection = Ejection(reason, until, normal_ms)
         self.canary_at = self.slow_since = math.inf
@@ -125,6 +142,8 @@ class ReplicaHealth:
 
     def rejoin(self, now: float) -> None:
         """Let it back in, with a small share at first."""
+        if self.ejection is not None:
+            self._rejoin_s = TERMS[self.ejection.reason].rejoin_s
         self.ejection = None
         self.canary_at = self.slow_since = math.inf
         self.due, self._unproven, self._succeeded = "", False, False
@@ -158,7 +177,7 @@ class ReplicaHealth:
 
     def share(self, now: float) -> float:
         """How much of its due it gets, 1 unless it rejoined a moment ago."""
-        return min(1.0, max(FIRST_SHARE, (now - self._rejoined_at) / REJOIN_S))
+        return min(1.0, max(FIRST_SHARE, (now - self._rejoined_at) / self._rejoin_s))
 
     def passed_over(self) -> None:
         """A session of its stage goes elsewhere."""
@@ -180,7 +199,7 @@ class ReplicaHealth:
 
     def troubled(self, now: float) -> bool:
         """Whether a choice has to ask about it."""
-        return not self.usable() or bool(self.due) or now < self._rejoined_at + REJOIN_S
+        return not self.usable() or bool(self.due) or now < self._rejoined_at + self._rejoin_s
 
     def _trying(self, now: float) -> bool:
         return self.canary_at <= now < self.canary_at + CANARY_S

@@ -6,18 +6,18 @@ from stagemesh.services.router.health import (
     CANARY_SHARE,
     CANARY_WAIT_S,
     CONSECUTIVE,
-    EJECT_S,
     FIRST_SHARE,
     FORGIVEN_S,
     HOLD_S,
     LONGEST_EJECT_S,
     LONGEST_HOLD_S,
     PROVEN_S,
-    REJOIN_S,
+    TERMS,
     ReplicaHealth,
 )
 
 NEVER = float("-inf")
+EJECT_S, REJOIN_S = TERMS["errors"].eject_s, TERMS["errors"].rejoin_s
 
 
 def broken(*times):
@@ -209,10 +209,10 @@ def test_sessions_that_were_there_when_it_was_ejected_do_not_make_it_worse():
 
 def test_words():
     health = ejected("slow", 0.0)
-    assert health.words(3.0) == "ejected (slow), 7 s left"
-    assert health.words(EJECT_S) == "ejected (slow), awaits a canary"
-    health.canary(EJECT_S)
-    assert health.words(EJECT_S) == "ejected (slow), canary runs"
+    assert health.words(3.0) == "ejected (slow), 2 s left"
+    assert health.words(5.0) == "ejected (slow), awaits a canary"
+    health.canary(5.0)
+    assert health.words(5.0) == "ejected (slow), canary runs"
     assert "slow" in repr(health)
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stagemesh.services.router.health import CANARY_SHARE, EJECT_S
+from stagemesh.services.router.health import CANARY_SHARE, TERMS
 from stagemesh.services.router.loads import Loads
 from stagemesh.services.router.membership import Membership
 from stagemesh.services.router.routing import Routing
@@ -202,7 +202,7 @@ def test_a_canary_is_not_a_session_that_broke_before():
     rng = random.Random(0)
     for _ in range(CANARY_SHARE + 1):
         world.routing.choose(world.spec, 1.0, rng)
-    late = EJECT_S + 1
+    late = TERMS["failing"].eject_s + 1
     assert world.routing.choose(world.spec, late, rng, avoid={"c"})[0].replica_id == "b"
     assert world.routing.choose(world.spec, late, rng)[0].replica_id == "a", "the canary"
     assert world.routing.choose(world.spec, late, rng)[0].replica_id == "b"
