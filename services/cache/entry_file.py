@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TABLE IF NOT EXISTS invalidations (id TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS seen (one INTEGER PRIMARY KEY CHECK (one = 1), unix_ms INTEGER NOT NULL);
 """
+_TABLE_NAMES = {"entries", "invalidations", "seen"}
 # Rows in one statement: the interpreter's lock is taken once for all of them, not once for each.
 _ROWS = 100
 
@@ -169,13 +170,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         base.execute("PRAGMA locking_mode = EXCLUSIVE")
         base.execute("PRAGMA journal_mode = WAL")
-        (application,) = base.execute("PRAGMA application_id").fetchone()
-        (tables,) = base.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != APPLICATION_ID and tables:
-            raise ConfigError(f"file: {str(path)!r} is a database of something else")
-        base.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        base.execute("PRAGMA synchronous = NORMAL")
         base.execute("PRAGMA wal_autocheckpoint = 4000")
-        base.executescript(_TABLES)
+        (application,) = base.execute("PRAGMA application_id").fetchone()
+        names = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if application != APPLICATION_ID:
+            if "entries" in names:
+                raise CorruptFile("its mark is not a cache's")
+            if names:
+                raise ConfigError(f"file: {str(path)!r} is a database of something else")
+            base.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        if not names >= _TABLE_NAMES:
+            base.executescript(_TABLES)
     except BaseException:
         base.close()
         raise
