@@ -2,7 +2,7 @@
 
 import typer
 
-from stagemesh.cli import admin, bench, demo, doctor, generate, infer, passthrough, serve, status
+from stagemesh.cli import admin, bench, demo, doctor, generate, infer, passthrough, plan, serve, status
 
 app = typer.Typer(
     name="stagemesh",
@@ -23,6 +23,7 @@ app.command("deploy")(admin.deploy)
 app.command("scale")(admin.scale)
 app.command("undeploy")(admin.undeploy)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
 passthrough.register(app)
 
 

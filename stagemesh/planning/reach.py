@@ -54,10 +54,12 @@ class Reach:
     def plan(self, tokens_per_s: float) -> Stages | None:
         """A plan with at least this rate, or None: there is none."""
         pieces = self._problem.pieces
-        # A slice within one that is fast enough is fast enough, so the true values of a row lie side by side.
-        steps = (self._rates >= max(tokens_per_s, 1e-300)).sum(axis=2)
+        fast = self._rates >= max(tokens_per_s, 1e-300)
+        # A shorter slice from the same piece is as fast, so the true values of a row lie side by side; but for the last
+        # one, since the end of the model sends nothing on.
+        steps = np.arange(pieces)[:, None] + fast[:, :, :-1].sum(axis=2).T
         onward = np.full((pieces + 1, len(self._vectors)), pieces)
-        onward[:-1] = np.minimum(np.arange(pieces)[:, None] + steps.T, pieces)
+        onward[:-1] = np.where(fast[:, :, -1].T, pieces, steps)
         reach = np.zeros(len(self._vectors), dtype=int)
         last = np.zeros(len(self._vectors), dtype=int)
         for flat, within in enumerate(self._within):

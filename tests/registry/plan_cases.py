@@ -39,7 +39,7 @@ def case(rng: Random, *, layers: int, nodes: int, goal: Goal | None = None) -> C
             "device": rng.choice(("cpu", "cuda")),
             "zone": rng.choice("ab"),
             "labels": {"tier": rng.choice(("gold", "tin"))},
-            "network_gbit": rng.choice((0, 0.01)),
+            "network_gbit": rng.choice((0, 0.003, 0.01)),
         }
         for _ in range(rng.randint(1, nodes))
     ]
