@@ -76,7 +76,10 @@ def _remove_surplus(board: Board, spec: ModelSpec) -> None:
         ready = sum(map(board.world.ready, staying))
         if ready >= wanted:
             for held in leaving:
-                board.unassign(held, f"node {held.node_id} drains and the replica is replaced")
+                board.unassign(
+                    held,
+                    f"node {held.node_id} drains, or is in no zone of the model, and the replica is replaced",
+                )
         while len(staying) > wanted:
             victim = max(staying, key=lambda held: _removal_order(board, staying, held))
             # A replica that serves goes only when enough others serve without it.

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from stagemesh import records
 from stagemesh.checkpoint import Checkpoint, partition_bytes
@@ -12,7 +13,17 @@ from .certified import check_certified
 from .cuts import even_cuts
 
 DTYPES = ("F32", "BF16", "F16", "F64")
-POLICIES = ("round_robin", "least_loaded", "p2c_ewma")
+POLICIES = (
+    "round_robin",
+    "weighted",
+    "least_loaded",
+    "p2c_ewma",
+    "session_affinity",
+    "prefix_affinity",
+)
+DEFAULT_POLICY = "default"
+"""In a `ScaleRequest`: back to the routers' own."""
+MAX_ZONES = 64
 MAX_REPLICAS = 1000
 MAX_SOURCE = 1024
 
@@ -30,10 +41,8 @@ def check_deploy(request: DeployRequest) -> str:
         raise InvalidArgument(
             f"dtype: {request.dtype[:40]!r} is unknown; use one of {', '.join(DTYPES)}", field="dtype"
         )
-    if request.policy and request.policy not in POLICIES:
-        raise InvalidArgument(
-            f"policy: {request.policy[:40]!r} is unknown; use one of {', '.join(POLICIES)}", field="policy"
-        )
+    check_policy(request.policy)
+    check_zones(request.zones)
     check_replicas(request.replicas or 1)
     return records.check_name(request.name or name_of(request.source))
 
@@ -42,6 +51,20 @@ def check_replicas(replicas: int) -> None:
     """Raise `InvalidArgument` unless 1 <= replicas <= 1000."""
     if not 1 <= replicas <= MAX_REPLICAS:
         raise InvalidArgument(f"replicas: {replicas} is not within 1..{MAX_REPLICAS}", field="replicas")
+
+
+def check_policy(policy: str) -> None:
+    """Raise `InvalidArgument` for one that routers do not know; empty is their default."""
+    if policy and policy not in POLICIES:
+        raise InvalidArgument(
+            f"policy: {policy[:40]!r} is unknown; use one of {', '.join(POLICIES)}", field="policy"
+        )
+
+
+def check_zones(zones: Sequence[str]) -> None:
+    """Raise `InvalidArgument` unless they are few, not empty, and no longer than a node's may be."""
+    if len(zones) > MAX_ZONES or any(not 1 <= len(zone) <= 63 for zone in zones):
+        raise InvalidArgument(f"zones: at most {MAX_ZONES}, of 1 to 63 characters each", field="zones")
 
 
 def name_of(source: str) -> str:
@@ -90,6 +113,7 @@ def build_spec(
         vocab_size=checkpoint.vocab_size,
         hidden_size=checkpoint.hidden_size,
         policy=request.policy,
+        zones=sorted(set(request.zones)),
         cache=request.cache if request.HasField("cache") else True,
         cache_ttl_s=request.cache_ttl_s,
         uncertified=not check_certified(request, checkpoint, stages),
@@ -111,17 +135,23 @@ def same_settings(one: ModelSpec, other: ModelSpec) -> bool:
 
 
 def scaled(spec: ModelSpec, request: ScaleRequest) -> ModelSpec:
-    """The spec with the replicas asked for. Raises `InvalidArgument` naming the field."""
-    check_replicas(request.replicas)
+    """The spec with the replicas and the policy asked for. Raises `InvalidArgument` naming the field."""
+    if request.replicas or not request.HasField("policy"):
+        check_replicas(request.replicas)
+    policy = "" if request.policy == DEFAULT_POLICY else request.policy
+    check_policy(policy)
     stages = len(spec.partitions)
     if request.HasField("stage") and request.stage >= stages:
         raise InvalidArgument(f"stage: {request.stage} is not within 0..{stages - 1}", field="stage")
     changed = ModelSpec()
     changed.CopyFrom(spec)
-    changed.replicas[:] = [
-        request.replicas if not request.HasField("stage") or request.stage == stage else wanted
-        for stage, wanted in enumerate(spec.replicas)
-    ]
+    if request.HasField("policy"):
+        changed.policy = policy
+    if request.replicas:
+        changed.replicas[:] = [
+            request.replicas if not request.HasField("stage") or request.stage == stage else wanted
+            for stage, wanted in enumerate(spec.replicas)
+        ]
     return changed
 
 

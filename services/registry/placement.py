@@ -36,19 +36,27 @@ def choose_node(
 
 
 def fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
-    """Whether the node has room for the stage's partition."""
+    """Whether the node is where the model may be, and has room for the stage's partition."""
+    if not in_zones(spec, node):
+        return False
     need = bytes_needed(spec, spec.partitions[stage], node)
     return node.memory_bytes > 0 and board.free_bytes(node) >= need
 
 
+def in_zones(spec: ModelSpec, node: NodeRecord) -> bool:
+    """Whether the model may be placed there."""
+    return not spec.zones or node.zone in spec.zones
+
+
 def current_of(board: Board, spec: ModelSpec, stage: int) -> tuple[list[Assignment], list[Assignment]]:
-    """Assignments of the wanted partition: those that stay, and those on draining nodes."""
+    """Assignments of the wanted partition: those that stay, and those on nodes that drain or where it may not be."""
     staying: list[Assignment] = []
     leaving: list[Assignment] = []
     for held in board.of(spec.name, stage):
         if is_current(spec, held):
             node = board.world.nodes.get(held.node_id)
-            (leaving if node is not None and node.draining else staying).append(held)
+            leaves = node is not None and (node.draining or not in_zones(spec, node))
+            (leaving if leaves else staying).append(held)
     return staying, leaving
 
 
@@ -78,6 +86,10 @@ def why_not(board: Board, spec: ModelSpec, stage: int, nth: int) -> str:
     if not nodes:
         draining = f" ({len(board.world.nodes)} draining)" if board.world.nodes else ""
         return f"{head}: no node is there{draining}"
+    elsewhere = len(nodes)
+    nodes = [node for node in nodes if in_zones(spec, node)]
+    if not nodes:
+        return f"{head}: none of {elsewhere} nodes is in {' or '.join(spec.zones)}"
     best = max(nodes, key=board.free_bytes)
     need = bytes_needed(spec, spec.partitions[stage], best)
     stale = "; the older revision, which still serves, holds a part" if stale_of(board, spec) else ""

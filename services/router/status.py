@@ -1,6 +1,7 @@
 """The mesh as an operator sees it: the router's view, and what each node says when asked."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import grpc.aio
@@ -38,6 +39,7 @@ async def mesh_status(
             load=reported.get(record.replica_id),
             sessions_routed=routed,
             sessions_active=active,
+            health=loads.health.words(record.replica_id, time.monotonic()),
         )
     return status
 

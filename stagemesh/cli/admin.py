@@ -30,6 +30,9 @@ def deploy(
     replicas: Annotated[int, typer.Option(help="Replicas of each stage.", min=1)] = 1,
     dtype: Annotated[str, typer.Option(help="F32, BF16 or F16; the checkpoint's own when not given.")] = "",
     policy: Annotated[str, typer.Option(help="Balancing policy; the router's default when not given.")] = "",
+    zone: Annotated[
+        list[str] | None, typer.Option(help="Only nodes in this zone; may be given more than once.")
+    ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
     cache_ttl: Annotated[int, typer.Option(help="Seconds an answer stays valid; 0: default.", min=0)] = 0,
     force: Force = False,
@@ -48,6 +51,7 @@ def deploy(
         replicas=replicas,
         dtype=dtype,
         policy=policy,
+        zones=zone or (),
         cache=cache,
         cache_ttl_s=cache_ttl,
         force=force,
@@ -65,17 +69,26 @@ def deploy(
 @one_line_errors
 def scale(
     name: Name,
-    replicas: Annotated[int, typer.Argument(help="Replicas wanted of each stage, or of --stage.", min=1)],
+    replicas: Annotated[
+        int | None,
+        typer.Argument(help="Replicas wanted of each stage, or of --stage.", min=1, show_default=False),
+    ] = None,
     stage: Annotated[int | None, typer.Option(help="Only this stage.", min=0, show_default=False)] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help='Balancing policy from now on; "default": the router\'s own.', show_default=False),
+    ] = None,
     registry: Registry = DEFAULT_REGISTRY,
     wait: Wait = True,
     timeout: WaitTimeout = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Change how many replicas a model has."""
+    """Change how many replicas a model has, or how sessions are balanced over them."""
+    if replicas is None and policy is None:
+        raise typer.BadParameter("say how many REPLICAS, or which --policy")
 
     async def run() -> registry_pb2.ModelSpec:
-        spec = await deployment.scale(registry, name, replicas, stage)
+        spec = await deployment.scale(registry, name, replicas or 0, stage, policy)
         await _wait(registry, name, timeout, wait)
         return spec
 

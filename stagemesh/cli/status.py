@@ -102,6 +102,7 @@ def _replica(status: inference_pb2.ReplicaStatus) -> dict[str, Any]:
         else None,
         "sessions_routed": status.sessions_routed,
         "sessions_active": status.sessions_active,
+        "health": status.health,
     }
 
 
@@ -142,6 +143,7 @@ def _show(mesh: inference_pb2.MeshStatus) -> None:
         "PID",
         "ADDRESS",
         "STATE",
+        "HEALTH",
         "LOAD",
         "ROUTED",
     ):
@@ -168,6 +170,7 @@ def _row(item: inference_pb2.ReplicaStatus) -> tuple[str, ...]:
         str(record.pid),
         record.address,
         state,
+        item.health,
         words if item.HasField("load") else "unknown",
         str(item.sessions_routed),
     )

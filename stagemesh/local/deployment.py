@@ -52,10 +52,15 @@ async def undeploy(registry: str, name: str) -> None:
         await stub.Undeploy(registry_pb2.UndeployRequest(name=name), timeout=_RPC_S)
 
 
-async def scale(registry: str, name: str, replicas: int, stage: int | None) -> registry_pb2.ModelSpec:
-    """Change the replicas wanted of one stage, or of every stage; raises what the registry answered."""
+async def scale(
+    registry: str, name: str, replicas: int, stage: int | None, policy: str | None = None
+) -> registry_pb2.ModelSpec:
+    """Change the replicas wanted of one stage or of every stage (0: as they are), or the balancing policy.
+
+    Raises what the registry answered.
+    """
     async with _registry(registry) as stub:
-        request = registry_pb2.ScaleRequest(name=name, replicas=replicas, stage=stage)
+        request = registry_pb2.ScaleRequest(name=name, replicas=replicas, stage=stage, policy=policy)
         return (await stub.Scale(request, timeout=_RPC_S)).model
 
 
