@@ -67,7 +67,8 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
                 yield event
                 if event.finish_reason:
                     return
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # The latter when the cancellation comes while gRPC sends an event.
             self.cancelled += 1
             raise
 
@@ -97,7 +98,11 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
 
     async def _forward(self, request, context):
         self.forwarded.append(request)
-        await self._misbehave(0, context)
+        try:
+            await self._misbehave(0, context)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if self.mode.startswith("bad row ") and self._has_row(
             request, int(self.mode.removeprefix("bad row "))
         ):
@@ -174,10 +179,6 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
         if self.mode == "refuse" and index == 0:
             raise InvalidArgument("x: is not what it should be", field="x")
         if self.mode == "hold" and index == 0:
-            try:
-                await self.release.wait()
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
+            await self.release.wait()
         if self.mode == "hang" and index == 2:
             await self.release.wait()
