@@ -1,58 +1,177 @@
-"""Bounded concurrency and a bounded queue: overload is refused early. Pure; time comes in as an argument."""
+"""Who runs, who waits, and who is refused early. Pure; time comes in as an argument.
 
-from collections import OrderedDict
+One more request makes all of a model's requests slower. So a request runs only while what the model gets done says that
+it will end in time; till then it waits, by priority, and it is refused as soon as it cannot be answered before its
+deadline: what is computed for nothing is what makes a full system answer nobody.
+"""
 
-from stagemesh.errors import ResourceExhausted
+from dataclasses import dataclass, field
+from enum import Enum
+
+from stagemesh.errors import ResourceExhausted, StagemeshError
+
+from .admission_lane import REMEMBERED_S, Lane, Ticket
+from .priority import Priority
+
+__all__ = ["Admission", "Ending", "Moves", "Ticket"]
+
+SHARED = 7 / 8
+"""Of all places, those that a model may take beyond its even share while others are asked for, too."""
+LOOK_S = 0.05
+"""Between two looks at those that wait, when nothing but progress is the reason."""
+SOONEST_S, LATEST_S = 0.1, 30.0
+"""Bounds of what a refused caller is told to wait."""
+
+
+class Ending(Enum):
+    """How a request left."""
+
+    WELL = "well"
+    # By its deadline, its caller, or an error.
+    CUT = "cut"
+    # A stage had no memory for it.
+    FULL = "full"
+
+
+@dataclass(slots=True)
+class Moves:
+    """What follows from something that happened: who begins to run, and who waits in vain, with the reason."""
+
+    started: list[Ticket] = field(default_factory=list)
+    refused: list[tuple[Ticket, StagemeshError]] = field(default_factory=list)
 
 
 class Admission:
-    """Counts what runs and what waits, first come first served.
+    """Every request that runs or waits.
 
-    `arrive` returns whether the ticket runs at once; a ticket that waits is named by a later `leave`.
+    Args:
+        max_active: requests that run at once, of all models.
+        max_waiting: requests that wait, of all models.
+        max_wait_s: how long one may be expected to wait; longer where those that run take longer.
     """
 
-    def __init__(self, *, max_active: int, max_waiting: int) -> None:
+    def __init__(self, *, max_active: int, max_waiting: int, max_wait_s: float = 10.0) -> None:
         self.max_active = max_active
         self.max_waiting = max_waiting
+        self.max_wait_s = max_wait_s
         self.active = 0
-        self.refused = 0
-        self._waiting: OrderedDict[int, None] = OrderedDict()
-        self._mean_s = 1.0
+        self.waiting = 0
+        self._lanes: dict[str, Lane] = {}
+        self._looked = float("-inf")
 
     def __repr__(self) -> str:
         return f"Admission(active={self.active}/{self.max_active}, waiting={self.waiting}/{self.max_waiting})"
 
-    @property
-    def waiting(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
+    def lane(self, model: str, now: float = 0.0) -> Lane:
+        """What is known of a model's requests."""
+        lane = self._lanes.get(model)
+        if lane is None:
+            lane = self._lanes[model] = Lane(self.max_active, now)
+        return lane
 
-    def arrive(self, ticket: int) -> bool:
-        """True: runs now. False: waits. Raises `ResourceExhausted` with `retry_after_s` when the queue is full."""
-        if self.active < self.max_active:
-            self.active += 1
-            return True
-        if len(self._waiting) >= self.max_waiting:
-            self.refused += 1
-            raise ResourceExhausted(
-                f"the router is full: {self.active} requests run and {self.waiting} wait",
-                retry_after_s=self.retry_after_s(),
-            )
-        self._waiting[ticket] = None
-        return False
+    def waiting_of(self, priority: Priority) -> int:
+        """How many of a class wait."""
+        return sum(lane.waiting_of(priority) for lane in self._lanes.values())
 
-    def leave(self, ran_s: float) -> int | None:
-        """One that ran for `ran_s` seconds is done; returns the ticket that takes its place, if one waits."""
-        self._mean_s += 0.1 * (ran_s - self._mean_s)
-        if self._waiting:
-            return self._waiting.popitem(last=False)[0]
+    def arrive(self, ticket: Ticket) -> Moves:
+        """A request comes: it is among those started, or it waits; one of a lower class may be refused for it.
+
+        Raises:
+            ResourceExhausted: it is refused; `retry_after_s` says when to try again.
+        """
+        now, moves = ticket.arrived, Moves()
+        lane = self.lane(ticket.model, now)
+        lane.came(ticket)
+        if self._may_start(lane, ticket, now):
+            self._start(lane, ticket, now, moves)
+            return moves
+        wait_s, run_s = lane.wait_s(ticket, now), lane.run_s(ticket, now)
+        if now + wait_s + run_s > ticket.deadline:
+            raise self._refusal(lane, ticket, now, "its turn would come too late for its deadline")
+        if wait_s > max(self.max_wait_s, run_s):
+            raise self._refusal(lane, ticket, now, f"its turn would come in about {wait_s:.0f} s")
+        if self.waiting >= self.max_waiting:
+            self._push_out(lane, ticket, moves)
+        lane.wait(ticket)
+        self.waiting += 1
+        return moves
+
+    def progress(self, ticket: Ticket, units: float, now: float) -> Moves:
+        """So many units of a request that runs are done; more may begin where the model turns out to be faster."""
+        lane = self.lane(ticket.model)
+        lane.progress(ticket, units, now)
+        return self._next(now) if lane.waiting and now >= self._looked + LOOK_S else Moves()
+
+    def leave(self, ticket: Ticket, now: float, ending: Ending) -> Moves:
+        """One that ran is over; others may begin."""
+        lane = self.lane(ticket.model)
+        lane.throughput.ended(ticket.units, ticket.size, well=ending is Ending.WELL)
+        lane.left(ticket, now, full=ending is Ending.FULL)
         self.active -= 1
+        return self._next(now)
+
+    def abandon(self, ticket: Ticket) -> None:
+        """One that waits goes away; nothing happens when it does not wait."""
+        if self.lane(ticket.model).forget(ticket):
+            self.waiting -= 1
+
+    def _next(self, now: float) -> Moves:
+        """Start whoever may run, in order; those that would run in vain are refused instead."""
+        self._looked = now
+        moves = Moves()
+        while self.waiting and self.active < self.max_active:
+            firsts = [self._first(lane, now, moves) for lane in self._lanes.values() if lane.waiting]
+            found = min((each for each in firsts if each is not None), key=_order, default=None)
+            if found is None:
+                break
+            lane = self.lane(found.model)
+            self.abandon(found)
+            self._start(lane, found, now, moves)
+        return moves
+
+    def _first(self, lane: Lane, now: float, moves: Moves) -> Ticket | None:
+        """The first of a lane that may run; of those looked at, the ones without hope go."""
+        for ticket in lane.first_few():
+            if lane.active and now + lane.run_s(ticket, now) > ticket.deadline:
+                self.abandon(ticket)
+                why = "it could no longer be answered before its deadline"
+                moves.refused.append((ticket, self._refusal(lane, ticket, now, why)))
+            elif self._may_start(lane, ticket, now):
+                return ticket
         return None
 
-    def abandon(self, ticket: int) -> None:
-        """One that waits goes away; nothing happens when it does not wait."""
-        self._waiting.pop(ticket, None)
+    def _may_start(self, lane: Lane, ticket: Ticket, now: float) -> bool:
+        if self.active >= self.max_active or not lane.has_room(ticket, now):
+            return False
+        if self.active < SHARED * self.max_active:
+            return True
+        asked_for = sum(now - each.seen < REMEMBERED_S for each in self._lanes.values())
+        return lane.active < max(1.0, self.max_active / asked_for) if asked_for else True
 
-    def retry_after_s(self) -> float:
-        """When a place in the queue is likely to be free, 0.1 to 30 s."""
-        return round(min(max(self._mean_s * (self.waiting + 1) / self.max_active, 0.1), 30.0), 2)
+    def _start(self, lane: Lane, ticket: Ticket, now: float, moves: Moves) -> None:
+        self.active += 1
+        lane.start(ticket, now)
+        moves.started.append(ticket)
+
+    def _push_out(self, lane: Lane, arriving: Ticket, moves: Moves) -> None:
+        """Make room for `arriving`: the youngest of the lowest class goes, unless that is `arriving` itself."""
+        now = arriving.arrived
+        youngest = [ticket for each in self._lanes.values() if (ticket := each.youngest()) is not None]
+        victim = max(youngest, key=lambda ticket: (ticket.priority, ticket.arrived), default=arriving)
+        if victim.priority <= arriving.priority or victim.order <= arriving.order:
+            raise self._refusal(lane, arriving, now, "the queue is full")
+        self.abandon(victim)
+        why = f"a request of priority {arriving.priority.name.lower()} took its place in the queue"
+        moves.refused.append((victim, self._refusal(self.lane(victim.model), victim, now, why)))
+
+    def _refusal(self, lane: Lane, ticket: Ticket, now: float, why: str) -> ResourceExhausted:
+        """Says when there is likely to be room again: when half of what is before it is through."""
+        later = lane.wait_s(ticket, now) / 2
+        return ResourceExhausted(
+            f"the router is full, {self.active} requests run and {self.waiting} wait: {why}",
+            retry_after_s=round(min(max(later, SOONEST_S), LATEST_S), 2),
+        )
+
+
+def _order(ticket: Ticket) -> float:
+    return ticket.order

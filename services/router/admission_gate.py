@@ -1,54 +1,78 @@
 """Waits where `admission` says so."""
 
 import asyncio
-import itertools
 import time
+from types import TracebackType
 
-from stagemesh.errors import DeadlineExceeded, Unavailable
+from stagemesh.errors import DeadlineExceeded, ResourceExhausted, StagemeshError, Unavailable
 
-from .admission import Admission
+from .admission import Admission, Ending, Moves, Ticket
+from .priority import Priority
 
 
 class AdmissionGate:
-    """`async with gate.admitted(deadline):` runs the body when there is room."""
+    """`async with gate.admitted(...) as place:` runs the body when there is room."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
-        self._tickets = itertools.count()
-        self._waiters: dict[int, asyncio.Future[None]] = {}
         self.closed = False
+        self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def admitted(self, deadline: float) -> "_Admitted":
+    def admitted(
+        self, deadline: float, *, model: str = "", priority: Priority = Priority.NORMAL, size: float = 1.0
+    ) -> "Place":
         """A context manager that enters once there is room.
 
-        Raises `ResourceExhausted` when the queue is full, `DeadlineExceeded` when the deadline (monotonic seconds)
-        passes in the queue, `Unavailable` while draining.
-        """
-        return _Admitted(self, deadline)
+        Args:
+            deadline: monotonic seconds.
+            model: whose requests it is among.
+            priority: its class.
+            size: units that it has at most, which `progress` counts.
 
-    async def _enter(self, deadline: float) -> None:
-        if self.closed:
-            raise Unavailable("the router is shutting down", retry_after_s=1.0)
-        ticket = next(self._tickets)
-        if not self.admission.arrive(ticket):
-            await self._wait(ticket, deadline)
-        self._idle.clear()
+        Raises:
+            ResourceExhausted: the queue is full, or its turn would come too late.
+            DeadlineExceeded: the deadline passed in the queue.
+            Unavailable: the router is draining.
+        """
+        return Place(self, Ticket(model, priority, time.monotonic(), deadline, size=max(size, 1.0)))
 
     async def drained(self) -> None:
         """Admit nobody new and return when nothing runs or waits."""
         self.closed = True
         await self._idle.wait()
 
-    async def _wait(self, ticket: int, deadline: float) -> None:
+    async def enter(self, ticket: Ticket) -> None:
+        """Return when `ticket` runs; see `admitted`."""
+        if self.closed:
+            raise Unavailable("the router is shutting down", retry_after_s=1.0)
+        ticket.arrived = time.monotonic()
+        if ticket.arrived >= ticket.deadline:
+            raise DeadlineExceeded("the deadline had passed when the request came")
+        moves = self.admission.arrive(ticket)
+        self._idle.clear()
+        self._tell(moves)
+        if ticket not in moves.started:
+            await self._wait(ticket)
+
+    def leave(self, ticket: Ticket, ending: Ending) -> None:
+        """`ticket` runs no longer."""
+        self._tell(self.admission.leave(ticket, time.monotonic(), ending))
+        self._look_whether_idle()
+
+    def progress(self, ticket: Ticket, units: float) -> None:
+        """So many units of `ticket` are done."""
+        self._tell(self.admission.progress(ticket, units, time.monotonic()))
+
+    async def _wait(self, ticket: Ticket) -> None:
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+            async with asyncio.timeout(ticket.deadline - time.monotonic()):
                 await waiter
         except BaseException as error:
-            if waiter.done() and not waiter.cancelled():
-                self._leave(0.0)  # the place was given in the same moment
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.leave(ticket, Ending.CUT)  # the place was given in the same moment
             else:
                 self.admission.abandon(ticket)
             if isinstance(error, TimeoutError):
@@ -56,31 +80,61 @@ class AdmissionGate:
             raise
         finally:
             del self._waiters[ticket]
+            self._look_whether_idle()
 
-    def _leave(self, ran_s: float) -> None:
-        while True:
-            successor = self.admission.leave(ran_s)
-            if successor is None:
-                break
-            waiter = self._waiters.get(successor)
-            if waiter is not None and not waiter.done():
+    def _tell(self, moves: Moves) -> None:
+        for ticket in moves.started:
+            self._answer(ticket, None)
+        for ticket, error in moves.refused:
+            self._answer(ticket, error)
+
+    def _answer(self, ticket: Ticket, error: StagemeshError | None) -> None:
+        waiter = self._waiters.get(ticket)
+        if waiter is None:
+            return  # it runs at once
+        if not waiter.done():
+            if error is not None:
+                waiter.set_exception(error)
+            else:
                 waiter.set_result(None)
-                return
-        if self.admission.active == 0:
+        elif error is None:
+            self.leave(ticket, Ending.CUT)  # it went away in the same moment: the next one's turn
+
+    def _look_whether_idle(self) -> None:
+        if not self.admission.active and not self.admission.waiting:
             self._idle.set()
 
 
-class _Admitted:
-    __slots__ = ("_deadline", "_gate", "_started")
+class Place:
+    """One request's way through the gate."""
 
-    def __init__(self, gate: AdmissionGate, deadline: float) -> None:
+    __slots__ = ("_gate", "_ticket")
+
+    def __init__(self, gate: AdmissionGate, ticket: Ticket) -> None:
         self._gate = gate
-        self._deadline = deadline
-        self._started = 0.0
+        self._ticket = ticket
 
-    async def __aenter__(self) -> None:
-        await self._gate._enter(self._deadline)
-        self._started = time.monotonic()
+    @property
+    def waited_s(self) -> float:
+        """How long the request waited for its turn."""
+        return self._ticket.started - self._ticket.arrived
 
-    async def __aexit__(self, *_: object) -> None:
-        self._gate._leave(time.monotonic() - self._started)
+    def progress(self, units: float) -> None:
+        """So much of the request is done: tokens of a generation, rows of a batch."""
+        self._gate.progress(self._ticket, units)
+
+    async def __aenter__(self) -> "Place":
+        await self._gate.enter(self._ticket)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.leave(self._ticket, _ending(error))
+
+
+def _ending(error: BaseException | None) -> Ending:
+    if error is None:
+        return Ending.WELL
+    # With a field it is about the input, or about what reads the input.
+    return Ending.FULL if isinstance(error, ResourceExhausted) and not error.field else Ending.CUT

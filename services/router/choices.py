@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 
 from stagemesh.v1 import inference_pb2
 
+from .admission_gate import Place
+from .cache_client import HIT
 from .generate import Generation
 from .pump import Pump
 
@@ -18,9 +20,7 @@ class Choices:
     others follow when its prompt is computed, because stages keep what a prompt left in their KV blocks.
     """
 
-    def __init__(
-        self, generations: Sequence[Generation], admitted: Callable[[], AbstractAsyncContextManager[None]]
-    ) -> None:
+    def __init__(self, generations: Sequence[Generation], admitted: Callable[[], Place]) -> None:
         self._generations = generations
         self._admitted = admitted
         self._prompt_computed = asyncio.Event()
@@ -40,7 +40,15 @@ class Choices:
     async def _one(self, index: int) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         if index:
             await self._prompt_computed.wait()
-        async with self._admitted(), aclosing(self._generations[index].run()) as responses:
+        generation = self._generations[index]
+        async with self._admitted() as place, aclosing(generation.run()) as responses:
             async for response in responses:
                 self._prompt_computed.set()
+                got_on(place, generation, response)
                 yield response
+
+
+def got_on(place: Place, generation: Generation, response: inference_pb2.GenerateResponse) -> None:
+    """Tell admission what the model got done; an answer from the cache is none of its."""
+    if response.tokens and generation.cache_status != HIT:
+        place.progress(len(response.tokens))

@@ -29,6 +29,11 @@ class RouterConfig(ServiceConfig):
     max_waiting: int = Field(
         1024, ge=0, description="requests that may wait for their turn; more are refused"
     )
+    max_wait_s: float = Field(
+        10.0,
+        gt=0,
+        description="requests that would wait longer for their turn than that, and than others run, are refused",
+    )
     cache_timeout_ms: int = Field(50, ge=1, le=1000, description="how long the cache may take to answer")
     cache_wait_s: float = Field(
         30.0,

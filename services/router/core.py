@@ -17,13 +17,13 @@ from stagemesh.etcd import Etcd
 from stagemesh.v1 import inference_pb2, registry_pb2
 
 from .admission import Admission
-from .admission_gate import AdmissionGate
+from .admission_gate import AdmissionGate, Place
 from .auth import Auth, load_keys
 from .cache_client import CacheClient
 from .cache_controls import CacheControls, controls_of
 from .cache_use import embed_use, infer_use
 from .channels import Channels
-from .choices import Choices
+from .choices import Choices, got_on
 from .config import RouterConfig
 from .context import RequestContext, asked_timeout
 from .dispatch import Dispatch
@@ -76,7 +76,13 @@ class RouterCore:
         self._resume_tokens = ResumeTokens(load_resume_key(config.resume_key) if config.resume_key else b"")
         self._rng = random.Random() if rng is None else rng
         self._max_output_bytes = config.max_message_bytes - 2**16
-        self._gate = AdmissionGate(Admission(max_active=config.max_sessions, max_waiting=config.max_waiting))
+        self._gate = AdmissionGate(
+            Admission(
+                max_active=config.max_sessions,
+                max_waiting=config.max_waiting,
+                max_wait_s=config.max_wait_s,
+            )
+        )
         routing = Routing(self.membership, self.loads, default_policy=config.policy)
         self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng)
         self._cache = CacheClient(
@@ -135,7 +141,8 @@ class RouterCore:
             controls = controls_of(ctx.metadata, request)
             if not controls.replay:
                 controls = replace(controls, replay=self.config.cache_replay)
-            async with self._gate.admitted(ctx.deadline):
+            size = request.max_tokens if request.HasField("max_tokens") else self.config.max_tokens
+            async with self._admitted(spec, ctx, size) as place:
                 with observed.current():
                     plans = await self._prepare(request, spec, ctx, controls)
                 observed.prompt(len(plans[0].token_ids))
@@ -144,13 +151,18 @@ class RouterCore:
                     with _accounted(generations, observed):
                         async with aclosing(generations[0].run()) as responses:
                             async for response in responses:
+                                got_on(place, generations[0], response)
                                 yield response
             if len(generations) > 1:  # each answer is admitted by itself
-                choices = Choices(generations, lambda: self._gate.admitted(ctx.deadline))
+                choices = Choices(generations, lambda: self._admitted(spec, ctx, size))
                 with _accounted(generations, observed):
                     async with aclosing(choices.run()) as responses:
                         async for response in responses:
                             yield response
+
+    def _admitted(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, size: int) -> Place:
+        """A place among the running requests, for `size` tokens or rows at most."""
+        return self._gate.admitted(ctx.deadline, model=spec.name, priority=ctx.priority, size=size)
 
     def _generation(self, plan: Plan, ctx: RequestContext, observed: Observed) -> Generation:
         return Generation(
@@ -172,12 +184,13 @@ class RouterCore:
             spec = check_model(request.model, self.membership.models)
             batch = check_infer(request, spec, max_output_bytes=self._max_output_bytes)
             controls = controls_of(ctx.metadata, request)
-            async with self._gate.admitted(ctx.deadline):
+            async with self._admitted(spec, ctx, len(batch.lengths)) as place:
                 asked = await self._cache.ask(infer_use(request, batch, spec, ctx, controls))
                 response = asked.value
                 if response is None:
                     with asked:
                         outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                        place.progress(len(batch.lengths))
                         response = inference_pb2.InferResponse(
                             model=spec.name, revision=spec.revision, outputs=outputs
                         )
@@ -196,7 +209,7 @@ class RouterCore:
             check_task(spec, "embed")
             _check_embed(request, spec)
             controls = controls_of(ctx.metadata, request)
-            async with self._gate.admitted(ctx.deadline):
+            async with self._admitted(spec, ctx, len(request.texts or request.tokens)) as place:
                 with self.telemetry.span("router.tokenize"):
                     rows = await self._embed_rows(request, spec, ctx)
                 tokens = sum(map(len, rows))
@@ -207,6 +220,7 @@ class RouterCore:
                     with asked:
                         batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
                         outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                        place.progress(len(rows))
                         response = inference_pb2.EmbedResponse(embeddings=outputs[0])
                         response.usage.prompt_tokens = tokens
                         asked.store(response)
