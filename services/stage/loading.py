@@ -1,5 +1,10 @@
-"""From an assignment to a partition in memory. Everything here blocks and runs in a thread."""
+"""From an assignment to a partition in memory. Everything here blocks and runs in a thread.
 
+All that loading ever writes is what it fetches from a hub, into the hub's cache.
+"""
+
+import errno
+import os
 from pathlib import Path
 
 import torch
@@ -27,7 +32,7 @@ def load_assigned(
     Raises:
         NotFound: the source does not exist on this machine.
         CheckpointError: it cannot be used, or is another revision than the assignment's.
-        ResourceExhausted: it does not fit.
+        ResourceExhausted: it does not fit into memory, or what is fetched not on the disk.
     """
     folder = checkpoints.resolve(spec.source, spec.hub_revision)
     found = checkpoints.inspect_source(spec.source, spec.hub_revision)
@@ -45,9 +50,7 @@ def load_assigned(
     def locate(file: str) -> Path:
         if (folder / file).exists() or checkpoints.is_local(spec.source):
             return folder / file
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(spec.source, file, revision=folder.name))
+        return _fetched(spec.source, file, folder.name)
 
     with torch.inference_mode(False):
         return load_partition(
@@ -61,3 +64,18 @@ def load_assigned(
             locate=locate,
             fast=fast,
         )
+
+
+def _fetched(source: str, file: str, commit: str) -> Path:
+    """A weight file from the hub, or from its cache."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, file, revision=commit))
+    except OSError as error:  # the disk's, but also the connection's
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceExhausted(f"{file} cannot be stored: {os.strerror(error.errno)}") from error
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise CheckpointError(f"{file} cannot be fetched: {reason}") from error
+    except Exception as error:  # offline, gated, gone: many classes, one meaning
+        raise CheckpointError(f"{file} cannot be fetched from the hub ({type(error).__name__})") from error

@@ -26,7 +26,7 @@ STEP_S = 0.5
 EXIT_HANGS = 75
 _LAST_WORDS_S = 5.0
 # Nothing on the loop is meant to take long.
-LOOP_LIMITS = Limits(still_s=10.0, busy_s=60.0, first_s=0.0)
+LOOP_LIMITS = Limits(still_s=5.0, busy_s=60.0, first_s=0.0)
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from stagemesh.services.stage.node import Node
 from stagemesh.services.stage.servicer import SERVICE, StageServicer
 
 from stagemesh import records
-from stagemesh.checkpoint import inspect
+from stagemesh.checkpoint import Checkpoint, inspect
 from stagemesh.etcd import Etcd, Lease, Snapshot
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.loop_lag import LoopLag
@@ -42,9 +42,17 @@ class RunningNode:
     # "replica state" and "node draining" in the order in which etcd heard of them; None is gone.
     events: list[tuple[str, str]] = field(default_factory=list)
 
-    async def assign(self, model: str, folder: Path, stage: int = 0, *, ends: tuple[int, ...] = (8,)) -> str:
-        """Ask it for a stage of a checkpoint cut at `ends`; the replica's id."""
-        found = inspect(folder)
+    async def assign(
+        self,
+        model: str,
+        folder: Path,
+        stage: int = 0,
+        *,
+        ends: tuple[int, ...] = (8,),
+        found: Checkpoint | None = None,
+    ) -> str:
+        """Ask it for a stage of a checkpoint (as it was `found`) cut at `ends`; the replica's id."""
+        found = found or inspect(folder)
         begins = (0, *ends)
         partitions = [
             Partition(first_layer=first, end_layer=end, parameter_bytes=1000)

@@ -117,8 +117,12 @@ def _load(
                     # Under the checkpoint's name, for the mapping; tied ones under the model's.
                     key = name if sources[name] == wanted[name] else wanted[name]
                     state[key] = opened.get_slice(name)
-            except (SafetensorError, OSError) as error:
+            except SafetensorError as error:
                 raise CheckpointError(f"{file} cannot be read: {str(error)[:200]}") from error
+            except OSError as error:  # whose text has the path
+                raise CheckpointError(
+                    f"{file} cannot be read: {error.strerror or 'it is not there'}"
+                ) from error
         config = LoadStateDictConfig(device_map={"": device}, weight_mapping=mapping)
         info, _ = convert_and_load_state_dict_in_model(model, state, config)
         _own_memory(model, checkpoint, wanted)
