@@ -147,7 +147,10 @@ class Generation:
             position += len(tokens)
             finish = kept.finish_reason if index == len(kept.chunks) - 1 else ""
             responses.append(self._chunk(chunk.text, tokens, finish, [], []))
-        return responses or [self._chunk("", [], kept.finish_reason, [], [])]
+        responses = responses or [self._chunk("", [], kept.finish_reason, [], [])]
+        if self.plan.drawn:  # it has another seed than the token says: nobody could go on with it
+            responses[0].ClearField("resume_token")
+        return responses
 
     def _cache_use(self) -> CacheUse[cache_pb2.CachedGeneration]:
         plan = self.plan

@@ -25,7 +25,7 @@ class Plan:
     """One answer, ready to be looked up or dispatched.
 
     `alternatives` is how many the caller wants per token: 0 with log probabilities on still gives each chosen
-    token's own. `key` is None when the generation must not touch the cache. `index` says which of the request's
+    token's own. `key` is None when the generation must not touch the cache; `drawn`: a kept answer may be of another seed. `index` says which of the request's
     answers it is; `so_far` is what had arrived of it when a stream broke with which this request goes on, else None.
     """
 
@@ -40,6 +40,7 @@ class Plan:
     alternatives: int
     key: bytes | None
     controls: CacheControls = NONE
+    drawn: bool = False
     index: int = 0
     resume_token: bytes = b""
     so_far: inference_pb2.AnswerSoFar | None = None
@@ -128,6 +129,7 @@ async def prepare(
                 alternatives=request.logprobs,
                 key=key,
                 controls=controls,
+                drawn=key is not None and not repeats(request),
                 index=index,
                 resume_token=token,
                 so_far=so_far[index] if so_far else None,
@@ -187,9 +189,13 @@ def sampling_of(
 
 
 def is_cached(request: inference_pb2.GenerateRequest, controls: CacheControls) -> bool:
-    """Whether an answer can be given again: the same request gives it anyway, or the caller wants it so.
+    """Whether an answer may be given again: the same request gives it anyway, or the caller wants it so.
 
     A kept answer carries no log probabilities.
     """
-    greedy = request.HasField("temperature") and request.temperature == 0
-    return (greedy or request.HasField("seed") or controls.sampled) and not request.HasField("logprobs")
+    return (repeats(request) or controls.sampled) and not request.HasField("logprobs")
+
+
+def repeats(request: inference_pb2.GenerateRequest) -> bool:
+    """Whether the same request gives the same answer."""
+    return request.HasField("seed") or (request.HasField("temperature") and request.temperature == 0)
