@@ -28,7 +28,7 @@ class StagemeshError(Exception):
     @property
     def retry_after_ms(self) -> int:
         """`retry_after_s` in whole milliseconds, rounded up, as messages carry it; 0: not set."""
-        return 0 if self.retry_after_s is None else max(1, math.ceil(self.retry_after_s * 1000))
+        return 0 if self.retry_after_s is None else min(max(1, math.ceil(self.retry_after_s * 1000)), 2**31)
 
 
 class InternalError(StagemeshError):
@@ -148,6 +148,11 @@ _BY_CODE: dict[int, type[StagemeshError]] = {
         Cancelled,
     )
 }
+
+
+def seconds_of(retry_after_ms: int) -> float | None:
+    """`retry_after_s` of a message's `retry_after_ms`."""
+    return retry_after_ms / 1000 if retry_after_ms else None
 
 
 def from_code(code: int, message: str, field: str = "", retry_after_s: float | None = None) -> StagemeshError:

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc.aio
 
-from stagemesh.errors import DeadlineExceeded, ResourceExhausted, Unavailable, from_code
+from stagemesh.errors import DeadlineExceeded, ResourceExhausted, Unavailable, from_code, seconds_of
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse
 
@@ -102,9 +102,9 @@ class ForwardStream:
         if not reply.HasField("error"):
             return reply.response
         said = reply.error
-        error = from_code(said.code, said.message, said.field)
-        if isinstance(error, ResourceExhausted):
-            error.retry_after_s = 1.0
+        error = from_code(said.code, said.message, said.field, seconds_of(said.retry_after_ms))
+        if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
+            error.retry_after_s = 1.0  # a stage of before did not say
         raise error
 
 

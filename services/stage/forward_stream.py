@@ -127,6 +127,7 @@ def _refused(session: int, error: StagemeshError) -> bytes:
         code=error.grpc_code,
         message=error.message[:MAX_MESSAGE],
         field=error.field[:MAX_FIELD],
+        retry_after_ms=error.retry_after_ms,
     )
     return ForwardReply(session=session, error=said).SerializeToString()
 

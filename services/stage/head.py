@@ -17,6 +17,7 @@ from stagemesh.errors import (
     NotFound,
     StagemeshError,
     from_code,
+    seconds_of,
 )
 from stagemesh.tensor import TensorView, check_layout
 from stagemesh.tracing import inject
@@ -341,7 +342,7 @@ class Head:
                 return
             self._schedule.remove(error.session)
             self._wake.set()
-            failure = from_code(error.code, error.message, error.field)
+            failure = from_code(error.code, error.message, error.field, seconds_of(error.retry_after_ms))
             if error.prefix_missing and session.own.open.reused_tokens:
                 try:
                     return self._begin_again(session)

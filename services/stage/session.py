@@ -98,4 +98,5 @@ def session_error(
         field=error.field,
         prefix_missing=isinstance(error, PrefixMissing),
         lost=lost,
+        retry_after_ms=error.retry_after_ms,
     )

@@ -406,7 +406,7 @@ class Feedback(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
 
 class SessionError(_message.Message):
-    __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing", "lost")
+    __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing", "lost", "retry_after_ms")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -415,6 +415,7 @@ class SessionError(_message.Message):
     FIELD_FIELD_NUMBER: _ClassVar[int]
     PREFIX_MISSING_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     code: int
@@ -423,7 +424,8 @@ class SessionError(_message.Message):
     field: str
     prefix_missing: bool
     lost: LostReplica
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ..., prefix_missing: _Optional[bool] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ..., prefix_missing: _Optional[bool] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class GetNodeStatusRequest(_message.Message):
     __slots__ = ()

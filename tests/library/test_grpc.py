@@ -233,3 +233,11 @@ def test_grpc_knows_every_option_that_it_is_given():
     library = Path(cygrpc.__file__).read_bytes()
     options = {name for name, _ in [*channel_options(), *etcd_channel._OPTIONS]}
     assert [name for name in sorted(options) if name.encode() + b"\0" not in library] == []
+
+
+def test_retry_after_in_milliseconds_and_back():
+    assert errors.Unavailable("x").retry_after_ms == 0
+    assert errors.seconds_of(0) is None
+    for seconds, milliseconds in ((0.0, 1), (0.0001, 1), (1.5, 1500), (1e12, 2**31)):
+        assert errors.Unavailable("x", retry_after_s=seconds).retry_after_ms == milliseconds
+    assert errors.seconds_of(1500) == 1.5

@@ -13,7 +13,7 @@ import pytest
 from stagemesh.services.stage.forward_stream import forward_stream
 from stagemesh.services.stage.servicer import SERVICE
 
-from stagemesh.errors import InvalidArgument, NotFound
+from stagemesh.errors import InvalidArgument, NotFound, ResourceExhausted
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.tensor import from_numpy, to_numpy
@@ -117,6 +117,17 @@ async def test_an_error_is_an_answer_and_the_others_go_on(
         assert (reply.error.code, reply.error.field, reply.error.message) == (code, field, message)
         node.gate("good").set()
         assert (await call.read()).response.outputs[0].name == "good"
+
+
+async def test_an_error_says_when_to_try_again() -> None:
+    async def full(request: ForwardRequest) -> ForwardResponse:
+        raise ResourceExhausted("KV memory", retry_after_s=0.2504)
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield ForwardRequest(session=1, model="m").SerializeToString()
+
+    (reply,) = [ForwardReply.FromString(each) async for each in forward_stream(requests(), full)]
+    assert (reply.error.code, reply.error.retry_after_ms) == (8, 251)
 
 
 async def test_a_cancelled_session_stops_and_gets_no_answer() -> None:

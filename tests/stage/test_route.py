@@ -57,8 +57,9 @@ async def test_a_later_stage_without_kv_memory_refuses_and_the_head_says_so(llam
     async with route_of(llama) as route:
         pool = route.replicas[1].pool
         everything = pool.reserve(pool.blocks.total * BLOCK)
-        with pytest.raises(ResourceExhausted, match="KV memory"):
+        with pytest.raises(ResourceExhausted, match="KV memory") as caught:
             await route.generate([5, 6, 7], 6)
+        assert caught.value.retry_after_s == 1.0, "as stage 1 said it"
         pool.release(everything)
         await settled(route)
         assert len(await route.generate([5, 6, 7], 6)) == 6
