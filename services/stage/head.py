@@ -3,15 +3,13 @@
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 
 import torch
 from opentelemetry import context as otel_context
 
 from stagemesh.errors import (
-    DeadlineExceeded,
+    FailedPrecondition,
     InternalError,
     InvalidArgument,
     NotFound,
@@ -19,10 +17,9 @@ from stagemesh.errors import (
     from_code,
     seconds_of,
 )
-from stagemesh.tensor import TensorView, check_layout
+from stagemesh.tensor import TensorView
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
-    FinishReason,
     ForwardRequest,
     ForwardResponse,
     HopRecord,
@@ -36,10 +33,10 @@ from stagemesh.v1.stage_pb2 import (
     StepOpen,
     StepResult,
 )
-from stagemesh.v1.tensor_pb2 import Tensor
 
 from . import metrics
 from .depth import Depth
+from .head_session import HeadSession
 from .history import needs_history, tell_history
 from .pace import Pace
 from .partition.blocks import digests
@@ -49,7 +46,7 @@ from .passes import Work, segments_of
 from .replica import Replica
 from .schedule import Flight, PlannedStep, Schedule
 from .session import ReplicaSession
-from .timings import Timings
+from .stateless import Stateless
 
 log = logging.getLogger(__name__)
 
@@ -58,38 +55,13 @@ MAX_SESSION_TOKENS = 2**20
 _QUEUED = 2
 
 
-_Event = StepResult | tuple[StepResult, TensorView] | LostReplica | StagemeshError
-
-
-@dataclass(slots=True, eq=False)
-class _HeadSession:
-    """What the head keeps of a session beside what every replica does."""
-
-    own: ReplicaSession
-    max_tokens: int
-    stop_ids: frozenset[int]
-    # Bounded by what a session can ever get: its tokens, or its outputs, and one error or loss at a time.
-    events: asyncio.Queue[_Event]
-    # Prompt and tokens so far.
-    token_ids: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    generated: int = 0
-    # Positions that the last stage has answered for, and where each chunk that is under way ends.
-    acknowledged: int = 0
-    chunks: deque[int] = field(default_factory=deque)
-    # It stands still until the router says which replica takes the place of a lost one.
-    lost: bool = False
-    # The replica leaves, and the session goes on with another head.
-    leaving: bool = False
-    timings: Timings = field(default_factory=Timings)
-
-
 class Head:
     """Sessions of the routes that begin at `replica`."""
 
     def __init__(self, replica: Replica, stages: int, chunk_tokens: int = 512) -> None:
         self._replica = replica
-        self._sessions: dict[int, _HeadSession] = {}
+        self._sessions: dict[int, HeadSession] = {}
+        self._stateless = Stateless(replica)
         self._schedule = Schedule(stages, chunk_tokens)
         self._chunk_tokens = chunk_tokens
         self._depth = Depth(stages)
@@ -100,7 +72,7 @@ class Head:
         self._passes: set[asyncio.Task[None]] = set()
         self._computing = 0
         replica.on_result = self._on_result
-        replica.on_error = self._on_error
+        replica.links.on_error = self._on_error
         self._pump = asyncio.create_task(self._run(), name=f"head-{replica.replica_id}")
 
     def __repr__(self) -> str:
@@ -145,7 +117,7 @@ class Head:
             session=request.session, epoch=2 * request.epoch, kind=StepKind.STEP_KIND_PREFILL, open=open_
         )
         own = self._replica.open_session(opening, 0, otel_context.get_current())
-        session = _HeadSession(
+        session = HeadSession(
             own,
             request.max_tokens,
             frozenset(request.stop_token_ids),
@@ -161,9 +133,9 @@ class Head:
             self._begin(session)
             finished, first = False, True
             while not finished:
-                results = [await self._next_event(session)]
+                results = [await session.next_event()]
                 while not session.events.empty():
-                    results.append(self._raise_if_error(session.events.get_nowait()))
+                    results.append(session.waiting_event())
                 event = SessionEvent(
                     tokens=[result.token for result in results if isinstance(result, StepResult)],
                     lost=next((result for result in results if isinstance(result, LostReplica)), None),
@@ -172,7 +144,7 @@ class Head:
                     yield event
                     continue
                 event.loads.extend(session.timings.loads.values())
-                finish = self._finish_of(session, event)
+                finish = session.finish_of(event)
                 if finish:
                     event.finish_reason = finish
                     finished = True
@@ -185,15 +157,7 @@ class Head:
             if session.leaving:
                 self._replica.end_session(session.own)
             else:
-                await self._replica.close_session(session.own)
-
-    def _finish_of(self, session: _HeadSession, event: SessionEvent) -> FinishReason | None:
-        last = event.tokens[-1].id
-        if last in session.stop_ids:
-            return FinishReason.FINISH_REASON_STOP
-        if session.generated >= session.max_tokens:
-            return FinishReason.FINISH_REASON_LENGTH
-        return None
+                self._replica.close_session(session.own)
 
     def _check(self, request: OpenSession) -> None:
         model = self._replica.model
@@ -217,90 +181,17 @@ class Head:
             if max(ids, default=0) >= model.vocab_size:
                 raise InvalidArgument(f"{name}: an id is outside the vocabulary", field=name)
 
-    # ---- stateless ----
-
     async def forward(self, request: ForwardRequest) -> ForwardResponse:
-        """Run one stateless micro-batch through the route.
-
-        Raises:
-            InvalidArgument: lengths, inputs or outputs that do not fit the model.
-            Unavailable: a stage of the route was lost.
-            DeadlineExceeded: the deadline passed.
-        """
-        inputs = self._inputs(request)
-        outputs = list(request.outputs) or list(self._replica.model.default_outputs)
-        open_ = StepOpen(
-            route=request.route,
-            deadline_unix_ms=request.deadline_unix_ms,
-            traceparent=dict(inject()).get("traceparent", ""),
-            outputs=outputs,
-        )
-        steps = [
-            Step(session=request.session, kind=StepKind.STEP_KIND_STATELESS, tokens=length)
-            for length in request.lengths
-        ]
-        steps[0].open.CopyFrom(open_)
-        own = self._replica.open_session(steps[0], 0, otel_context.get_current())
-        session = _HeadSession(own, 0, frozenset(), asyncio.Queue(len(outputs) + 2))
-        self._sessions[request.session] = session
-        try:
-            pairs = [(own, step) for step in steps]
-            batch = Batch(segments_of(pairs), inputs=inputs)
-            await self._replica.run(Work(pairs, batch, []))
-            response = ForwardResponse()
-            made: dict[int, Tensor] = {}
-            while len(made) < len(outputs):
-                result = await self._next_event(session)
-                if isinstance(result, tuple):
-                    index, view = result[0].output_index, result[1]
-                    made[index] = Tensor(
-                        name=outputs[index], dtype=view.dtype, shape=view.shape, data=bytes(view.data)
-                    )
-            response.outputs.extend(made[index] for index in sorted(made))
-            response.loads.extend(session.timings.loads.values())
-            response.timings.extend(session.timings.stages())
-            return response
-        finally:
-            self._forget(session)
-            await self._replica.close_session(own)
-
-    def _inputs(self, request: ForwardRequest) -> dict[str, torch.Tensor]:
-        """The model's inputs, checked."""
-        if not request.route or request.route[0].replica_id != self._replica.replica_id:
-            raise InvalidArgument("route: it does not begin at this replica", field="route")
-        if not request.lengths or min(request.lengths) < 1:
-            raise InvalidArgument("lengths: every sample needs at least one row", field="lengths")
-        tensors: dict[str, TensorView] = {}
-        for tensor in request.inputs:
-            if tensor.name in tensors:
-                raise InvalidArgument(f"inputs: {tensor.name[:40]!r} is given twice", field="inputs")
-            check_layout(tensor.dtype, tensor.shape, len(tensor.data), tensor.name)
-            tensors[tensor.name] = TensorView(
-                tensor.dtype, tuple(tensor.shape), memoryview(tensor.data), tensor.name
-            )
-        return self._replica.model.inputs_of(tensors, request.lengths)
+        """Run one stateless micro-batch through the route; see `Stateless.forward`."""
+        return await self._stateless.forward(request)
 
     # ---- what comes back ----
-
-    async def _next_event(self, session: _HeadSession) -> _Event:
-        deadline_ms = session.own.open.deadline_unix_ms
-        left = deadline_ms / 1000 - time.time() if deadline_ms else None
-        try:
-            event = await asyncio.wait_for(session.events.get(), left)
-        except TimeoutError:
-            raise DeadlineExceeded("the request's deadline passed while it ran") from None
-        return self._raise_if_error(event)
-
-    @staticmethod
-    def _raise_if_error(event: _Event) -> _Event:
-        if isinstance(event, StagemeshError):
-            raise event
-        return event
 
     def _on_result(self, result: StepResult, tensor: TensorView | None, hops: list[HopRecord]) -> None:
         session = self._sessions.get(result.session)
         if session is None:
-            return  # it was cancelled meanwhile
+            self._stateless.on_result(result, tensor, hops)
+            return
         if result.epoch != session.own.epoch:
             self._replica.recovery.fence()
             return
@@ -309,10 +200,6 @@ class Head:
         if result.prefilled:
             session.acknowledged = session.chunks.popleft()
             self._measure(self._schedule.answered(result.session), hops)
-            return
-        if not result.HasField("token"):
-            if tensor is not None:
-                session.events.put_nowait((result, tensor))
             return
         session.acknowledged = len(session.token_ids)
         session.chunks.clear()
@@ -336,7 +223,9 @@ class Head:
 
     def _on_error(self, error: SessionError) -> None:
         session = self._sessions.get(error.session)
-        if session is not None and error.epoch == session.own.epoch and not session.events.full():
+        if session is None:
+            self._stateless.on_error(error)
+        elif error.epoch == session.own.epoch and not session.events.full():
             if error.HasField("lost") and session.own.holds:
                 self._on_lost(session, error)
                 return
@@ -350,7 +239,7 @@ class Head:
                     failure = refused
             session.events.put_nowait(failure)
 
-    def _begin(self, session: _HeadSession) -> None:
+    def _begin(self, session: HeadSession) -> None:
         """Schedule a session's prompt, but for what its KV holds already."""
         own = session.own
         lane = own.next_hop.replica_id if own.next_hop is not None else ""
@@ -361,7 +250,7 @@ class Head:
         self._schedule.add(own.session, session.token_ids[session.acknowledged :], lane, session.acknowledged)
         self._wake.set()
 
-    def _begin_again(self, session: _HeadSession) -> None:
+    def _begin_again(self, session: HeadSession) -> None:
         """A stage no longer had the prompt's beginning: compute all of it."""
         metrics.PREFIXES_MISSED.labels(self._replica.model_name).inc()
         own = session.own
@@ -374,9 +263,9 @@ class Head:
 
     # ---- recovery ----
 
-    def _on_lost(self, session: _HeadSession, error: SessionError) -> None:
+    def _on_lost(self, session: HeadSession, error: SessionError) -> None:
         """A replica of the route is gone: the session stands still until the router names another one."""
-        self._replica.recovery.hold(session.own, time.time())
+        self._replica.recovery.hold(session.own)
         if error.lost.stage == self._replica.stage:
             session.leaving = True
             session.events.put_nowait(from_code(error.code, error.message, error.field))
@@ -394,9 +283,11 @@ class Head:
             FailedPrecondition: what is kept does not suffice.
         """
         session = self._sessions.get(request.session)
-        if session is None or not session.own.holds or session.leaving:
+        if session is None or not session.own.open.hold or session.leaving:
             raise NotFound("session: it does not run here")
         own = session.own
+        if own.ended:
+            raise FailedPrecondition("the session's state is gone")
         if len(request.route) != len(own.open.route) or request.route[0] != own.head:
             raise InvalidArgument("route: it does not begin at this replica", field="route")
         if not 0 < request.stage < len(request.route):
@@ -415,7 +306,7 @@ class Head:
         session.lost = False
         self._begin(session)
 
-    async def _build(self, session: _HeadSession) -> None:
+    async def _build(self, session: HeadSession) -> None:
         """Compute this stage's part of a session that another head had: all but the last token, which begins anew."""
         own = session.own
         session.acknowledged = len(session.token_ids) - 1
@@ -433,9 +324,9 @@ class Head:
             inputs = {"input_ids": torch.tensor(ids, device=self._replica.model.device)}
             await self._replica.run(Work(pairs, Batch(segments_of(pairs), inputs=inputs), []))
             if own.ended:
-                self._raise_if_error(session.events.get_nowait())
+                session.waiting_event()
 
-    def _forget(self, session: _HeadSession) -> None:
+    def _forget(self, session: HeadSession) -> None:
         if self._sessions.get(session.own.session) is session:
             del self._sessions[session.own.session]
             self._schedule.remove(session.own.session)

@@ -148,7 +148,7 @@ class Hosting:
         model = await apart(load, f"load-{assignment.replica_id}", read)
         kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
         replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
-        replica.shared_memory_bytes = self._config.shared_memory_mb * 2**20
+        replica.links.shared_memory_bytes = self._config.shared_memory_mb * 2**20
         if self._watcher is not None:
             self._watcher.watch(
                 replica.engine,
@@ -302,7 +302,7 @@ def _key(assignment: Assignment) -> str:
 
 def _end_streams(replica: Replica, error: StagemeshError) -> None:
     """End what comes in, after what was told; who sends it takes this replica for lost."""
-    for upstream in list(replica.upstreams.values()):
+    for upstream in list(replica.links.upstreams.values()):
         if isinstance(upstream, Upstream):
             upstream.end(error)
 

@@ -13,7 +13,7 @@ was dropped, or state cannot go back, the session's error sends the router back 
 """
 
 import logging
-from collections.abc import Callable
+import time
 from typing import Protocol
 
 from stagemesh.errors import FailedPrecondition, ResourceExhausted, StagemeshError
@@ -29,7 +29,7 @@ from stagemesh.v1.stage_pb2 import (
 
 from . import metrics
 from .journal import Journals
-from .link import Link
+from .links import Links
 from .outgoing import Outgoing
 from .partition.kv import PrefixMissing, rewind
 from .passes import Computed, Work
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # How long a session is held for a replacement: longer than it takes to start another replica of most partitions.
 HOLD_S = 30.0
+# Of a session whose stream ended; streams are numbered from 1, and 0 is the head itself.
+NO_UPSTREAM = -1
 
 
 class StateMissing(FailedPrecondition):
@@ -51,6 +53,7 @@ class Owner(Protocol):
 
     replica_id: str
     stage: int
+    links: Links
     sessions: dict[int, ReplicaSession]
 
     def open_session(self, step: Step, upstream: int) -> ReplicaSession:
@@ -59,11 +62,11 @@ class Owner(Protocol):
     def end_session(self, session: ReplicaSession, error: str = "") -> None:
         """Free what it holds."""
 
-    def link_to(self, hop: RouteHop) -> Link:
-        """The link to a replica."""
+    def close_session(self, session: ReplicaSession) -> None:
+        """The same, and on the stages after this one."""
 
-    def report(self, upstream: int, error: SessionError) -> None:
-        """Send an error towards the head."""
+    def fail_session(self, session: ReplicaSession, error: StagemeshError, stage: int) -> None:
+        """The same, and its head hears of it."""
 
 
 class Recovery:
@@ -113,18 +116,61 @@ class Recovery:
 
     # ---- a neighbour is lost ----
 
-    def hold(self, session: ReplicaSession, now: float) -> None:
+    def hold(self, session: ReplicaSession) -> None:
         """Keep the session until somebody goes on with it."""
-        session.held = session.held or now
+        session.held = session.held or time.time()
 
-    def lost_next(self, session: ReplicaSession, hop: RouteHop, error: StagemeshError, now: float) -> None:
-        """The session's next replica is gone; or the head, seen from the last stage: then another last one may reach it."""
-        self.hold(session, now)
-        replica_id, stage = hop.replica_id, hop.stage
-        if session.next_hop is None:
-            replica_id, stage = self._owner.replica_id, self._owner.stage
+    def on_feedback(self, error: SessionError) -> None:
+        """A replica behind this one tells of a session's end, or of the loss of one part of it."""
+        session = self._owner.sessions.get(error.session)
+        if session is None or session.epoch != error.epoch:
+            return
+        if error.HasField("lost") and session.holds:
+            self.hold(session)
+            self._owner.links.report(session.upstream, error)
+        else:
+            self._owner.links.report(session.upstream, error)
+            self._owner.end_session(session, error.message)
+
+    def lost_toward(self, hop: RouteHop, error: StagemeshError) -> None:
+        """A replica is gone that sessions go to next; or, seen from the last stage, their head."""
+        for session in list(self._owner.sessions.values()):
+            following = session.next_hop or session.head
+            if following.replica_id != hop.replica_id or following.address != hop.address:
+                continue
+            if not session.holds:
+                self._owner.fail_session(session, error, hop.stage)
+            elif session.next_hop is not None:
+                self.hold(session)
+                self._report_lost(session, hop.stage, hop.replica_id, error)
+            else:  # the head may live, and another last replica may reach it
+                self.hold(session)
+                self._report_lost(session, self._owner.stage, self._owner.replica_id, error)
+
+    def upstream_lost(self, upstream: int) -> None:
+        """A stream is over: nothing more comes for its sessions, unless another replica takes its sender's place."""
+        self._owner.links.upstreams.pop(upstream, None)
+        for session in [s for s in self._owner.sessions.values() if s.upstream == upstream]:
+            if session.holds:
+                session.upstream = NO_UPSTREAM
+                self.hold(session)
+            else:
+                self._owner.close_session(session)
+
+    def leave(self, error: StagemeshError) -> None:
+        """The replica goes: its sessions go on without it where they can, and fail with `error` where not."""
+        for session in list(self._owner.sessions.values()):
+            if session.holds and len(session.open.route) > 1:
+                self._report_lost(session, self._owner.stage, self._owner.replica_id, error)
+                self._owner.end_session(session, error.message)
+            else:
+                self._owner.fail_session(session, error, self._owner.stage)
+
+    def _report_lost(
+        self, session: ReplicaSession, stage: int, replica_id: str, error: StagemeshError
+    ) -> None:
         lost = LostReplica(stage=stage, replica_id=replica_id, code=error.grpc_code, message=error.message)
-        self._owner.report(
+        self._owner.links.report(
             session.upstream, session_error(session.session, session.epoch, error, stage, lost)
         )
 
@@ -141,13 +187,13 @@ class Recovery:
             )
         return session_error(step.session, step.epoch, error, self._owner.stage, lost)
 
-    def overdue(self, now: float, close: Callable[[ReplicaSession], None]) -> None:
-        """End sessions that nobody went on with, and read the gauges."""
+    def overdue(self, now: float) -> None:
+        """End sessions that nobody went on with, and set the gauges. A head's own wait for the router as long as it does."""
         held = [session for session in self._owner.sessions.values() if session.held is not None]
         for session in held:
-            if session.held is not None and now > session.held + HOLD_S:
-                log.warning("session.abandoned after %.0f s: no replacement came", HOLD_S)
-                close(session)
+            if session.held is not None and now > session.held + HOLD_S and session.upstream:
+                log.info("session.abandoned stage=%d: nobody went on with it", self._owner.stage)
+                self._owner.close_session(session)
         self._held.set(len(held))
         self._bytes.set(self.journals.used_bytes)
         self._dropped.inc(self.journals.take_dropped())
@@ -202,7 +248,7 @@ class Recovery:
         opening = StepOpen()
         opening.CopyFrom(session.open)
         opening.reused_tokens = journal.start
-        link = self._owner.link_to(hop)
+        link = self._owner.links.to(hop)
         for at, count, tensor, sides in self.journals.chunks(session.session):
             step = Step(
                 session=session.session,

@@ -90,12 +90,12 @@ async def relay(
     if replica is None:
         raise Unavailable(f"replica {hello.to_replica[:80]!r} is not loaded on this node")
     peer = agree(hello, hello.from_replica)
-    offered = replica.shared_memory_bytes and hello.HasField("shared")
+    offered = replica.links.shared_memory_bytes and hello.HasField("shared")
     lane = ReceivingLane.accept(hello.shared) if offered else ReceivingLane(None)
     upstream = next(_ids)
     feedback: asyncio.Queue[Feedback | None] = asyncio.Queue(FEEDBACK_QUEUE)
     sender = Upstream(peer, feedback)
-    replica.upstreams[upstream] = sender
+    replica.links.upstreams[upstream] = sender
     credits = _Credits(replica, upstream)
     reading = _read(requests, lane, replica, upstream, credits, feedback)
     sender.reader = reader = asyncio.create_task(reading, name=f"relay-{hello.from_replica}")
@@ -114,7 +114,7 @@ async def relay(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        replica.upstream_lost(upstream)
+        replica.recovery.upstream_lost(upstream)
 
 
 async def _hello(requests: AsyncIterator[bytes]) -> Hello:
@@ -155,7 +155,7 @@ class _Credits:
         self._held -= 1
         self._replica.held -= 1
         self._owed += 1
-        answer = self._replica.upstreams.get(self._upstream)
+        answer = self._replica.links.upstreams.get(self._upstream)
         if self._owed >= CREDIT_BATCH and answer is not None:
             answer(Feedback(credits=self._owed))
             self._owed = 0

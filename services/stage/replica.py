@@ -13,14 +13,10 @@ from stagemesh.errors import InternalError, StagemeshError, Unavailable
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import extract
 from stagemesh.v1.stage_pb2 import (
-    Feedback,
     Frame,
     HopRecord,
-    LostReplica,
     ReplicaLoad,
-    RouteHop,
     SessionClose,
-    SessionError,
     Step,
     StepKind,
     StepResult,
@@ -30,7 +26,7 @@ from . import metrics
 from .account import Account
 from .countdown import Countdown
 from .engine import Engine, Outcome
-from .link import Link
+from .links import Links
 from .outgoing import outgoing
 from .partition.blocks import split_digests
 from .partition.interface import Partition
@@ -45,8 +41,6 @@ log = logging.getLogger(__name__)
 
 # A session without a deadline that is not heard of for this long is dropped.
 IDLE_TIMEOUT_S = 600.0
-# Of a session whose stream ended; streams are numbered from 1, and 0 is the head itself.
-NO_UPSTREAM = -1
 
 
 def _nothing() -> None:
@@ -76,23 +70,20 @@ class Replica:
         self.engine = Engine(replica_id)
         self.sessions: dict[int, ReplicaSession] = {}
         self.on_result: Callable[[StepResult, TensorView | None, list[HopRecord]], None] | None = None
-        self.on_error: Callable[[SessionError], None] | None = None
-        # Streams that frames come in on: id -> how to answer.
-        self.upstreams: dict[int, Callable[[Feedback], None]] = {}
         # Frames that came in and are not done with.
         self.held = 0
-        # What each link to a replica on this host may use; 0 is none, for what comes in as well.
-        self.shared_memory_bytes = 0
-        self._links: dict[tuple[str, str], Link] = {}
         self._account = Account(replica_id, model_name, stage)
         self.recovery = Recovery(self, model_name, journal_bytes)
+        self.links = Links(
+            replica_id, model_name, stage, self.recovery.on_feedback, self.recovery.lost_toward
+        )
         labels = (model_name, str(stage))
         self._sessions_gauge = metrics.SESSIONS.labels(*labels)
         # Weakly: a gauge lives as long as the process, and must not keep an unloaded partition's weights.
         found = weakref.ref(self)
         metrics.FRAMES_HERE.labels(*labels, "held").set_function(lambda: me.held if (me := found()) else 0)
         metrics.FRAMES_HERE.labels(*labels, "outbox").set_function(
-            lambda: sum(link.queued for link in list(me._links.values())) if (me := found()) else 0
+            lambda: me.links.queued if (me := found()) else 0
         )
 
     def __repr__(self) -> str:
@@ -156,17 +147,14 @@ class Replica:
             self.pool.release(session.kv)
             session.kv = None
 
-    async def close_session(self, session: ReplicaSession) -> None:
+    def close_session(self, session: ReplicaSession) -> None:
         """End a session here and tell the stages after this one."""
-        self._close(session)
-
-    def _close(self, session: ReplicaSession) -> None:
         self.end_session(session)
-        skipped = False
+        skipped = session.held is not None or session.open.resume
         for hop in session.open.route[self.stage + 1 :]:
-            link = self._links.get((hop.address, hop.replica_id))
-            if link is None and (skipped or session.held is not None or session.open.resume):
-                link = self.link_to(hop)
+            link = self.links.known(hop)
+            if link is None and skipped:
+                link = self.links.to(hop)
             if link is None:
                 return  # it never got there
             if not link.broken:
@@ -178,22 +166,16 @@ class Replica:
 
     def fail_session(self, session: ReplicaSession, error: StagemeshError, stage: int) -> None:
         """End a session with an error that its head must hear of."""
-        self.report(session.upstream, session_error(session.session, session.epoch, error, stage))
+        self.links.report(session.upstream, session_error(session.session, session.epoch, error, stage))
         self.end_session(session, error.message)
 
-    def report(self, upstream: int, error: SessionError) -> None:
-        """Send an error towards the head."""
-        metrics.SESSION_ERRORS.labels(self.model_name, str(self.stage)).inc()
-        if upstream == 0:
-            if self.on_error is not None:
-                self.on_error(error)
-            return
-        if answer := self.upstreams.get(upstream):
-            answer(Feedback(errors=[error]))
+    def lose(self, error: StagemeshError) -> None:
+        """This replica leaves: its sessions go on without it where they can, and fail with `error` where not."""
+        self.recovery.leave(error)
 
     def drop_overdue(self, now: float) -> None:
         """Fail sessions whose deadline passed: whoever owned them may be gone."""
-        self.recovery.overdue(now, self._close)
+        self.recovery.overdue(now)
         for session in list(self.sessions.values()):
             deadline_ms = session.open.deadline_unix_ms
             limit = deadline_ms / 1000 + 5 if deadline_ms else session.opened + IDLE_TIMEOUT_S
@@ -214,7 +196,7 @@ class Replica:
         """
         if self.engine.ran_this_turn:
             await asyncio.sleep(0)  # one pass on the loop's thread, and then others have their turn
-        links = [self.link_to(hop) for hop in next_hops(work)] if work.stateless else []
+        links = [self.links.to(hop) for hop in next_hops(work)] if work.stateless else []
         while waits := next((link for link in links if link.full), None):
             await waits.room()
         for link in links:
@@ -298,10 +280,10 @@ class Replica:
             frame.hops.append(hop)
             frame.sent_unix_us = now_us
             try:
-                self.link_to(target).post(frame, out.tensor, sending.more())
+                self.links.to(target).post(frame, out.tensor, sending.more())
             except Unavailable as error:
                 sending.done()
-                self._fail_toward(target, error)
+                self.recovery.lost_toward(target, error)
         self._account.passed(hop, timing, work)
         for session, failure in done.failed:
             self.fail_session(session, failure, self.stage)
@@ -357,7 +339,7 @@ class Replica:
             for one in closes:
                 session = self.sessions.get(one.session)
                 if session is not None and session.epoch <= one.epoch:
-                    self._close(session)
+                    self.close_session(session)
 
         if self.engine.waiting:
             self.engine.submit(_nothing, close)
@@ -384,72 +366,12 @@ class Replica:
         except StagemeshError as error:
             if session is not None:
                 self.end_session(session, error.message)
-            self.report(upstream, self.recovery.gone(step, error))
+            self.links.report(upstream, self.recovery.gone(step, error))
             return None
         return session
-
-    # ---- links ----
-
-    def link_to(self, hop: RouteHop) -> Link:
-        """The link to a replica; made when there is none that works."""
-        key = (hop.address, hop.replica_id)
-        link = self._links.get(key)
-        if link is None or link.broken:
-            link = self._links[key] = Link(
-                self.replica_id, hop, self._on_feedback, self._on_broken, self.shared_memory_bytes
-            )
-        return link
-
-    def _on_feedback(self, link: Link, feedback: Feedback) -> None:
-        for error in feedback.errors:
-            session = self.sessions.get(error.session)
-            if session is not None and session.epoch == error.epoch:
-                self.report(session.upstream, error)
-                if error.HasField("lost") and session.holds:
-                    self.recovery.hold(session, time.time())
-                else:
-                    self.end_session(session, error.message)
-
-    def _on_broken(self, link: Link, error: StagemeshError) -> None:
-        self._fail_toward(link.hop, error)
-
-    def _fail_toward(self, hop: RouteHop, error: StagemeshError) -> None:
-        """Fail the sessions whose next hop, or whose head (seen from the last stage), was lost."""
-        for session in list(self.sessions.values()):
-            following = session.next_hop or session.head
-            if following.replica_id != hop.replica_id or following.address != hop.address:
-                continue
-            if session.holds:
-                self.recovery.lost_next(session, hop, error, time.time())
-            else:
-                self.fail_session(session, error, hop.stage)
-
-    def upstream_lost(self, upstream: int) -> None:
-        """The stream is over: nothing more comes for its sessions, unless another replica takes its sender's place."""
-        self.upstreams.pop(upstream, None)
-        for session in [s for s in self.sessions.values() if s.upstream == upstream]:
-            if session.holds:
-                session.upstream = NO_UPSTREAM
-                self.recovery.hold(session, time.time())
-            else:
-                self._close(session)
-
-    def lose(self, error: StagemeshError) -> None:
-        """This replica leaves: its sessions go on without it where they can, and fail with `error` where not."""
-        for session in list(self.sessions.values()):
-            if session.holds and len(session.open.route) > 1:
-                lost = LostReplica(
-                    stage=self.stage, replica_id=self.replica_id, code=error.grpc_code, message=error.message
-                )
-                self.report(
-                    session.upstream, session_error(session.session, session.epoch, error, self.stage, lost)
-                )
-                self.end_session(session, error.message)
-            else:
-                self.fail_session(session, error, self.stage)
 
     async def close(self) -> None:
         """End every session and link, and the compute thread."""
         self.lose(Unavailable("the replica is shutting down"))
         self.engine.close()
-        await asyncio.gather(*(link.close() for link in self._links.values()), return_exceptions=True)
+        await self.links.close()

@@ -39,7 +39,7 @@ class Member:
 
     async def die(self) -> None:
         """Cut every connection at once, as a killed process does; nothing is said to anybody."""
-        for link in list(self.replica._links.values()):
+        for link in list(self.replica.links._links.values()):
             await link.close()
         await self.server.stop(0)
 

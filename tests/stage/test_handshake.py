@@ -196,10 +196,10 @@ async def test_the_first_version_is_still_spoken_in_both_directions(llama: Path)
         assert answer.credits == WINDOW
         await call.write(future_frame([future_step(stage.route(), 1)]))
         await eventually(lambda: len(stage.next.got) == 2)
-        (link,) = stage.replica._links.values()
+        (link,) = stage.replica.links._links.values()
         assert link.peer is not None
         assert (link.peer.protocol, link.peer.features) == (1, frozenset())
-        (upstream,) = stage.replica.upstreams.values()
+        (upstream,) = stage.replica.links.upstreams.values()
         assert not upstream.peer.speaks(HEARTBEAT)  # type: ignore[attr-defined]
         call.cancel()
 
@@ -211,7 +211,7 @@ async def test_a_sender_without_a_common_version_is_refused(llama: Path) -> None
         with pytest.raises(grpc.aio.AioRpcError, match="1 here, 8 to 9 there") as refused:
             await stage.call(hello.SerializeToString())
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert not stage.replica.upstreams
+        assert not stage.replica.links.upstreams
 
 
 @pytest.mark.asyncio

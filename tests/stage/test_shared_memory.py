@@ -206,15 +206,15 @@ async def test_tokens_are_the_same_with_and_without_the_lane(llama: Path, chunk_
     for sender, receiver in ((MIB, 0), (0, MIB)):
         async with route_of(llama, chunk_tokens=chunk_tokens) as route:
             count = Counted()
-            route.replicas[0].shared_memory_bytes = sender
-            route.replicas[1].shared_memory_bytes = receiver
+            route.replicas[0].links.shared_memory_bytes = sender
+            route.replicas[1].links.shared_memory_bytes = receiver
             assert await tokens(route) == expected
             assert "shared" not in count()
             assert not names()
     async with route_of(llama, chunk_tokens=chunk_tokens) as route:
         count = Counted()
         for replica in route.replicas:
-            replica.shared_memory_bytes = MIB
+            replica.links.shared_memory_bytes = MIB
         for _ in range(4):
             assert await tokens(route) == expected
             assert not names()
@@ -231,7 +231,7 @@ async def test_a_segment_too_small_for_all_carries_what_it_can(llama: Path) -> N
         expected = await tokens(route)
     async with route_of(llama, chunk_tokens=128) as route:
         for replica in route.replicas:
-            replica.shared_memory_bytes = 65 * 1024  # one chunk of 128 rows of 512 bytes
+            replica.links.shared_memory_bytes = 65 * 1024  # one chunk of 128 rows of 512 bytes
         count = Counted()
         assert await tokens(route) == expected
         assert count()["shared"] >= 1
@@ -240,7 +240,7 @@ async def test_a_segment_too_small_for_all_carries_what_it_can(llama: Path) -> N
 async def test_a_hostile_place_ends_its_stream_and_nothing_else(llama: Path) -> None:
     async with route_of(llama) as route:
         for replica in route.replicas:
-            replica.shared_memory_bytes = MIB
+            replica.links.shared_memory_bytes = MIB
         lane = SendingLane(MIB)
         hello = Frame(hello=Hello(protocol=1, to_replica="r1", from_replica="evil", shared=lane.offer))
         view = TensorView("F32", (1, 128), np.zeros(512, np.uint8).data)
@@ -256,7 +256,7 @@ async def test_a_hostile_place_ends_its_stream_and_nothing_else(llama: Path) -> 
 
 async def test_an_offer_that_is_not_one_is_answered_with_no(llama: Path) -> None:
     async with route_of(llama) as route:
-        route.replicas[1].shared_memory_bytes = MIB
+        route.replicas[1].links.shared_memory_bytes = MIB
         for name in ("", "stagemesh-" + "0" * 32, "../etc/passwd", "x" * 10_000):
             offer = SharedMemoryOffer(segment=name, length=MIB, cookie=bytes(32))
             hello = Frame(hello=Hello(protocol=1, to_replica="r1", shared=offer))
