@@ -15,7 +15,7 @@ from .shape import ModelShape
 
 __all__ = ["MAX_CLASSES", "NodeClass", "classes_of"]
 
-MAX_CLASSES = 48
+MAX_CLASSES = 96
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class NodeClass:
 def classes_of(
     shape: ModelShape, nodes: Sequence[Node], goal: Goal, most: int = MAX_CLASSES
 ) -> tuple[tuple[NodeClass, ...], tuple[NodeClass, ...]]:
-    """At most `most` classes (more, where zones and pins alone make more), and the same as what no member exceeds.
+    """At most `most` classes (more, where zones and pins alone make more), and the same as their bound needs them.
 
     Both are equal where no unlike nodes had to be put together.
     """
@@ -57,7 +57,7 @@ def classes_of(
         parts.remove(widest)
         parts += widest.halves()
     classes = [part.members for part in parts]
-    return tuple(map(_merged, classes)), tuple(_merged(members, ideal=True) for members in classes)
+    return tuple(map(_merged, classes)), tuple(map(_ideal, classes))
 
 
 class _Part:
@@ -86,15 +86,34 @@ def _point(shape: ModelShape, one: NodeClass) -> tuple[float, float, float]:
     return (math.log(layer_s), math.log(one.room_bytes), math.log(max(one.send_s, 1e-6)))
 
 
-def _merged(group: Sequence[NodeClass], ideal: bool = False) -> NodeClass:
-    """The least of each number, or, `ideal`, the best: what no member exceeds."""
-    worst, least = (min, max) if ideal else (max, min)
+def _merged(group: Sequence[NodeClass]) -> NodeClass:
+    """The least of each number."""
     return NodeClass(
         nodes=tuple(node for one in group for node in one.nodes),
-        overhead_s=worst(one.overhead_s for one in group),
-        byte_s=worst(one.byte_s for one in group),
-        send_s=worst(one.send_s for one in group),
-        room_bytes=least(one.room_bytes for one in group),
+        overhead_s=max(one.overhead_s for one in group),
+        byte_s=max(one.byte_s for one in group),
+        send_s=max(one.send_s for one in group),
+        room_bytes=min(one.room_bytes for one in group),
+        zone=group[0].zone,
+        pins=group[0].pins,
+    )
+
+
+def _ideal(group: Sequence[NodeClass]) -> NodeClass:
+    """What makes the bound hold for every member: price the faster ones higher, in proportion to their speed.
+
+    With prices w * p, where the weights w average 1 and go with 1 / byte_s, a pass costs every member at least
+    p * (the least w * overhead_s + w * byte_s * read), and w * byte_s is the same for all: their harmonic mean.
+    """
+    nodes = tuple(node for one in group for node in one.nodes)
+    mean = sum(len(one.nodes) / one.byte_s for one in group) / len(nodes)
+    weights = [1 / one.byte_s / mean for one in group]
+    return NodeClass(
+        nodes=nodes,
+        overhead_s=min(one.overhead_s * weight for one, weight in zip(group, weights, strict=True)),
+        byte_s=1 / mean,
+        send_s=min(one.send_s * weight for one, weight in zip(group, weights, strict=True)),
+        room_bytes=max(one.room_bytes for one in group),
         zone=group[0].zone,
         pins=group[0].pins,
     )

@@ -19,6 +19,7 @@ from .problem import Problem, Stage, Stages
 
 __all__ = ["Row", "improve"]
 
+Ints = npt.NDArray[np.int_]
 # A row of nodes, as (class, how many) in a line.
 Runs = list[tuple[int, int]]
 _BISECTIONS = 12
@@ -32,7 +33,7 @@ def improve(problem: Problem, bound: Bound, *, search: bool = True, seed: int = 
 
     Without `search` only the first few rows are looked at.
     """
-    row = Row(problem, stages=max(1, max((len(one) for one in bound.slicings), default=2) - 1))
+    row = Row(problem)
     best: Stages | None = None
     rate = 0.0
     for start in _starts(problem):
@@ -63,12 +64,10 @@ def improve(problem: Problem, bound: Bound, *, search: bool = True, seed: int = 
 
 
 class Row:
-    """Finds the plans of rows. `stages`: how many are expected, which limits how many nodes one is tried with."""
+    """Finds the plans of rows."""
 
-    def __init__(self, problem: Problem, stages: int) -> None:
+    def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        nodes = sum(problem.counts)
-        self._most = max(24, 6 * nodes // stages)
         possible = np.asarray((problem.rates > 0).any(axis=0))
         # One past the last piece that any node can hold, from each piece.
         self._furthest = problem.pieces + 1 - possible[:, ::-1].argmax(axis=1)
@@ -76,29 +75,30 @@ class Row:
     def plan(self, runs: Runs, tokens_per_s: float) -> Stages | None:
         """The plan along this row with at least that rate and the fewest nodes; None when there is none."""
         problem = self._problem
-        row = np.repeat([one for one, _ in runs], [count for _, count in runs])
+        members = np.array([one for one, _ in runs])
+        ends = np.cumsum([count for _, count in runs])
+        nodes = int(ends[-1])
         fixed = problem.goal.stages
         layers = fixed + 1 if fixed else 1
         # Nodes used to reach a piece in so many stages (where their number is fixed), and from which piece.
-        used = np.full((layers, problem.pieces + 1), len(row) + 1)
+        used = np.full((layers, problem.pieces + 1), nodes + 1)
         came = np.zeros(used.shape, dtype=int)
         used[0, 0] = 0
         for first in range(problem.pieces):
             for nth in range(layers - 1 if fixed else 1):
                 start = int(used[nth, first])
-                if start >= len(row):
+                if start >= nodes:
                     continue
-                ends = slice(first + 1, int(self._furthest[first]))
-                group = row[start : start + self._most]
-                carried = problem.rates[group, first, ends].cumsum(axis=0) >= tokens_per_s
-                taken = np.where(carried[-1], carried.argmax(axis=0) + 1 + start, len(row) + 1)
-                onward = used[nth + 1 if fixed else 0, ends]
+                slices = slice(first + 1, int(self._furthest[first]))
+                taken = start + self._needed(members, ends, start, first, slices, tokens_per_s)
+                onward = used[nth + 1 if fixed else 0, slices]
                 better = taken < onward
                 onward[better] = taken[better]
-                came[nth + 1 if fixed else 0, ends][better] = first
-        if used[-1, -1] > len(row):
+                came[nth + 1 if fixed else 0, slices][better] = first
+        if used[-1, -1] > nodes:
             return None
         stages: list[Stage] = []
+        row = np.repeat(members, np.diff(ends, prepend=0))
         end, nth = problem.pieces, layers - 1
         while end:
             first = int(came[nth, end])
@@ -107,7 +107,25 @@ class Row:
             end, nth = first, before
         return tuple(reversed(stages))
 
-    def _stage(self, first: int, end: int, group: npt.NDArray[np.int_]) -> Stage:
+    def _needed(
+        self, members: Ints, ends: Ints, start: int, first: int, slices: slice, tokens_per_s: float
+    ) -> Ints:
+        """How many nodes from `start` on carry each slice; more than there are where they do not."""
+        run = int(np.searchsorted(ends, start, side="right"))
+        before = np.concatenate([[start], ends[run:-1]])
+        rates = self._problem.rates[members[run:], first, slices]
+        given = rates * (ends[run:] - before)[:, None]
+        total = given.cumsum(axis=0)
+        enough = total >= tokens_per_s
+        last = enough.argmax(axis=0)
+        columns = np.arange(rates.shape[1])
+        missing = tokens_per_s - (total[last, columns] - given[last, columns])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own = np.ceil(missing / rates[last, columns] * (1 - 1e-12))
+        needed = before[last] - start + np.minimum(np.maximum(own, 1), (ends[run:] - before)[last])
+        return np.where(enough[-1], needed, ends[-1] + 1).astype(int)
+
+    def _stage(self, first: int, end: int, group: Ints) -> Stage:
         """Without the nodes that cannot hold the slice: they only stood in between."""
         counts = np.bincount(group, minlength=len(self._problem.classes))
         counts[self._problem.rates[:, first, end] == 0] = 0

@@ -57,7 +57,7 @@ class Problem:
     time: Floats
     # Seconds for which a pass keeps a node from the next one.
     busy: Floats
-    # At least so long for every single node; differs from `busy` where unlike nodes had to be put into one class.
+    # The same for the bound; differs from `busy` where unlike nodes had to be put into one class.
     ideal: Floats
     zones: tuple[str, ...]
     # Seconds of a hop and of the way back, from zone to zone.

@@ -16,7 +16,7 @@ __all__ = ["Solution", "solve"]
 # Plans whose rates differ by less than this part are equal.
 STEP = 1e-9
 # Price updates where nothing but the bound says how good a plan is.
-_MORE_ROUNDS = 500
+_MORE_ROUNDS, _FEWEST_ROUNDS = 10_000, 150
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Solution:
 def solve(problem: Problem) -> Solution:
     """The best plan by the problem's goal; exact wherever the search is small enough."""
     found = _solve(problem)
-    return replace(found, optimal=False, bound=find_bound(problem).tokens_per_s) if problem.merged else found
+    return replace(found, optimal=False) if problem.merged else found
 
 
 def _solve(problem: Problem) -> Solution:
@@ -47,7 +47,7 @@ def _solve(problem: Problem) -> Solution:
         return _quickest(problem, bound.tokens_per_s)
     exact = _exact(problem)
     if exact is None:
-        bound = find_bound(problem, _MORE_ROUNDS)
+        bound = find_bound(problem, max(_FEWEST_ROUNDS, _MORE_ROUNDS // len(problem.classes)))
         found, optimal = improve(problem, bound) or swift(problem, 0.0), False
     else:
         first = improve(problem, bound, search=False)
