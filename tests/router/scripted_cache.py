@@ -8,7 +8,7 @@ from stagemesh.v1 import cache_pb2, cache_pb2_grpc
 
 
 class ScriptedCache(cache_pb2_grpc.CacheServiceServicer):
-    """`mode` is good, one by one (5 ms each), slow, wrong digest, wrong value, truncated; another's (a whole entry of
+    """`mode` is good, slow, wrong digest, wrong value, truncated; another's (a whole entry of
     another request, `foreign` under `foreign_key`) or another shape (its value with the right digest)."""
 
     def __init__(self, mode="good"):
@@ -16,7 +16,7 @@ class ScriptedCache(cache_pb2_grpc.CacheServiceServicer):
         self.kept = {}
         self.foreign = self.foreign_key = b""
         self.lookups = 0
-        self.turn = asyncio.Lock()
+        self.now = self.most = 0
         self.stored = asyncio.Event()
         self.door = GrpcServer("127.0.0.1", 0)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self, self.door.server)
@@ -30,11 +30,13 @@ class ScriptedCache(cache_pb2_grpc.CacheServiceServicer):
 
     async def Lookup(self, request, context):
         self.lookups += 1
+        self.asked = request
         if self.mode == "slow":
             await asyncio.sleep(5)
-        if self.mode == "one by one":
-            async with self.turn:
-                await asyncio.sleep(0.005)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.005)
+        self.now -= 1
         store = self.kept.get((request.tenant, request.key))
         if store is None:
             return cache_pb2.CacheLookupResponse()
