@@ -87,6 +87,7 @@ class Generation:
         plan = self.plan
         answer = plan.answer_text()
         if plan.so_far is not None:
+            self._telemetry.resumed.labels(plan.spec.name).inc()
             field = f"resume.answers[{plan.index}]"
             text, finish = answer.resume(plan.so_far.token_ids, plan.so_far.characters, field)
             if finish:

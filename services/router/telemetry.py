@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Generic, TypeVar, cast
 
 from opentelemetry import trace
@@ -11,6 +12,9 @@ from prometheus_client import Counter, Histogram
 from stagemesh import tracing
 from stagemesh.metrics import counter, gauge, histogram
 from stagemesh.tracing import tracer
+
+from .admission import Admission, Refused, Ticket
+from .priority import Priority
 
 NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 """Instead of a span while tracing is off: entering it costs nothing, and it takes every call."""
@@ -67,6 +71,11 @@ class Telemetry:
             "Sessions that lost their route after a token came, and went on along another one.",
             ("model",),
         )
+        self.resumed = _counter(
+            "stagemesh_resumed_answers_total",
+            "Answers that went on here after their stream broke at another router.",
+            ("model",),
+        )
         self.retries = _counter(
             "stagemesh_route_retries_total", "Routes that broke and were tried anew.", ("model",)
         )
@@ -80,7 +89,33 @@ class Telemetry:
         )
         self.active = gauge("stagemesh_sessions_active", "Requests that run now.")
         self.waiting = gauge("stagemesh_sessions_waiting", "Requests that wait for their turn.")
+        self.waiting_by_priority = gauge(
+            "stagemesh_requests_waiting", "Requests that wait for their turn, by priority.", ("priority",)
+        )
+        self.waited = _seconds(
+            "stagemesh_admission_wait_seconds", "How long requests waited for their turn.", ("priority",)
+        )
+        self.refusals = _counter(
+            "stagemesh_admission_refusals_total",
+            "Requests refused early: the queue was full, their turn would have come too late, or a higher priority "
+            "took their place.",
+            ("model", "priority", "reason"),
+        )
         self.etcd_connected = gauge("stagemesh_etcd_connected", "1 while etcd answers this process.")
+
+    def watch_queue(self, admission: Admission) -> None:
+        """Show how many wait, by priority."""
+        for priority in Priority:
+            of_class = self.waiting_by_priority.labels(priority.name.lower())
+            of_class.set_function(partial(admission.waiting_of, priority))
+
+    def began(self, priority: Priority, waited_s: float) -> None:
+        """A request begins to run after it has waited so long."""
+        self.waited.labels(priority.name.lower()).observe(waited_s)
+
+    def refused(self, ticket: Ticket, refused: Refused) -> None:
+        """A request was refused early."""
+        self.refusals.labels(ticket.model, ticket.priority.name.lower(), refused.reason).inc()
 
     def span(self, name: str, parent: Span | None = None) -> AbstractContextManager[Span]:
         """A span around a block that does not yield to a caller; child of `parent`, else of the current span."""

@@ -20,7 +20,8 @@ def addresses_of(address: str | Sequence[str]) -> tuple[str, ...]:
     if not found:
         raise InvalidArgument("address: name at least one router as host:port", field="address")
     for each in found:
-        if not each.rpartition(":")[0] or not each.rpartition(":")[2].isdecimal():
+        host, _, port = each.rpartition(":")
+        if not (host and port.isdecimal()) and not each.startswith("unix:"):
             raise InvalidArgument(f"address: {each[:80]!r} is not host:port", field="address")
     return tuple(dict.fromkeys(found))
 

@@ -165,6 +165,7 @@ async def test_a_rolling_restart_of_the_routers_fails_nobody(mesh: LocalMesh, cl
             done.append((number, await begin(client, 2 * number + 1).generation()))
 
     working = [asyncio.create_task(work(number)) for number in workers]
+    await until(lambda: len(done) > len(workers), within_s=60)
     for _ in NAMES:  # each in turn: the one that the streams come from, which then come from the other
         name = NAMES[mesh.grpc_addresses.index(client.address)]
         pid = mesh.service_process(name).pid
