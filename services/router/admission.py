@@ -8,12 +8,12 @@ deadline: what is computed for nothing is what makes a full system answer nobody
 from dataclasses import dataclass, field
 from enum import Enum
 
-from stagemesh.errors import ResourceExhausted, StagemeshError
+from stagemesh.errors import ResourceExhausted
 
 from .admission_lane import REMEMBERED_S, Lane, Ticket
 from .priority import Priority
 
-__all__ = ["Admission", "Ending", "Moves", "Ticket"]
+__all__ = ["Admission", "Ending", "Moves", "Refused", "Ticket"]
 
 SHARED = 7 / 8
 """Of all places, those that a model may take beyond its even share while others are asked for, too."""
@@ -33,12 +33,18 @@ class Ending(Enum):
     FULL = "full"
 
 
+class Refused(ResourceExhausted):
+    """A request that is not admitted; `reason` is one of a few words: full, late or displaced."""
+
+    reason = ""
+
+
 @dataclass(slots=True)
 class Moves:
     """What follows from something that happened: who begins to run, and who waits in vain, with the reason."""
 
     started: list[Ticket] = field(default_factory=list)
-    refused: list[tuple[Ticket, StagemeshError]] = field(default_factory=list)
+    refused: list[tuple[Ticket, Refused]] = field(default_factory=list)
 
 
 class Admission:
@@ -77,7 +83,7 @@ class Admission:
         """A request comes: it is among those started, or it waits; one of a lower class may be refused for it.
 
         Raises:
-            ResourceExhausted: it is refused; `retry_after_s` says when to try again.
+            Refused: it is refused; `retry_after_s` says when to try again.
         """
         now, moves = ticket.arrived, Moves()
         lane = self.lane(ticket.model, now)
@@ -87,9 +93,9 @@ class Admission:
             return moves
         wait_s, run_s = lane.wait_s(ticket, now), lane.run_s(ticket, now)
         if now + wait_s + run_s > ticket.deadline:
-            raise self._refusal(lane, ticket, now, "its turn would come too late for its deadline")
+            raise self._refusal(lane, ticket, now, "late", "its turn would come too late for its deadline")
         if wait_s > max(self.max_wait_s, run_s):
-            raise self._refusal(lane, ticket, now, f"its turn would come in about {wait_s:.0f} s")
+            raise self._refusal(lane, ticket, now, "full", f"its turn would come in about {wait_s:.0f} s")
         if self.waiting >= self.max_waiting:
             self._push_out(lane, ticket, moves)
         lane.wait(ticket)
@@ -135,7 +141,7 @@ class Admission:
             if lane.active and now + lane.run_s(ticket, now) > ticket.deadline:
                 self.abandon(ticket)
                 why = "it could no longer be answered before its deadline"
-                moves.refused.append((ticket, self._refusal(lane, ticket, now, why)))
+                moves.refused.append((ticket, self._refusal(lane, ticket, now, "late", why)))
             elif self._may_start(lane, ticket, now):
                 return ticket
         return None
@@ -159,18 +165,21 @@ class Admission:
         youngest = [ticket for each in self._lanes.values() if (ticket := each.youngest()) is not None]
         victim = max(youngest, key=lambda ticket: (ticket.priority, ticket.arrived), default=arriving)
         if victim.priority <= arriving.priority or victim.order <= arriving.order:
-            raise self._refusal(lane, arriving, now, "the queue is full")
+            raise self._refusal(lane, arriving, now, "full", "the queue is full")
         self.abandon(victim)
         why = f"a request of priority {arriving.priority.name.lower()} took its place in the queue"
-        moves.refused.append((victim, self._refusal(self.lane(victim.model), victim, now, why)))
+        refusal = self._refusal(self.lane(victim.model), victim, now, "displaced", why)
+        moves.refused.append((victim, refusal))
 
-    def _refusal(self, lane: Lane, ticket: Ticket, now: float, why: str) -> ResourceExhausted:
+    def _refusal(self, lane: Lane, ticket: Ticket, now: float, reason: str, why: str) -> Refused:
         """Says when there is likely to be room again: when half of what is before it is through."""
         later = lane.wait_s(ticket, now) / 2
-        return ResourceExhausted(
+        refused = Refused(
             f"the router is full, {self.active} requests run and {self.waiting} wait: {why}",
             retry_after_s=round(min(max(later, SOONEST_S), LATEST_S), 2),
         )
+        refused.reason = reason
+        return refused
 
 
 def _order(ticket: Ticket) -> float:

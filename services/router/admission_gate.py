@@ -2,19 +2,25 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from stagemesh.errors import DeadlineExceeded, ResourceExhausted, StagemeshError, Unavailable
 
-from .admission import Admission, Ending, Moves, Ticket
+from .admission import Admission, Ending, Moves, Refused, Ticket
 from .priority import Priority
 
 
 class AdmissionGate:
     """`async with gate.admitted(...) as place:` runs the body when there is room."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        on_refused: Callable[[Ticket, Refused], None] = lambda ticket, refused: None,
+    ) -> None:
         self.admission = admission
+        self._on_refused = on_refused
         self.closed = False
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._idle = asyncio.Event()
@@ -50,7 +56,11 @@ class AdmissionGate:
         ticket.arrived = time.monotonic()
         if ticket.arrived >= ticket.deadline:
             raise DeadlineExceeded("the deadline had passed when the request came")
-        moves = self.admission.arrive(ticket)
+        try:
+            moves = self.admission.arrive(ticket)
+        except Refused as refused:
+            self._on_refused(ticket, refused)
+            raise
         self._idle.clear()
         self._tell(moves)
         if ticket not in moves.started:
@@ -86,6 +96,7 @@ class AdmissionGate:
         for ticket in moves.started:
             self._answer(ticket, None)
         for ticket, error in moves.refused:
+            self._on_refused(ticket, error)
             self._answer(ticket, error)
 
     def _answer(self, ticket: Ticket, error: StagemeshError | None) -> None:

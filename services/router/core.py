@@ -81,7 +81,8 @@ class RouterCore:
                 max_active=config.max_sessions,
                 max_waiting=config.max_waiting,
                 max_wait_s=config.max_wait_s,
-            )
+            ),
+            self.telemetry.refused,
         )
         routing = Routing(self.membership, self.loads, default_policy=config.policy)
         self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng)
@@ -96,6 +97,7 @@ class RouterCore:
         admission = self._gate.admission
         self.telemetry.active.set_function(lambda: admission.active)
         self.telemetry.waiting.set_function(lambda: admission.waiting)
+        self.telemetry.watch_queue(admission)
         self.telemetry.etcd_connected.set_function(lambda: float(etcd.connected))
 
     def __repr__(self) -> str:
@@ -143,6 +145,7 @@ class RouterCore:
                 controls = replace(controls, replay=self.config.cache_replay)
             size = request.max_tokens if request.HasField("max_tokens") else self.config.max_tokens
             async with self._admitted(spec, ctx, size) as place:
+                self.telemetry.began(ctx.priority, place.waited_s)
                 with observed.current():
                     plans = await self._prepare(request, spec, ctx, controls)
                 observed.prompt(len(plans[0].token_ids))

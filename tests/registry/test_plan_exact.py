@@ -1,12 +1,10 @@
 """The planner against every plan there is, and against an integer programme."""
 
-import math
 from random import Random
 
-import numpy as np
 import pytest
-from scipy.optimize import Bounds, LinearConstraint, milp
 
+from bench.milp import by_milp
 from stagemesh.planning import Goal, build, solve
 from stagemesh.planning.bound import find_bound
 from stagemesh.planning.orders import improve
@@ -63,54 +61,6 @@ def medium(seed: int) -> Problem:
     rng = Random(1000 + seed)
     one = case(rng, layers=rng.randint(7, 10), nodes=rng.randint(5, 6), goal=Goal(batch=8))
     return build(one.shape, one.nodes, one.links, one.goal)
-
-
-def by_milp(problem: Problem, seconds: float) -> float:
-    """Throughput of the best plan that HiGHS finds in that time; 0 without one.
-
-    Variables: whether a slice is a stage, whether a node works on it, and the rate of the slowest stage.
-    """
-    nodes = [one for one, count in enumerate(problem.counts) for _ in range(count)]
-    slices = [(i, j) for i in range(problem.pieces) for j in range(i + 1, problem.pieces + 1)]
-    rates = np.array([[problem.rates[one, i, j] for i, j in slices] for one in nodes])
-    many, width = len(nodes), len(slices)
-    total = width + many * width + 1
-    # No plan is faster than all nodes together at any one piece.
-    most = min(rates[:, s].sum() for s, (i, j) in enumerate(slices) if j == i + 1)
-    if most == 0:
-        return 0.0
-    rows: list[np.ndarray] = []
-    low: list[float] = []
-    high: list[float] = []
-
-    def row(entries: dict[int, float], least: float, greatest: float) -> None:
-        values = np.zeros(total)
-        values[list(entries)] = list(entries.values())
-        rows.append(values)
-        low.append(least)
-        high.append(greatest)
-
-    for at in range(problem.pieces):
-        leaves = {s: 1.0 for s, (i, _) in enumerate(slices) if i == at}
-        comes = {s: -1.0 for s, (_, j) in enumerate(slices) if j == at}
-        row({**leaves, **comes}, float(at == 0), float(at == 0))
-    for n in range(many):
-        row({width + n * width + s: 1.0 for s in range(width)}, 0, 1)
-    for s in range(width):
-        working = {width + n * width + s: float(rates[n, s]) for n in range(many)}
-        row({**working, s: -most, total - 1: -1.0}, -most, math.inf)
-    top = np.ones(total)
-    top[-1] = most
-    for n in range(many):
-        top[width + n * width : width + (n + 1) * width] = rates[n] > 0
-    answer = milp(
-        c=np.append(np.zeros(total - 1), -1.0),
-        constraints=LinearConstraint(np.array(rows), low, high),
-        bounds=Bounds(np.zeros(total), top),
-        integrality=np.append(np.ones(total - 1), 0),
-        options={"time_limit": seconds, "mip_rel_gap": 1e-6},
-    )
-    return 0.0 if answer.x is None else float(answer.x[-1])
 
 
 def test_medium_cases_are_never_worse_than_an_integer_programme() -> None:

@@ -89,6 +89,10 @@ class Mesh:
         self.core = await self._stack.enter_async_context(RouterCore(settings, self.etcd))
         return self.core
 
+    async def enter(self, manager):
+        """Enter a context manager until the end of the test."""
+        return await self._stack.enter_async_context(manager)
+
     async def remove(self, prefix=records.ROOT):
         await self.etcd.delete_prefix(prefix)
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stagemesh.services.router.http.app import create_app
 
-from stagemesh.errors import OutOfRange, ResourceExhausted, Unavailable
+from stagemesh.errors import OutOfRange, PermissionDenied, ResourceExhausted, Unavailable
 
 from .conftest import ScriptedCore
 
@@ -183,11 +183,23 @@ async def test_the_cores_errors_keep_their_status_and_get_our_names(
     core.fail(ResourceExhausted("the queue is full", retry_after_s=1.2))
     busy = await http.post("/v1/completions", json={"model": "demo", "prompt": "x", "stream": True})
     fault(busy, 429, None, "resource_exhausted")
-    assert busy.headers["retry-after"] == "2"
+    assert (busy.headers["retry-after"], busy.headers["retry-after-ms"]) == ("2", "1200")
     assert busy.headers["x-request-id"] == "made-up"
     core.fail(Unavailable("no live route", retry_after_s=0.1))
     gone = await http.post("/v1/chat/completions", json={"model": "demo", "messages": MESSAGES})
     fault(gone, 503, None, "unavailable")
+    assert (gone.headers["retry-after"], gone.headers["retry-after-ms"]) == ("1", "100")
+    core.fail(Unavailable("it broke"))
+    gone = await http.post("/v1/completions", json={"model": "demo", "prompt": "x"})
+    assert (gone.headers["retry-after"], gone.headers["retry-after-ms"]) == ("1", "1000"), "it says no more"
+    core.fail(
+        PermissionDenied(
+            "x-stagemesh-priority: this API key allows low at most", field="x-stagemesh-priority"
+        )
+    )
+    forbidden = await http.post("/v1/completions", json={"model": "demo", "prompt": "x"})
+    fault(forbidden, 403, "x-stagemesh-priority", "permission_denied")
+    assert "retry-after" not in forbidden.headers
     core.fail(RuntimeError("secret in a traceback"))
     broken = await http.post("/v1/completions", json={"model": "demo", "prompt": "x"})
     assert fault(broken, 500, None, "internal_error") == "internal error"

@@ -6,6 +6,8 @@ from typing import Any
 from stagemesh.errors import OutOfRange, StagemeshError
 
 # What the core calls a field, and what the HTTP body calls it.
+_RETRY_S = 1.0
+"""Of an error that says no more than that it may pass."""
 _NAMES = (("chat.messages", "messages"), ("tokens.ids", "prompt"), ("tokens[", "input["), ("texts", "input"))
 
 
@@ -52,10 +54,18 @@ def error_body(error: StagemeshError) -> dict[str, Any]:
 
 
 def error_headers(error: StagemeshError) -> dict[str, str]:
-    """Return the headers that go with an error: `retry-after` in whole seconds, `www-authenticate`."""
+    """Return the headers that go with an error.
+
+    `retry-after` (whole seconds) and `retry-after-ms`, which clients of the API read first, whenever trying again can
+    help; `www-authenticate`.
+    """
     headers = {}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    seconds = error.retry_after_s
+    if seconds is None and error.http_status in (429, 503):
+        seconds = _RETRY_S
+    if seconds is not None:
+        headers["retry-after"] = str(max(1, math.ceil(seconds)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(seconds * 1000)))
     if error.http_status == 401:
         headers["www-authenticate"] = "Bearer"
     return headers
@@ -64,4 +74,6 @@ def error_headers(error: StagemeshError) -> dict[str, str]:
 def _type(status: int) -> str:
     if status >= 500:
         return "server_error"
-    return {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+    return {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error"
+    )

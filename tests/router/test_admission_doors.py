@@ -1,0 +1,150 @@
+"""Overload, priorities and deadlines through both doors of the real core."""
+
+import asyncio
+import time
+
+import grpc
+import httpx
+import pytest
+from stagemesh.services.router.http.app import create_app
+
+from stagemesh.errors import ResourceExhausted
+from stagemesh.grpc_errors import from_rpc_error
+
+from .conftest import eventually
+from .test_grpc_doors import Doors, ask
+
+BODY = {"model": "m", "prompt": "w1", "max_tokens": 3, "temperature": 0}
+LOW = {"x-stagemesh-priority": "low"}
+HIGH = {"x-stagemesh-priority": "high"}
+
+
+def client(core):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(core)), base_url="http://router")
+
+
+async def tokens(doors, **headers):
+    """Ids of a generation's tokens; raises its error."""
+    call = doors.own.Generate(ask(), metadata=list(headers.items()), timeout=30)
+    try:
+        return [token.id async for chunk in call for token in chunk.tokens]
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+
+
+async def full(mesh, **config):
+    """A core that runs the one request that it may, which waits in the middle; and that request."""
+    core = await mesh.start({"0a": "hang"}, max_sessions=1, max_waiting=1, **config)
+    doors = await mesh.enter(Doors(core))
+    running = asyncio.create_task(tokens(doors))
+    await eventually(lambda: core._gate.admission.active == 1)
+    return core, doors, running
+
+
+async def test_a_refusal_says_at_both_doors_when_to_try_again(mesh):
+    core, doors, running = await full(mesh)
+    waiting = asyncio.create_task(tokens(doors))
+    await eventually(lambda: core._gate.admission.waiting == 1)
+    with pytest.raises(ResourceExhausted, match="the queue is full") as caught:
+        await tokens(doors)
+    assert caught.value.retry_after_s >= 0.1
+    async with client(core) as http:
+        refused = await http.post("/v1/completions", json=BODY)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after-ms"]) >= 100
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    mesh.stages["0a"].release.set()
+    assert await running == await waiting == [10, 11, 12]
+    assert "active=0/1, waiting=0/1" in repr(core)
+
+
+async def test_a_higher_priority_takes_the_place_of_a_lower_one_across_the_doors(mesh):
+    core, doors, running = await full(mesh)
+    async with client(core) as http:
+        low = asyncio.create_task(http.post("/v1/completions", json=BODY, headers=LOW))
+        await eventually(lambda: core._gate.admission.waiting == 1)
+        high = asyncio.create_task(tokens(doors, **HIGH))
+        refused = await asyncio.wait_for(low, 10)
+        assert refused.status_code == 429
+        assert "priority high took its place" in refused.json()["error"]["message"]
+    mesh.stages["0a"].release.set()
+    assert await high == await running == [10, 11, 12]
+
+
+async def test_a_priority_that_is_none_or_too_high_is_refused_by_name(mesh, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("k1: {tenant: one, max_priority: low}\nk2: two\n")
+    core = await mesh.start(api_keys=keys)
+    doors = await mesh.enter(Doors(core))
+    async with client(core) as http:
+        for key, name, status in (
+            ("k1", "high", 403),
+            ("k1", "low", 200),
+            ("k1", "", 200),
+            ("k2", "high", 200),
+            ("k2", "7", 400),
+        ):
+            headers = {"authorization": f"Bearer {key}", "x-stagemesh-priority": name}
+            answer = await http.post("/v1/completions", json=BODY, headers=headers)
+            assert answer.status_code == status, (key, name)
+            if status != 200:
+                assert answer.json()["error"]["param"] == "x-stagemesh-priority"
+    metadata = [("authorization", "Bearer k1"), ("x-stagemesh-priority", "normal")]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [chunk async for chunk in doors.own.Generate(ask(), metadata=metadata)]
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_the_callers_deadline_reaches_the_stage_from_both_doors(mesh):
+    core = await mesh.start({"0a": "good"})
+    doors = await mesh.enter(Doors(core))
+    opened = mesh.stages["0a"].opened
+    before = time.time() * 1000
+    async for _ in doors.own.Generate(ask(), timeout=20):
+        pass
+    async with client(core) as http:
+        for headers, status in (({"x-stagemesh-timeout": "20"}, 200), ({"x-stagemesh-timeout": "-1"}, 400)):
+            answer = await http.post("/v1/completions", json=BODY, headers=headers)
+            assert answer.status_code == status
+    after = time.time() * 1000
+    assert len(opened) == 2
+    for session in opened:
+        assert before + 15_000 <= session.deadline_unix_ms <= after + 20_000
+    assert answer.json()["error"]["param"] == "x-stagemesh-timeout"
+
+
+async def test_a_request_that_waits_leaves_the_queue_with_its_caller_and_with_its_deadline(mesh):
+    core, doors, running = await full(mesh)
+    waiting = lambda: core._gate.admission.waiting  # noqa: E731
+    call = doors.own.Generate(ask())
+    reading = asyncio.create_task(call.read())
+    await eventually(lambda: waiting() == 1)
+    call.cancel()
+    await eventually(lambda: waiting() == 0)
+    await asyncio.gather(reading, return_exceptions=True)
+    async with client(core) as http:
+        late = await http.post("/v1/completions", json=BODY, headers={"x-stagemesh-timeout": "0.2"})
+    assert late.status_code == 504
+    assert waiting() == 0
+    running.cancel()
+    await eventually(lambda: "active=0/1, waiting=0/1" in repr(core))
+    await eventually(lambda: mesh.stages["0a"].cancelled == 1)
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_refusals_are_counted_and_what_waits_is_shown(mesh):
+    core, doors, running = await full(mesh)
+    waiting = asyncio.create_task(tokens(doors, **LOW))
+    await eventually(lambda: core._gate.admission.waiting == 1)
+    async with client(core) as http:
+        await http.post("/v1/completions", json=BODY, headers=LOW)
+        page = (await http.get("/metrics")).text
+    assert 'stagemesh_requests_waiting{priority="low"} 1.0' in page
+    assert 'stagemesh_requests_waiting{priority="high"} 0.0' in page
+    assert 'stagemesh_admission_refusals_total{model="m",priority="low",reason="full"}' in page
+    mesh.stages["0a"].release.set()
+    assert await running == await waiting == [10, 11, 12]
+    async with client(core) as http:
+        page = (await http.get("/metrics")).text
+    assert 'stagemesh_admission_wait_seconds_count{priority="low"}' in page
