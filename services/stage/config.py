@@ -45,6 +45,13 @@ class StageConfig(ServiceConfig):
     fast: bool = Field(
         True, description="use packed weights and the like where they measure faster; off is plain torch"
     )
+    journal_mb: int = Field(
+        128,
+        ge=0,
+        le=2**20,
+        description="MiB that a replica may take to remember what it sent, so that a lost next one can be built again "
+        "without the others; 0 is none",
+    )
     shared_memory_mb: int = Field(
         32,
         ge=0,

@@ -147,7 +147,14 @@ class Hosting:
         load = partial(load_assigned, spec, assignment, self._config.device, free, self._config.fast)
         model = await apart(load, f"load-{assignment.replica_id}", read)
         kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
-        replica = Replica(assignment.replica_id, assignment.model, assignment.stage, model, kv_bytes)
+        replica = Replica(
+            assignment.replica_id,
+            assignment.model,
+            assignment.stage,
+            model,
+            kv_bytes,
+            self._config.journal_mb * 2**20,
+        )
         replica.links.shared_memory_bytes = self._config.shared_memory_mb * 2**20
         if self._watcher is not None:
             self._watcher.watch(

@@ -60,7 +60,7 @@ class Replica:
         stage: int,
         model: Partition,
         kv_bytes: int,
-        journal_bytes: int = 2**28,
+        journal_bytes: int = 2**27,
     ) -> None:
         self.replica_id = replica_id
         self.model_name = model_name

@@ -26,6 +26,8 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
         self.labels = 0
         self.score = float
         self.opened = []
+        self.rerouted = []
+        self.goes_on = asyncio.Event()
         self.forwarded = []
         self.cancelled = 0
         self.unary = 0
@@ -53,6 +55,9 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
             assert list(request.token_ids[request.prompt_tokens :]) == [10 + n for n in range(done)]
             for index in range(done, request.max_tokens):
                 await self._misbehave(index, context)
+                if self.mode.startswith("lose ") and index == 2 and not self.rerouted:
+                    yield self._lost(request)
+                    await self.goes_on.wait()
                 id_ = 999_999 if self.mode == "strange token" and index == 1 else 10 + index
                 event = SessionEvent(tokens=[Token(id=id_, position=request.prompt_tokens + index)])
                 event.tokens[0].alternatives.add(id=1, logprob=-1.0)
@@ -71,6 +76,23 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
             # The latter when the cancellation comes while gRPC sends an event.
             self.cancelled += 1
             raise
+
+    def _lost(self, request):
+        """ "lose 1": the replica of stage 1 died; "lose 1 code": it is well, and answered with that code."""
+        _, stage, *code = self.mode.split()
+        gone = stage_pb2.LostReplica(
+            stage=int(stage), code=int(code[0]) if code else 14, message="Socket closed"
+        )
+        gone.replica_id = request.route[gone.stage].replica_id if gone.stage < len(request.route) else "who?"
+        return SessionEvent(lost=gone)
+
+    async def Reroute(self, request, context):
+        self.rerouted.append(request)
+        if self.mode.endswith(" 9"):  # FAILED_PRECONDITION: it is told again, and then forgets all of it
+            self.mode = "good"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "what was sent is not kept any more")
+        self.goes_on.set()
+        return stage_pb2.RerouteResponse()
 
     async def ForwardStream(self, requests, context):
         if self.mode == "no streams":
