@@ -9,6 +9,7 @@ import pytest
 from resuming_router import WORDS, ResumingRouter, token_id
 
 from stagemesh import AsyncClient, Client
+from stagemesh.client import AsyncGenerationStream, GenerationStream
 from stagemesh.errors import Cancelled, ResourceExhausted, Unavailable
 
 TEXT = "".join(WORDS)
@@ -308,3 +309,15 @@ def test_a_router_that_accepts_and_says_nothing_is_left(driver, routers):
         assert client.generate("m", "p").token_ids == IDS
         assert time.monotonic() - began < 10
         assert client.stats.failures[address] == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(Client, AsyncClient), (GenerationStream, AsyncGenerationStream)], ids=str
+)
+def test_both_kinds_offer_the_same(one, other):
+    def offers(kind):
+        public = {name for name in dir(kind) if not name.startswith("_")}
+        return {"close" if name == "aclose" else name for name in public}
+
+    assert offers(one) == offers(other)
+    assert {"stats", "address"} <= offers(one) or {"target", "route"} <= offers(one)
