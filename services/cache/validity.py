@@ -39,7 +39,7 @@ class Validity:
         self._store = store
         self._behind = behind
         self._lately = Lately(keep_s=3600.0, at_most=4096)
-        self._known: set[str] = set()
+        self._known: dict[str, asyncio.Task[int]] = {}
 
     def __repr__(self) -> str:
         return f"Validity({len(self._known)} invalidations known)"
@@ -49,19 +49,31 @@ class Validity:
         return self._lately.covers(tenant, tags, time.monotonic() - begun_s_ago)
 
     async def carry_out(self, request: CacheInvalidateRequest) -> tuple[str, int]:
-        """Drop what is meant; its id, and how many entries left the memory. A known id drops nothing more."""
+        """Drop what is meant; its id, and how many entries left the memory for it. It is done once for each id."""
         selector = selector_of(request)
         invalidation = request.id or uuid.uuid4().hex
         if not _ID.fullmatch(invalidation):
             raise InvalidArgument("id: must be 1 to 64 letters, digits or dashes", field="id")
-        if invalidation in self._known or self._behind.carried_out(invalidation):
+        known = self._known.get(invalidation)
+        if known is not None:
+            return invalidation, await asyncio.shield(known)
+        if self._behind.carried_out(invalidation):
             return invalidation, 0
-        self._known.add(invalidation)
-        self._lately.add(selector, time.monotonic())
-        dropped = await self._drop(self._store.select(selector))
-        await self._behind.invalidate(selector, invalidation)
+        # A task of its own: that the caller goes away does not leave it half done.
+        work = asyncio.create_task(self._carry_out(selector, invalidation), name="cache-invalidation")
+        self._known[invalidation] = work
+        return invalidation, await asyncio.shield(work)
+
+    async def _carry_out(self, selector: Selector, invalidation: str) -> int:
+        try:
+            self._lately.add(selector, time.monotonic())
+            dropped = await self._drop(self._store.select(selector))
+            await self._behind.invalidate(selector, invalidation)
+        except BaseException:
+            self._known.pop(invalidation, None)
+            raise
         log.info("cache.invalidated id=%s entries=%d", invalidation, dropped)
-        return invalidation, dropped
+        return dropped
 
     async def deployed(self, spec: ModelSpec) -> None:
         """A model is deployed in this revision: answers of any other are dropped."""
@@ -83,7 +95,7 @@ class Validity:
 
     def forget(self, invalidation: str) -> None:
         """A record was removed: nobody will speak of it again."""
-        self._known.discard(invalidation)
+        self._known.pop(invalidation, None)
         self._behind.forget(invalidation)
 
     async def _drop(self, keys: list[tuple[str, bytes]]) -> int:

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from stagemesh.cli import cache
 from stagemesh.cli.guard import one_line_errors
 from stagemesh.errors import ConfigError
 
@@ -18,7 +19,7 @@ _PROGRAMS = {
         "Run a router (gRPC and OpenAI-compatible HTTP).",
     ),
     "stage": ("stage", ("torch", "safetensors", "transformers"), "stage", "Run a stage node."),
-    "cache": ("cache", (), "cache", "Run a cache."),
+    "cache": ("cache", (), "cache", "Run a cache; `cache stats` and `cache invalidate` ask those of a mesh."),
     "registry": ("registry", (), "registry", "Run a registry (control plane)."),
     "verify": (
         "stage.verify",
@@ -42,6 +43,8 @@ def _register(
     @app.command(command, help=text, context_settings=dict(_SETTINGS), add_help_option=False)
     @one_line_errors
     def become(context: typer.Context) -> None:
+        if command == "cache" and context.args and context.args[0] in cache.COMMANDS:
+            cache.app(context.args, prog_name="stagemesh cache")
         missing = [name for name in needs if importlib.util.find_spec(name) is None]
         if missing:
             raise ConfigError(

@@ -24,6 +24,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self):
         self.requests = []
+        self.services = []
         self.spec = registry_pb2.ModelSpec(name="demo", task="generate")
         self.metadata = []
         self.deadlines = []
@@ -118,6 +119,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
             replicas=[inference_pb2.ReplicaStatus(record=record, load=load, sessions_routed=9)],
             models=self.ListModels(None, None).models,
             nodes=[registry_pb2.NodeRecord(node_id="node-0", pid=4242)],
+            services=self.services,
             etcd_connected=True,
         )
 
