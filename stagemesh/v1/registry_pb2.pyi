@@ -106,7 +106,7 @@ class Partition(_message.Message):
     def __init__(self, first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., parameter_bytes: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("node_id", "address", "host", "pid", "device", "device_name", "memory_bytes", "threads", "gflops", "memory_gbps", "zone", "labels", "draining", "started_unix_ms", "version")
+    __slots__ = ("node_id", "address", "host", "pid", "device", "device_name", "memory_bytes", "threads", "gflops", "memory_gbps", "zone", "labels", "draining", "started_unix_ms", "version", "layer_profiles", "disk_gbps", "links")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,13 @@ class NodeRecord(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class LinksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: LinkProfile
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[LinkProfile, _Mapping]] = ...) -> None: ...
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +136,9 @@ class NodeRecord(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_PROFILES_FIELD_NUMBER: _ClassVar[int]
+    DISK_GBPS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     address: str
     host: str
@@ -144,7 +154,35 @@ class NodeRecord(_message.Message):
     draining: bool
     started_unix_ms: int
     version: str
-    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., gflops: _Optional[float] = ..., memory_gbps: _Optional[float] = ..., zone: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., draining: _Optional[bool] = ..., started_unix_ms: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    layer_profiles: _containers.RepeatedCompositeFieldContainer[LayerProfile]
+    disk_gbps: float
+    links: _containers.MessageMap[str, LinkProfile]
+    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., gflops: _Optional[float] = ..., memory_gbps: _Optional[float] = ..., zone: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., draining: _Optional[bool] = ..., started_unix_ms: _Optional[int] = ..., version: _Optional[str] = ..., layer_profiles: _Optional[_Iterable[_Union[LayerProfile, _Mapping]]] = ..., disk_gbps: _Optional[float] = ..., links: _Optional[_Mapping[str, LinkProfile]] = ...) -> None: ...
+
+class LayerProfile(_message.Message):
+    __slots__ = ("shape", "layer_ms", "overhead_ms")
+    class LayerMsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_MS_FIELD_NUMBER: _ClassVar[int]
+    OVERHEAD_MS_FIELD_NUMBER: _ClassVar[int]
+    shape: str
+    layer_ms: _containers.ScalarMap[int, float]
+    overhead_ms: float
+    def __init__(self, shape: _Optional[str] = ..., layer_ms: _Optional[_Mapping[int, float]] = ..., overhead_ms: _Optional[float] = ...) -> None: ...
+
+class LinkProfile(_message.Message):
+    __slots__ = ("rtt_ms", "gbit")
+    RTT_MS_FIELD_NUMBER: _ClassVar[int]
+    GBIT_FIELD_NUMBER: _ClassVar[int]
+    rtt_ms: float
+    gbit: float
+    def __init__(self, rtt_ms: _Optional[float] = ..., gbit: _Optional[float] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("replica_id", "node_id", "model", "stage", "stages", "partition", "generation", "revision")
