@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from stagemesh.local.ports import is_free
 
 KINDS = ("http", "grpc")
+_LAST = 65_535
 
 
 def suffixes(count: int) -> list[str]:
@@ -13,14 +14,14 @@ def suffixes(count: int) -> list[str]:
 
 
 def further_ports(count: int, wanted: Mapping[str, int], host: str) -> dict[str, int]:
-    """Ports of the routers after the first one by use: free ones after the first one's, or 0 (any) where that is 0."""
+    """Ports of the routers after the first one, by use: the next free ones, or 0 (any) where there is none or it is 0."""
     given = set(wanted.values())
     further: dict[str, int] = {}
     for kind in KINDS:
         port = wanted[kind]
         for suffix in suffixes(count)[1:]:
             while port and (port in given or not is_free(port, host)):
-                port += 1
+                port = port + 1 if port < _LAST else 0
             given.add(port)
             further[kind + suffix] = port
     return further

@@ -29,6 +29,10 @@ def test_further_ports_are_the_next_free_ones_and_no_two_the_same():
     assert sorted(further) == ["grpc-1", "grpc-2", "grpc-3", "http-1", "http-2", "http-3"]
 
 
+def test_beyond_the_last_port_any_will_do():
+    assert further_ports(2, {"http": 65_535, "grpc": 0}, "127.0.0.1")["http-1"] == 0
+
+
 def test_a_port_that_is_taken_is_passed_over():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
