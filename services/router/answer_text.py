@@ -47,8 +47,8 @@ class AnswerText:
                 f"{field}.characters: {characters} are more than the {len(ids)} tokens have",
                 field=f"{field}.characters",
             )
-        finish = ""
-        if ids and ids[-1] in self._ends and len(ids) > self._min_tokens:
+        finish = ""  # as the head decides it
+        if ids and ids[-1] in self._ends:
             finish = "stop"
         elif len(ids) >= self._max_tokens:
             finish = "length"

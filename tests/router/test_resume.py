@@ -183,7 +183,7 @@ def test_a_break_anywhere_changes_no_character(whole, stop, broken, invalid, min
     ids = [*list(whole.encode()), *([0xE2] * invalid)]
     if rng.random() < 0.5:
         ids.append(END)
-        last = "stop" if len(ids) > min_tokens else "length"
+        last = "stop"
     else:
         last = "length"
 
@@ -230,6 +230,8 @@ def test_half_a_character_and_the_start_of_a_stop_text_survive_a_break():
     [
         ([*b"ab", END], 2, {}, ("", "stop")),
         ([*b"ab", END], 1, {}, ("b", "stop")),
+        ([*b"ab", END], 1, {"min_tokens": 9}, ("b", "stop")),  # with nothing else to say it comes early
+        ([*b"ab", END], 2, {"max_tokens": 3}, ("", "stop")),
         ([*b"abc"], 3, {"max_tokens": 3}, ("", "length")),
         ([*b"ab\xe2"], 2, {"max_tokens": 3}, ("\ufffd", "length")),
         ([*b"ab x"], 2, {"stop": ["x"]}, (" ", "stop")),
