@@ -24,7 +24,9 @@ QUESTIONS = {
     "prefill": "How long do running streams stall while a 2,000-token prompt arrives?",
     "telemetry": "What do metrics and spans cost, in tokens per second of 8 streams?",
     "threads": "One process with a compute thread, or a compute process beside a gRPC process?",
+    "plan": "What does planning for unequal nodes bring beside simpler splits, and how long does it take?",
     "compiled": "Is torch.compile worth its compile time, beside packed weights and the stage's own fast path?",
+    "balance": "How near does the balance of 1,000 unequal replicas come to a policy that knows everything?",
 }
 
 EPILOG = """

@@ -1,4 +1,4 @@
-"""Commands that become another program of this package: one service, or `verify`. Its flags are passed on."""
+"""Commands that become another program of this package: one service, `profile` or `verify`. Its flags are passed on."""
 
 import importlib.util
 import os
@@ -21,6 +21,12 @@ _PROGRAMS = {
     "stage": ("stage", ("torch", "safetensors", "transformers"), "stage", "Run a stage node."),
     "cache": ("cache", (), "cache", "Run a cache; `cache stats` and `cache invalidate` ask those of a mesh."),
     "registry": ("registry", (), "registry", "Run a registry (control plane)."),
+    "profile": (
+        "stage.profile",
+        ("torch", "safetensors", "transformers"),
+        "stage",
+        "Measure this machine on MODEL's own layers, for `plan`.",
+    ),
     "verify": (
         "stage.verify",
         ("torch", "safetensors", "transformers"),

@@ -16,10 +16,11 @@ from stagemesh.client import Client
 from stagemesh.errors import InvalidArgument, NotFound
 from stagemesh.planning import Goal, Links, ModelShape, Node
 from stagemesh.planning.explain import explain as explain_plan
-from stagemesh.planning.live import from_records
+from stagemesh.planning.live import from_records, links_from
 from stagemesh.planning.nodes_file import NodesFile, read_nodes
 from stagemesh.planning.picture import svg
 from stagemesh.planning.plan import make_plan
+from stagemesh.planning.profile import shape_of
 
 _DTYPES = ("", "F32", "BF16", "F16", "F64")
 
@@ -68,8 +69,8 @@ def plan(
     if dtype not in _DTYPES:
         raise InvalidArgument(f"--dtype: must be one of {', '.join(_DTYPES[1:])}", field="dtype")
     given = None if nodes is None else _read(nodes)
-    members = given.nodes if given else _live(address, api_key)
     found = checkpoints.inspect_source(model, revision)
+    members, links = (given.nodes, given.links) if given else _live(address, api_key, shape_of(found, dtype))
     if stages > len(found.cuts) + 1:
         raise InvalidArgument(
             f"--stages: the model's {found.layers} layers can be cut into {len(found.cuts) + 1} at most",
@@ -88,7 +89,7 @@ def plan(
         pins=given.pins(found.layers) if given else (),
     )
     shape = ModelShape.of(found, Path(model).name or model, dtype)
-    made = make_plan(shape, members, given.links if given else Links(), goal)
+    made = make_plan(shape, members, links, goal)
     reasons = explain_plan(made) if explain else None
     if picture is not None:
         picture.write_text(svg(made), encoding="utf-8")
@@ -109,17 +110,18 @@ def _read(file: Path) -> NodesFile:
         raise NotFound(f"--nodes: {str(file)!r} is no file that can be read", field="nodes") from None
 
 
-def _live(address: str, api_key: str) -> Sequence[Node]:
-    """Nodes that the router sees; those that cannot be planned with are named on stderr."""
+def _live(address: str, api_key: str, shape: str) -> tuple[Sequence[Node], Links]:
+    """Nodes that the router sees, and their links; those that cannot be planned with are named on stderr."""
     with Client(address, api_key=api_key or None) as client:
-        members, left_out = from_records(client.status().nodes)
+        seen = client.status().nodes
+    members, left_out = from_records(seen, shape)
     for line in left_out:
         typer.echo(f"stagemesh: left out {line}", err=True)
     if not members:
         raise NotFound(
             "no node of the mesh can be planned with; describe some with --nodes FILE", field="nodes"
         )
-    return members
+    return members, links_from(seen)
 
 
 def _labels(words: list[str]) -> dict[str, str]:

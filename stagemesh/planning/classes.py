@@ -15,7 +15,7 @@ from .shape import ModelShape
 
 __all__ = ["MAX_CLASSES", "NodeClass", "classes_of"]
 
-MAX_CLASSES = 96
+MAX_CLASSES = 64
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,60 @@
-"""Nodes for the planner from the records that running ones keep in etcd. Pure."""
+"""Nodes and links for the planner from the records that running nodes keep in etcd. Pure."""
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from stagemesh.v1.registry_pb2 import NodeRecord
 
-from .fleet import Node, Speed
+from .fleet import Link, Links, Node, Speed
 
-__all__ = ["from_record", "from_records"]
+__all__ = ["from_record", "from_records", "links_from"]
 
 
-def from_record(record: NodeRecord) -> Node:
-    """The node with what it announced: its two rates."""
+def from_record(record: NodeRecord, shape: str = "") -> Node:
+    """The node with what it measured of layers of that shape (`profile.shape_of`), else with its two rates."""
+    own = next((one for one in record.layer_profiles if one.shape == shape and one.layer_ms), None)
+    measured = {rows: ms for rows, ms in own.layer_ms.items() if rows > 0 and ms > 0} if own else {}
     return Node(
         name=record.node_id,
         memory_bytes=record.memory_bytes,
-        speed=Speed(gflops=record.gflops, memory_gbps=record.memory_gbps),
+        speed=Speed(measured, record.gflops, record.memory_gbps, max(0.0, own.overhead_ms) if own else 0.0),
         device=record.device.partition(":")[0],
         zone=record.zone,
         labels=dict(record.labels),
     )
 
 
-def from_records(records: Iterable[NodeRecord]) -> tuple[Sequence[Node], Sequence[str]]:
+def from_records(records: Iterable[NodeRecord], shape: str = "") -> tuple[Sequence[Node], Sequence[str]]:
     """Nodes that can be planned with, and a line for each that cannot."""
     nodes, left_out = [], []
     for record in records:
+        node = from_record(record, shape)
         if record.draining:
             left_out.append(f"{record.node_id}: it drains")
-        elif not record.memory_bytes or not record.gflops or not record.memory_gbps:
+        elif not record.memory_bytes or not (
+            node.speed.layer_ms or (record.gflops > 0 and record.memory_gbps > 0)
+        ):
             left_out.append(f"{record.node_id}: its record says no memory or no speed")
         else:
-            nodes.append(from_record(record))
+            nodes.append(node)
     return nodes, left_out
+
+
+def links_from(records: Sequence[NodeRecord]) -> Links:
+    """Of each pair of zones the median of what their nodes measured; the median of all where a pair has nothing."""
+    zones = {record.node_id: record.zone for record in records}
+    seen: dict[tuple[str, str], list[Link]] = {}
+    for record in records:
+        for other, link in record.links.items():
+            if other in zones and link.rtt_ms > 0:
+                pair = (min(record.zone, zones[other]), max(record.zone, zones[other]))
+                seen.setdefault(pair, []).append(Link(link.rtt_ms, max(0.0, link.gbit)))
+    pairs = {pair: _median(links) for pair, links in seen.items()}
+    every = [link for links in seen.values() for link in links]
+    rest = _median(every) if every else Link()
+    return Links(within=rest, across=rest, pairs=pairs)
+
+
+def _median(links: Sequence[Link]) -> Link:
+    known = [link.gbit for link in links if link.gbit]
+    return Link(median(link.rtt_ms for link in links), median(known) if known else 0.0)

@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int_]
 Runs = list[tuple[int, int]]
 _BISECTIONS = 12
 # Rows tried after the first ones; each costs a look at every piece.
-_TRIES_TIMES_PIECES = 24_000
+_TRIES_TIMES_PIECES = 20_000
 _GAIN = 1e-3
 
 

@@ -16,7 +16,9 @@ __all__ = ["Solution", "solve"]
 # Plans whose rates differ by less than this part are equal.
 STEP = 1e-9
 # Price updates where nothing but the bound says how good a plan is.
-_MORE_ROUNDS, _FEWEST_ROUNDS = 10_000, 150
+_MORE_ROUNDS, _FEWEST_ROUNDS = 6_000, 150
+# Price updates where a search will find the optimum anyway.
+_FEW_ROUNDS = 60
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,22 @@ def solve(problem: Problem) -> Solution:
 
 
 def _solve(problem: Problem) -> Solution:
-    bound = find_bound(problem)
+    goal = problem.goal
+    exact = None if goal.objective == "latency" else _exact(problem)
+    many = max(_FEWEST_ROUNDS, _MORE_ROUNDS // len(problem.classes))
+    bound = find_bound(problem, _FEW_ROUNDS if exact else many)
     if not bound.tokens_per_s:
         return Solution((), True, 0.0, _why_none(problem))
-    goal = problem.goal
     if goal.objective == "latency":
         return _quickest(problem, bound.tokens_per_s)
-    exact = _exact(problem)
     if exact is None:
-        bound = find_bound(problem, max(_FEWEST_ROUNDS, _MORE_ROUNDS // len(problem.classes)))
         found, optimal = improve(problem, bound) or swift(problem, 0.0), False
     else:
         first = improve(problem, bound, search=False)
         found, optimal = _maximise(problem, exact, first, bound.tokens_per_s), True
     if found is None:
-        return Solution(
-            (), optimal, bound.tokens_per_s, "no plan was found: too few nodes for the memory needed"
-        )
+        why = "no plan was found: too few nodes for the memory needed"
+        return Solution((), optimal, bound.tokens_per_s, why)
     most = problem.throughput(found) if optimal else bound.tokens_per_s
     limit = goal.latency_ms / 1e3 or math.inf
     return _within(problem, Solution(found, optimal, most), limit)
