@@ -26,11 +26,24 @@ class _Seen:
     record: registry_pb2.ReplicaRecord | None = None
 
 
+class _Row:
+    """The candidates of a stage, in the order of its records; most stay as they are from one choice to the next."""
+
+    __slots__ = ("candidates", "changed", "places", "records")
+
+    def __init__(self, records: Sequence[registry_pb2.ReplicaRecord], candidates: list[Candidate]) -> None:
+        self.records = records
+        self.candidates = candidates
+        self.places = {each.replica_id: place for place, each in enumerate(records)}
+        self.changed: set[str] = set()
+
+
 class Loads:
     """In-flight sessions, reported loads and health, by replica id."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
+        self._rows: dict[tuple[str, int], _Row] = {}
         self.health = Health(lambda name: self._of(name).times)
 
     def __repr__(self) -> str:
@@ -42,7 +55,7 @@ class Loads:
             seen = self._of(name)
             seen.active += 1
             seen.routed += 1
-            seen.candidate = None
+            self._changed(name, seen)
             self.health.began(name)
 
     def end(self, replica_ids: Iterable[str]) -> None:
@@ -50,7 +63,7 @@ class Loads:
         for name in replica_ids:
             seen = self._of(name)
             seen.active -= 1
-            seen.candidate = None
+            self._changed(name, seen)
 
     def report(self, loads: Iterable[stage_pb2.ReplicaLoad], now: float) -> None:
         """Take loads that came with an answer: a slower step counts at once, a faster one gradually."""
@@ -59,7 +72,7 @@ class Loads:
             seen.others = max(load.sessions, load.queue_depth) - seen.active
             seen.others_at = now
             seen.times.report(load.step_ms, now)
-            seen.candidate = None
+            self._changed(load.replica_id, seen)
 
     def failed(self, replica_id: str, now: float) -> None:
         """It broke under a session: its connection was lost, it did not answer, or it answered with a fault of its own.
@@ -74,9 +87,25 @@ class Loads:
         for name in replica_ids:
             self.health.succeeded(name, now)
 
-    def candidates(self, replicas: Sequence[registry_pb2.ReplicaRecord]) -> list[Candidate]:
-        """What a policy may know of these ready replicas."""
-        return [self._candidate(each) for each in replicas]
+    def candidates(
+        self, replicas: Sequence[registry_pb2.ReplicaRecord], *, whole: bool = False
+    ) -> Sequence[Candidate]:
+        """What a policy may know of these ready replicas, until the next call.
+
+        Where they are the whole of a stage, the same sequence of records as last time costs only what has changed.
+        """
+        if not whole or not replicas:
+            return [self._candidate(each) for each in replicas]
+        stage = replicas[0].model, replicas[0].stage
+        row = self._rows.get(stage)
+        if row is None or row.records is not replicas:
+            row = self._rows[stage] = _Row(replicas, [self._candidate(each) for each in replicas])
+            return row.candidates
+        for name in row.changed:
+            place = row.places[name]
+            row.candidates[place] = self._candidate(replicas[place])
+        row.changed.clear()
+        return row.candidates
 
     def counts(self, replica_id: str) -> tuple[int, int]:
         """Sessions routed so far, and active now."""
@@ -88,6 +117,14 @@ class Loads:
         for name in [name for name, seen in self._seen.items() if name not in keep and not seen.active]:
             del self._seen[name]
             self.health.forget(name)
+        self._rows.clear()
+
+    def _changed(self, name: str, seen: _Seen) -> None:
+        seen.candidate = None
+        if seen.record is not None:
+            row = self._rows.get((seen.record.model, seen.record.stage))
+            if row is not None and name in row.places:
+                row.changed.add(name)
 
     def _candidate(self, record: registry_pb2.ReplicaRecord) -> Candidate:
         seen = self._of(record.replica_id)

@@ -124,7 +124,7 @@ class Routing:
             if len(self._policies) >= MAX_POLICIES:
                 self._policies.clear()
             policy = self._policies[spec.name, stage, name] = POLICIES[name]()
-        candidates = nearby(self._loads.candidates(allowed), zone, now)
+        candidates = nearby(self._loads.candidates(allowed, whole=allowed is replicas), zone, now)
         chosen = policy.choose(candidates, now, rng, ask).replica_id
         return next(each for each in allowed if each.replica_id == chosen)
 

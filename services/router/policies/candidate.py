@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-FRESH_S = 1.0
+FRESH_S = 3.0
 """What a replica said of other routers' sessions says nothing any more after this."""
 FADE_S = 10.0
 """Time constant with which trust in an unconfirmed peak step time fades, so that a slow replica is tried again."""

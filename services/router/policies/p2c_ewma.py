@@ -30,18 +30,19 @@ class P2cEwma:
         self, candidates: Sequence[Candidate], now: float, rng: random.Random, ask: Ask = NOTHING_ASKED
     ) -> Candidate:
         """The cheapest of at most `choices` random ready replicas."""
-        ready = only_ready(candidates)
-        if len(ready) == 1:
-            return ready[0]
-        if self._choices < 8:
-            compared = rng.sample(ready, min(self._choices, len(ready)))
-        elif len(ready) > self._choices:
-            compared = rng.choices(ready, k=self._choices)  # the few drawn twice do not matter
-        else:
-            compared = ready
+        compared = self._some(candidates, rng)
         costs = costs_of(compared, now)
         least = min(costs)
         return rng.choice([each for each, cost in zip(compared, costs, strict=True) if cost <= least])
+
+    def _some(self, candidates: Sequence[Candidate], rng: random.Random) -> list[Candidate]:
+        """`choices` random ready ones, now and then the same twice; all of them where there are no more."""
+        if len(candidates) > self._choices:
+            drawn = [each for each in rng.choices(candidates, k=self._choices) if each.ready]
+            if len(drawn) == self._choices:
+                return drawn
+        ready = only_ready(candidates)
+        return ready if len(ready) <= self._choices else rng.choices(ready, k=self._choices)
 
 
 def costs_of(candidates: Sequence[Candidate], now: float) -> list[float]:
