@@ -10,6 +10,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from stagemesh.services.cache.__main__ import main as cache_main
+from stagemesh.services.cache.behind import Nothing
+from stagemesh.services.cache.store import EntryStore
+from stagemesh.services.cache.validity import Validity, ValidityWatch
 
 from stagemesh import records
 from stagemesh.etcd import Etcd
@@ -254,3 +258,41 @@ async def flushed(cache: CacheServiceStub) -> bool:
 
 async def hasnt(cache: CacheServiceStub, name: str) -> bool:
     return not await has(cache, name)
+
+
+async def test_nobody_is_answered_before_what_was_invalidated_is_gone(
+    caches: Caches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried_out, listed = asyncio.Event(), ValidityWatch.listed
+
+    async def late(watch: ValidityWatch) -> None:
+        await listed(watch)
+        await carried_out.wait()
+
+    monkeypatch.setattr(ValidityWatch, "listed", late)
+    serving = asyncio.create_task(cache_main(["--etcd", caches.etcd_process.address, "--port", "0"]))
+    try:
+        await asyncio.sleep(0.5)
+        assert await caches.records() == []
+        carried_out.set()
+        await until(caches.records)
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_all_that_is_announced_is_carried_out_before_a_watch_is_listed(
+    caches: Caches,
+) -> None:
+    now = time.monotonic()
+    store = EntryStore(max_bytes=10**6, max_entry_bytes=10**4, clock=lambda: now)
+    store.store("a", b"k", b"v", b"d", ttl_s=9, tags=["model:m"])
+    store.store("a", b"l", b"v", b"d", ttl_s=9, tags=["model:n"])
+    for name, value in (("1", b'{"what": {"tags": ["model:m"]}}'), ("2", b'{"what": {"tags": ["none"]}}')):
+        await caches.etcd.put(records.invalidation_key(name), value)
+    async with ValidityWatch(caches.etcd, Validity(store, Nothing())) as watch:
+        await watch.listed()
+        assert (("a", b"k") in store, ("a", b"l") in store) == (False, True)
+        # One that cannot be read may have meant anything.
+        await caches.etcd.put(records.invalidation_key("3"), b"not JSON")
+        await until(lambda: asyncio.sleep(0, len(store) == 0))

@@ -57,6 +57,16 @@ async def test_who_was_cancelled_does_not_keep_the_lease() -> None:
     assert flight.leases.waiting == 0
 
 
+async def test_who_is_being_cancelled_is_passed_over() -> None:
+    flight = flights()
+    lease = flight.take(KEY)
+    first, second = await waiting(flight, 2)
+    first.cancel()  # it has not run since, and is still in the line
+    flight.release(lease or b"")
+    assert await second not in (LANDED, ALONE)
+    assert flight.leases.stats.taken_over == 2
+
+
 async def test_a_silent_computer_is_given_up_for_the_next() -> None:
     async with flights(ttl_s=0.05) as flight:
         lease = flight.take(KEY)

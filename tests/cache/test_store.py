@@ -10,8 +10,22 @@ from stagemesh.services.cache.selector import Selector
 from stagemesh.services.cache.store import Entry, EntryStore, cost_of
 
 TENANTS = st.sampled_from(["a", "b"])
-KEYS = st.sampled_from([bytes([i]) * 4 for i in range(6)])
+KEYS = st.sampled_from([bytes([i]) * 4 for i in range(4)])
 TAGS = st.sets(st.sampled_from(["model:x", "model:y", "revision:1"]))
+# Not often everything: little would be left to look at.
+SELECTORS = st.sampled_from(
+    [
+        Selector(),
+        Selector("a"),
+        Selector("b", frozenset({"model:x"})),
+        Selector("", frozenset({"model:x", "revision:1"})),
+        Selector("", frozenset({"none"})),
+        Selector("a", frozenset(), "model:"),
+        Selector("", frozenset({"revision:1"}), "mod"),
+        Selector("", frozenset(), "revision:1"),
+        Selector("b", frozenset(), "x"),
+    ]
+)
 
 
 class Clock:
@@ -79,6 +93,9 @@ class AgainstModel(RuleBasedStateMachine):
         self.held.append(new)
 
     @rule(tenant=TENANTS, key=KEYS, max_age_s=st.none() | st.integers(0, 10))
+    def get_any(self, tenant: str, key: bytes, max_age_s: int | None) -> None:
+        self.get(tenant, key, max_age_s)
+
     def get(self, tenant: str, key: bytes, max_age_s: int | None) -> None:
         found = self.store.lookup(tenant, key, max_age_s)
         held = self.find(tenant, key)
@@ -99,16 +116,20 @@ class AgainstModel(RuleBasedStateMachine):
         self.held.append(held)
         self.hits += 1
 
+    @rule(data=st.data(), max_age_s=st.none() | st.integers(0, 10), seconds=st.integers(0, 3))
+    def get_one_that_is_held(self, data: st.DataObject, max_age_s: int | None, seconds: int) -> None:
+        self.clock.now += seconds
+        if self.held:
+            held = data.draw(st.sampled_from(self.held))
+            self.get(held.tenant, held.key, max_age_s)
+
     @rule(seconds=st.integers(0, 8))
     def wait(self, seconds: int) -> None:
         self.clock.now += seconds
 
-    @rule(
-        tenant=st.sampled_from(["", "a", "b"]),
-        tags=st.sets(st.sampled_from(["model:x", "revision:1", "none"]), max_size=2),
-        prefix=st.sampled_from(["", "model:", "mod", "revision:1", "x"]),
-    )
-    def invalidate(self, tenant: str, tags: set[str], prefix: str) -> None:
+    @rule(selector=SELECTORS)
+    def invalidate(self, selector: Selector) -> None:
+        tenant, tags, prefix = selector.tenant, selector.tags, selector.prefix
         gone = [
             h
             for h in self.held
@@ -116,7 +137,7 @@ class AgainstModel(RuleBasedStateMachine):
             and tags <= h.tags
             and (not prefix or any(tag.startswith(prefix) for tag in h.tags))
         ]
-        chosen = self.store.select(Selector(tenant, frozenset(tags), prefix))
+        chosen = self.store.select(selector)
         assert sorted(chosen) == sorted((h.tenant, h.key) for h in gone)
         assert self.store.drop([*chosen, *chosen]) == len(gone)
         self.held = [h for h in self.held if h not in gone]
@@ -150,7 +171,7 @@ class AgainstModel(RuleBasedStateMachine):
         assert set(self.store._by_tag) == {tag for h in self.held for tag in h.tags}
 
 
-AgainstModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AgainstModel.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestAgainstModel = AgainstModel.TestCase
 
 
