@@ -247,6 +247,10 @@ class Head:
             session.acknowledged = own.open.reused_tokens
             metrics.REUSED_TOKENS.labels(self._replica.model_name).inc(session.acknowledged)
         session.chunks.clear()
+        if own.repeats is not None:
+            self._schedule.wait(own.session, lane, own.repeats + 1)
+            self._replica.recovery.repeat_first(own)
+            return
         self._schedule.add(own.session, session.token_ids[session.acknowledged :], lane, session.acknowledged)
         self._wake.set()
 

@@ -100,6 +100,11 @@ class Journals:
         """Sessions with a journal."""
         return len(self._of)
 
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of blocks that no session needs now; they go first."""
+        return sum(self._blocks[digest].nbytes for digest in self._unused)
+
     def open(self, session: int, prompt: Sequence[bytes] = (), reused: int = 0) -> None:
         """Begin the journal of a session, in place of an older one.
 
@@ -171,18 +176,26 @@ class Journals:
             del rows[size:]
         journal.end = end
 
-    def chunks(self, session: int) -> Iterator[tuple[int, int, TensorView, list[Tensor]]]:
-        """All of a journal as frames take it: position, count, activations and sides. A copy: it may grow meanwhile."""
+    def chunks(
+        self, session: int, end: int, first: int | None = None
+    ) -> Iterator[tuple[int, int, TensorView, list[Tensor]]]:
+        """Positions of a journal as frames take them: position, count, activations and sides.
+
+        Args:
+            session: one that has a journal.
+            end: one past the last, which is in the journal.
+            first: the first; all of them from the start when None. A copy is made, since the journal may grow meanwhile.
+        """
         journal = self._of[session]
         whole = {
             name: memoryview(b"".join([*(block.rows[name] for block in journal.blocks), rows]))
             for name, rows in journal.rows.items()
         }
-        start, end = journal.start, journal.end
-        for position in range(start, end, CHUNK):
-            first, count = position - start, min(CHUNK, end - position)
+        start = journal.start
+        for position in range(start if first is None else first, end, CHUNK):
+            at, count = position - start, min(CHUNK, end - position)
             parts = {
-                name: data[first * layout.row_bytes : (first + count) * layout.row_bytes]
+                name: data[at * layout.row_bytes : (at + count) * layout.row_bytes]
                 for name, data in whole.items()
                 for layout in [self._layouts[name]]
             }

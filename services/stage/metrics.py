@@ -47,7 +47,9 @@ REBUILT = counter(
     ("model", "stage"),
 )
 JOURNAL_BYTES = gauge(
-    "stagemesh_stage_journal_bytes", "Activations kept to build a lost next replica again", ("model", "stage")
+    "stagemesh_stage_journal_bytes",
+    "Activations kept to build a lost next replica again: of running sessions, and of prompts that may come again",
+    ("model", "stage", "part"),
 )
 JOURNALS_DROPPED = counter(
     "stagemesh_stage_journals_dropped_total",

@@ -4,6 +4,7 @@
    lost. One that loses the replica before it keeps them too, and waits. Each holds at most `HOLD_S`.
 2. The router chooses another replica, and the head sends the session's next step in a new epoch, with the new route.
 3. Whoever gets that step goes back to its position, if it was ahead: what was under way in the old epoch is void.
+   State that cannot go back (a recurrent one) stays as it is, and what that step gave is sent on once more.
 4. Whose next replica is a new one first replays the journal of what it had sent: steps that only build state. The
    step itself follows them on the same link.
 5. Behind the new replica everything is as it was: the others find their keys and values up to that position.
@@ -16,7 +17,7 @@ import logging
 import time
 from typing import Protocol
 
-from stagemesh.errors import FailedPrecondition, ResourceExhausted, StagemeshError
+from stagemesh.errors import FailedPrecondition, ResourceExhausted, StagemeshError, Unavailable
 from stagemesh.v1.stage_pb2 import (
     Frame,
     LostReplica,
@@ -85,7 +86,7 @@ class Recovery:
         self._fenced = metrics.FENCED.labels(*labels)
         self._rebuilt = metrics.REBUILT.labels(*labels)
         self._held = metrics.HELD.labels(*labels)
-        self._bytes = metrics.JOURNAL_BYTES.labels(*labels)
+        self._bytes = {part: metrics.JOURNAL_BYTES.labels(*labels, part) for part in ("sessions", "prompts")}
         self._dropped = metrics.JOURNALS_DROPPED.labels(*labels)
 
     # ---- what is sent ----
@@ -195,7 +196,9 @@ class Recovery:
                 log.info("session.abandoned stage=%d: nobody went on with it", self._owner.stage)
                 self._owner.close_session(session)
         self._held.set(len(held))
-        self._bytes.set(self.journals.used_bytes)
+        idle = self.journals.idle_bytes
+        self._bytes["sessions"].set(self.journals.used_bytes - idle)
+        self._bytes["prompts"].set(idle)
         self._dropped.inc(self.journals.take_dropped())
 
     # ---- it goes on ----
@@ -214,6 +217,8 @@ class Recovery:
             if step.position == step.open.reused_tokens:
                 return self._owner.open_session(step, upstream)
             raise StateMissing("the replica does not have its part of the session")
+        if session.epoch == step.epoch and session.position == step.position:
+            return session  # it was built a moment ago
         if step.position > session.position:
             raise StateMissing("the replica has not been told as much of the session")
         session.upstream = upstream
@@ -232,24 +237,64 @@ class Recovery:
         journal = self.journals.get(session.session)
         if rebuilds and (journal is None or journal.end < position):
             raise FailedPrecondition("what the lost replica had been sent is not kept any more")
+        repeats = None
         if not rewind(session.kv, position, busy=session.in_flight > 0):
-            raise StateMissing("the replica's part of the session cannot go back to that position")
+            if not self._can_repeat(session, position):
+                raise StateMissing("the replica's part of the session cannot go back to that position")
+            repeats = position
         session.follow(opening)
         session.epoch, session.position = epoch, position
         session.held = session.history = None
-        self.journals.cut(session.session, position)
+        session.repeats = repeats
+        if repeats is None:
+            self.journals.cut(session.session, position)
         if rebuilds and session.next_hop is not None:
-            self._rebuild(session, session.next_hop)
+            self._rebuild(session, session.next_hop, position)
 
-    def _rebuild(self, session: ReplicaSession, hop: RouteHop) -> None:
-        """Send the next replica all that the lost one had been sent."""
+    def _can_repeat(self, session: ReplicaSession, position: int) -> bool:
+        """Whether the step at `position` is through here already, and what it gave is still known."""
+        journal = self.journals.get(session.session)
+        return (
+            session.kv is not None
+            and not session.in_flight
+            and session.kv.length == position + 1
+            and journal is not None
+            and journal.end == position + 1
+        )
+
+    def repeat(self, session: ReplicaSession, step: Step) -> None:
+        """Send on what the step gave when it was computed in an older epoch: this state cannot go back."""
+        assert session.next_hop is not None, "the last stage has no journal"
+        session.repeats = None
+        ((_, _, tensor, sides),) = self.journals.chunks(session.session, step.position + 1, step.position)
+        try:
+            self._owner.links.to(session.next_hop).post(Frame(steps=[step], sides=sides), tensor)
+        except Unavailable as error:
+            self.lost_toward(session.next_hop, error)
+
+    def repeat_first(self, session: ReplicaSession) -> None:
+        """The same at the head, where the step begins."""
+        assert session.repeats is not None
+        step = Step(
+            session=session.session,
+            epoch=session.epoch,
+            kind=StepKind.STEP_KIND_PREFILL,
+            position=session.repeats,
+            tokens=1,
+            sample=True,
+            open=session.open,
+        )
+        self.repeat(session, step)
+
+    def _rebuild(self, session: ReplicaSession, hop: RouteHop, end: int) -> None:
+        """Send the next replica all that the lost one had been sent before `end`."""
         journal = self.journals.get(session.session)
         assert journal is not None, "looked at before anything was changed"
         opening = StepOpen()
         opening.CopyFrom(session.open)
         opening.reused_tokens = journal.start
         link = self._owner.links.to(hop)
-        for at, count, tensor, sides in self.journals.chunks(session.session):
+        for at, count, tensor, sides in self.journals.chunks(session.session, end):
             step = Step(
                 session=session.session,
                 epoch=session.epoch,
@@ -261,6 +306,4 @@ class Recovery:
             if at == opening.reused_tokens:
                 step.open.CopyFrom(opening)
             link.post(Frame(steps=[step], sides=sides), tensor)
-        log.info(
-            "session.rebuilding stage=%d replica=%s positions=%d", hop.stage, hop.replica_id, journal.end
-        )
+        log.info("session.rebuilding stage=%d replica=%s positions=%d", hop.stage, hop.replica_id, end)

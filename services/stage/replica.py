@@ -148,21 +148,17 @@ class Replica:
             session.kv = None
 
     def close_session(self, session: ReplicaSession) -> None:
-        """End a session here and tell the stages after this one."""
+        """End a session here and tell the stages after this one; each of them, when the next one was lost."""
         self.end_session(session)
-        skipped = session.held is not None or session.open.resume
+        close = SessionClose(session=session.session, epoch=session.epoch)
         for hop in session.open.route[self.stage + 1 :]:
             link = self.links.known(hop)
-            if link is None and skipped:
+            if link is None and (session.held is not None or session.open.resume):
                 link = self.links.to(hop)
-            if link is None:
-                return  # it never got there
-            if not link.broken:
-                link.post(Frame(closes=[SessionClose(session=session.session, epoch=session.epoch)]))
+            if link is not None and not link.broken:
+                link.post(Frame(closes=[close]))
+            if session.held is None:
                 return
-            if not session.open.hold:
-                return  # the stage is gone, and those behind it end the session on their own
-            skipped = True
 
     def fail_session(self, session: ReplicaSession, error: StagemeshError, stage: int) -> None:
         """End a session with an error that its head must hear of."""
@@ -363,6 +359,9 @@ class Replica:
                 if step.position + step.tokens > session.kv.capacity:
                     raise InternalError("step beyond the reserved positions")
                 session.position += step.tokens
+                if session.repeats == step.position and step.tokens == 1:
+                    self.recovery.repeat(session, step)
+                    return None
         except StagemeshError as error:
             if session is not None:
                 self.end_session(session, error.message)

@@ -101,6 +101,10 @@ class Schedule:
         running = _Running(lane, position, list(token_ids))
         self._sessions[session] = self._prompts[session] = running
 
+    def wait(self, session: int, lane: str, position: int) -> None:
+        """A new session whose first step went off by itself; it goes on with the token that comes of it."""
+        self._sessions[session] = _Running(lane, position, [], begun=True)
+
     def token(self, session: int, token_id: int) -> Flight | None:
         """The last stage chose a token for a session that goes on; unknown sessions are ignored.
 

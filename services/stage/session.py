@@ -36,6 +36,7 @@ class ReplicaSession:
         traced: hop record and time of queueing (Unix seconds) of the first ones, for their spans.
         untraced: microseconds of the others, by part and of bubbles.
         held: since when it waits for the replacement of a lost neighbour, Unix seconds; None while all is well.
+        repeats: the position of a step that is through already, so that what it gave is sent on instead.
         next_hop: where its activations go; None on the last stage.
     """
 
@@ -55,6 +56,7 @@ class ReplicaSession:
     traced: list[tuple[HopRecord, float]] = field(default_factory=list)
     untraced: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*PARTS, "bubble"), 0))
     held: float | None = None
+    repeats: int | None = None
     next_hop: RouteHop | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -36,9 +36,11 @@ class Member:
     head: Head | None
     server: GrpcServer
     hop: RouteHop
+    dead: bool = False
 
     async def die(self) -> None:
         """Cut every connection at once, as a killed process does; nothing is said to anybody."""
+        self.dead = True
         for link in list(self.replica.links._links.values()):
             await link.close()
         await self.server.stop(0)
@@ -154,7 +156,8 @@ async def mesh_of(folder: Path, cuts: list[int], replicas: str = "ab", **more: i
         for member in members.values():
             await member.replica.close()
         for member in members.values():
-            await member.server.stop(0)
+            if not member.dead:
+                await member.server.stop(0)
 
 
 async def freed(mesh: Mesh, *names: str) -> None:

@@ -31,7 +31,7 @@ def read(journals: Journals, session: int) -> tuple[int, list[float], list[int]]
     """Where a journal starts, and rows and ids of every position of the frames that would be sent."""
     journal = journals.get(session)
     rows, ids, at = [], [], journal.start
-    for position, count, tensor, sides in journals.chunks(session):
+    for position, count, tensor, sides in journals.chunks(session, journal.end):
         assert position == at
         assert count <= CHUNK
         at += count
@@ -98,6 +98,11 @@ def test_it_holds_what_was_sent_last_for_each_position(seed: int, with_sides: bo
             assert start in (0, started[known][1])
             assert rows == expected
             assert ids == (expected if with_sides else [])
+            if expected:
+                at = rng.randrange(start, start + len(expected))
+                ((position, count, tensor, _),) = journals.chunks(known, at + 1, at)
+                assert (position, count) == (at, 1)
+                assert np.frombuffer(tensor.data, np.float32)[0] == truth[known][at]
     for session in list(truth):
         journals.forget(session)
     assert journals.used_bytes == sum(b.nbytes for b in journals._blocks.values())
@@ -120,7 +125,7 @@ def test_a_journal_of_many_rows_is_replayed_in_frames_of_a_bounded_size() -> Non
     journals.open(1)
     rows = 3 * CHUNK + 5
     journals.add(1, 0, 0, rows, view(wide(range(rows))), [])
-    chunks = journals.chunks(1)
+    chunks = journals.chunks(1, rows)
     first = next(chunks)
     journals.add(1, rows, 0, 1, view(wide([7])), [])  # it may grow while they are on their way
     assert [(position, count) for position, count, _, _ in [first, *chunks]] == [

@@ -8,8 +8,10 @@ import pytest
 from stagemesh.services.stage import recovery
 from stagemesh.services.stage.passes import Work
 
+from stagemesh.checkpoint import inspect
 from stagemesh.errors import FailedPrecondition, NotFound
 from stagemesh.v1.stage_pb2 import Sampling
+from tests.parity import causal
 from tests.stage.meshed import Mesh, Run, freed, mesh_of
 
 CUTS = [0, 3, 5, 8]
@@ -166,3 +168,24 @@ async def test_a_route_for_a_session_that_is_over_is_refused(llama: Path) -> Non
     async with mesh_of(llama, CUTS) as mesh:
         with pytest.raises(NotFound, match="session"):
             await mesh.reroute(5, 1, list(ROUTE))
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "mamba"])
+@pytest.mark.parametrize("stage", [1, 2])
+async def test_families_on_their_own_caches(
+    family: str, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain lists of positions, windows of them, and recurrent states, which cannot go back."""
+    causal.make(family, tmp_path)
+    layers = inspect(tmp_path).layers
+    async with mesh_of(tmp_path, [0, layers // 3, layers * 2 // 3, layers]) as mesh:
+        expected = await whole(mesh, SAMPLED)
+        rows = computed(mesh, monkeypatch)
+        run = Run(
+            mesh, list(ROUTE), PROMPT, NEW, spares={stage: [f"{stage}b"]}, settings={"sampling": SAMPLED}
+        )
+        assert await run.go({10: mesh.members[f"{stage}a"].die}) == expected
+        assert [lost.stage for lost in run.lost] == [stage]
+        for name in set(ROUTE) - {f"{stage}a"}:
+            assert 0 <= rows[name] - (len(PROMPT) + NEW - 1) <= 1, name
+        await freed(mesh, "0a", "1b", "2b")
