@@ -1,5 +1,7 @@
 """Configuration of a stage node."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from stagemesh.config import ServiceConfig
@@ -57,4 +59,7 @@ class StageConfig(ServiceConfig):
         ge=0,
         le=2**14,
         description="MiB of shared memory that a link to a replica on the same host may use; 0 is none",
+    )
+    data_dir: Path | None = Field(
+        None, description="folder that keeps what was measured here; without, the user's cache folder"
     )

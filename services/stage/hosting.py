@@ -28,6 +28,7 @@ from .head import Head
 from .hosted import Hosted
 from .loading import load_assigned
 from .partition.interface import Partition
+from .profile_node import Profiles
 from .relay import Upstream
 from .replica import Replica
 from .watchdog import Limits
@@ -72,6 +73,7 @@ class Hosting:
         self._reading: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
+        self._profiles = Profiles(record, etcd, self.announce, config.fast, config.data_dir)
         self._watcher: Watcher | None = None
         if config.hang_s:
             self._watcher = Watcher(Limits(still_s=config.hang_s))
@@ -126,6 +128,7 @@ class Hosting:
             if assignment.stage == 0:
                 hosted.head = Head(replica, assignment.stages, self._config.chunk_tokens)
             await self.publish(hosted, ReplicaState.REPLICA_STATE_READY)
+            self._profiles.learn(replica, spec)
         except TimeoutError as error:
             late = limit is not None and limit.expired()
             detail = f"it still loads after {self._config.load_timeout_s:g} s" if late else told(error)
@@ -286,6 +289,8 @@ class Hosting:
         if hosted.task is not None:
             hosted.task.cancel()
             await asyncio.gather(hosted.task, return_exceptions=True)
+        if not hosted.hangs:
+            await self._profiles.forget(hosted.assignment.replica_id)
         replica = hosted.replica
         if replica is not None:
             left = Unavailable(f"stage {hosted.assignment.stage} is leaving")

@@ -45,7 +45,7 @@ class Profiles:
         etcd: where the neighbours are.
         announce: writes the record.
         fast: as partitions are loaded.
-        folder: that keeps profiles; by default the user's.
+        data_dir: whose folder `profiles` keeps them; by default the user's cache folder.
     """
 
     def __init__(
@@ -54,26 +54,28 @@ class Profiles:
         etcd: Etcd,
         announce: Callable[[], Awaitable[None]],
         fast: bool,
-        folder: Path | None = None,
+        data_dir: Path | None = None,
     ) -> None:
         self._record = record
         self._etcd = etcd
         self._announce = announce
         self._fast = fast
-        self._folder = folder or default_folder()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._folder = data_dir / "profiles" if data_dir else default_folder()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def learn(self, replica: Replica, spec: ModelSpec) -> None:
         """Find out in the background how fast this node is for the model, if it is not known."""
-        task = asyncio.create_task(self._learn(replica, spec), name=f"profile-{replica.replica_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        name = replica.replica_id
+        task = asyncio.create_task(self._learn(replica, spec), name=f"profile-{name}")
+        self._tasks[name] = task
+        task.add_done_callback(lambda done: self._tasks.pop(name) if self._tasks.get(name) is done else None)
 
-    async def close(self) -> None:
-        """End what is under way."""
-        for task in self._tasks:
+    async def forget(self, replica_id: str) -> None:
+        """End what is under way on a replica; a pass that has begun ends first."""
+        task = self._tasks.get(replica_id)
+        if task is not None:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _learn(self, replica: Replica, spec: ModelSpec) -> None:
         try:

@@ -74,11 +74,10 @@ class Profile(BaseModel):
 
 
 def default_folder() -> Path:
-    """Where profiles are kept: `$STAGEMESH_DATA_DIR`, else the user's cache folder."""
+    """`profiles` in `$STAGEMESH_DATA_DIR`, else in the user's cache folder."""
     own = os.environ.get("STAGEMESH_DATA_DIR")
-    if own:
-        return Path(own) / "profiles"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stagemesh" / "profiles"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stagemesh"
+    return (Path(own) if own else cache) / "profiles"
 
 
 def load(folder: Path, key: str) -> Profile | None:

@@ -205,7 +205,7 @@ async def host(llama: Path, etcd: Etcd, folder: Path) -> AsyncIterator[Host]:
     try:
         yield one
     finally:
-        await one.profiles.close()
+        await one.profiles.forget("r")
         await one.replica.close()
 
 
@@ -220,7 +220,7 @@ async def test_a_node_learns_once_keeps_it_and_knows_its_neighbours(
     await etcd.put(records.node_key("broken"), b"{")
     async with host(llama, etcd, tmp_path) as one:
         await one.learn()
-        kept = load(tmp_path, one.key)
+        kept = load(tmp_path / "profiles", one.key)
         assert kept is not None
         assert set(kept.layer_ms) == set(ROWS)
         assert [dict(profile.layer_ms) for profile in one.record.layer_profiles] == [
@@ -240,11 +240,13 @@ async def test_a_kept_profile_is_used_and_a_broken_one_made_anew(
     llama: Path, etcd: Etcd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with host(llama, etcd, tmp_path) as one:
-        save(tmp_path, Profile(key=one.key, shape=one.shape, layer_ms={1: 123.0}, overhead_ms=0.0))
+        save(
+            tmp_path / "profiles", Profile(key=one.key, shape=one.shape, layer_ms={1: 123.0}, overhead_ms=0.0)
+        )
         await one.learn()
         assert dict(one.record.layer_profiles[0].layer_ms) == {1: 123.0}
     async with host(llama, etcd, tmp_path) as one:
-        (tmp_path / f"{one.key}.json").write_text("nonsense")
+        (tmp_path / "profiles" / f"{one.key}.json").write_text("nonsense")
         await one.learn()
         assert set(one.record.layer_profiles[0].layer_ms) == set(ROWS)
         assert "profile.ignored" in caplog.text
@@ -282,7 +284,7 @@ async def test_cancelled_within_a_pass_it_gives_back_what_the_pass_writes_to_onl
         one.replica.model.forward = slow  # type: ignore[method-assign]
         one.profiles.learn(one.replica, one.spec)
         await until(started.is_set)
-        closing = asyncio.create_task(one.profiles.close())
+        closing = asyncio.create_task(one.profiles.forget("r"))
         await asyncio.sleep(0.1)
         assert one.replica.pool.used_bytes > 0
         assert not closing.done()
