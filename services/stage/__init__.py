@@ -14,4 +14,5 @@ The way of a session through one route, with the file that does each part:
    them to the waiting RPC and to the schedule for the next step.
 7. When the session is over, a close travels along the route and every stage frees what it held. What breaks on
    the way comes back upstream as feedback, and ends in the head as the session's error.
+8. When a neighbour is lost, `recovery.py` holds its sessions, and builds another replica again from `journal.py`.
 """
