@@ -1,0 +1,151 @@
+"""F7, F8 and F9: a router dies, the cache dies or hangs, and a model cannot be loaded."""
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from stagemesh import AsyncClient
+from stagemesh.errors import StagemeshError
+from stagemesh.local import deployment
+from stagemesh.v1 import registry_pb2
+from tests.checkpoints import make_llama
+
+from .mesh import MODEL, until
+from .scenario import Run, quantile, scenario
+
+ADDED_S = 0.020
+PROBES = 60
+
+
+@scenario("F7", "SIGKILL of the router that the clients use, of two")
+async def kill_a_router(run: Run) -> None:
+    async with run.mesh.client() as client:
+        async with run.streams(rounds=1, clients=[client]) as streams:
+            await streams.reach(run.share(0.05, 0.8))
+            used = run.mesh.grpc_addresses.index(client.address)
+            victim = run.mesh.router_processes[used]
+            run.signal(victim, signal.SIGKILL)
+            killed = time.monotonic()
+        run.say("the client moved", f"to router {client.address}, {client.stats}")
+        run.within("every stream had ended", time.monotonic() - killed, 60.0)
+    run.within("p99 stall", quantile(run.outcome.stalls_s, 0.99), 1.0 + run.calm.prefill_s)
+
+    async def back() -> bool:
+        return all([await _answers(address) for address in run.mesh.grpc_addresses])
+
+    run.say("both routers answer", f"after {await until(back, 90, 0.2):.1f} s")
+    await run.whole()
+
+
+async def _answers(address: str) -> bool:
+    async with AsyncClient(address, attempts=1) as client:
+        try:
+            return len((await client.status(timeout_s=5)).nodes) > 0
+        except StagemeshError:
+            return False
+
+
+@scenario("F8", "the cache hangs, later it is killed")
+async def lose_the_cache(run: Run) -> None:
+    cache = run.mesh.service_process("cache")
+    await _added(run, "alive")
+    async with run.streams(rounds=1, cache=True) as streams:
+        await streams.reach(run.share(0.05, 0.5))
+        run.signal(cache, signal.SIGSTOP)
+    run.within("added by a cache that hangs, p50", await _added(run, "hanging"), ADDED_S)
+    run.signal(cache, signal.SIGKILL)
+    run.within("added by a cache that is gone, p50", await _added(run, "gone"), ADDED_S)
+    async with run.streams(rounds=1, cache=True):
+        pass
+
+    async def hits() -> bool:
+        answers = [await _probe(run, 7, cache=True) for _ in range(2)]
+        return answers[1][1] == "hit"
+
+    run.say("it is back and answers", f"after {await until(hits, 60, 0.2):.1f} s")
+
+
+async def _added(run: Run, state: str) -> float:
+    """Seconds that the cache adds to a request that it cannot answer; with and without it in turn."""
+    with_, without = [], []
+    seen: set[str] = set()
+    for _ in range(PROBES if run.full else PROBES // 2):
+        took, cache = await _probe(run, run.rng.randrange(10**6), cache=True)
+        with_.append(took)
+        seen.add(cache)
+        without.append((await _probe(run, run.rng.randrange(10**6), cache=False))[0])
+    added = quantile(with_, 0.5) - quantile(without, 0.5)
+    run.say(
+        f"cache {state}: {', '.join(sorted(seen))}",
+        f"p50 {quantile(with_, 0.5) * 1e3:.0f} ms with it, {quantile(without, 0.5) * 1e3:.0f} ms without; "
+        f"p99 {quantile(with_, 0.99) * 1e3:.0f} and {quantile(without, 0.99) * 1e3:.0f} ms",
+    )
+    return max(added, 0.0)
+
+
+async def _probe(run: Run, number: int, *, cache: bool) -> tuple[float, str]:
+    """Seconds of a short request, and what the cache had to do with it."""
+    ids = [2 + (number // 500**place) % 500 for place in range(3)]
+    began = time.monotonic()
+    answer = await run.client.generate(
+        MODEL, token_ids=ids, max_tokens=4, temperature=0, ignore_eos=True, cache=cache
+    )
+    return time.monotonic() - began, answer.cache
+
+
+@scenario("F9", "a truncated shard, before and after it was deployed", each_seed=False)
+async def truncated_shard(run: Run) -> None:
+    assert run.mesh.folder is not None
+    whole = make_llama(run.mesh.folder / "sharded", max_shard_size="2MB")
+    shards = sorted(whole.glob("*.safetensors"))
+    run.holds("the checkpoint has several shards", len(shards) > 1)
+    async with run.streams() as streams:
+        await streams.reach(0.1)
+        cut = Path(shutil.copytree(whole, run.mesh.folder / "cut"))
+        truncate(cut / shards[-1].name)
+        try:
+            await run.mesh.deploy(cut, "cut", replicas=1, timeout_s=30)
+            run.holds("a truncated shard is refused", False)
+        except StagemeshError as error:
+            run.say("deploying it is refused", f"{type(error).__name__}: {error.message}")
+            run.holds("the error names the file", shards[-1].name in error.message)
+        await run.mesh.deploy(whole, "sharded", replicas=1, timeout_s=60)
+        run.say("a sharded model is deployed and ready")
+        truncate(whole / shards[-1].name)
+        await deployment.scale(run.mesh.registry_address, "sharded", 2, None)
+        run.say("its last shard is replaced by a truncated one, and it is scaled up")
+        seen: list[registry_pb2.ReplicaRecord] = []
+
+        async def failed() -> bool:
+            status = await run.client.status()
+            seen[:] = [item.record for item in status.replicas if item.record.model == "sharded"]
+            found = await deployment.deployments(run.mesh.registry_address)
+            seen.extend(r for each in found if each.model.name == "sharded" for r in each.replicas)
+            return any(record.state == registry_pb2.REPLICA_STATE_FAILED for record in seen)
+
+        await until(failed, 60, 0.2)
+        bad = next(record for record in seen if record.state == registry_pb2.REPLICA_STATE_FAILED)
+        run.say(f"a replica of stage {bad.stage} failed", bad.detail)
+        run.holds("its error names the file", shards[-1].name in bad.detail)
+        answer = await run.client.generate(
+            "sharded", token_ids=[5, 6], max_tokens=4, temperature=0, ignore_eos=True
+        )
+        run.holds("the replicas loaded before go on", len(answer.token_ids) == 4)
+        ready = {record.replica_id for record in seen if record.state == registry_pb2.REPLICA_STATE_READY} & {
+            record.replica_id for record in seen if record.state == registry_pb2.REPLICA_STATE_FAILED
+        }
+        run.holds("what failed was never ready", not ready)
+        for name in ("sharded",):
+            await deployment.undeploy(run.mesh.registry_address, name)
+        await streams.round()
+    run.untested("a full disk while weights are fetched: needs a hub, and a file system of its own")
+    await run.whole()
+
+
+def truncate(file: Path) -> None:
+    """Replace a file by its first half, as an interrupted copy leaves it; whoever has it open keeps the whole."""
+    half = file.read_bytes()[: file.stat().st_size // 2]
+    shorter = file.with_suffix(".part")
+    shorter.write_bytes(half)
+    shorter.rename(file)
