@@ -124,6 +124,14 @@ def test_weighted_forgets_who_left():
     assert picks == {"a": 5, "b": 5}
 
 
+def test_weighted_gives_a_new_one_its_turn_however_many_left_in_debt():
+    policy, rng = Weighted(), random.Random(0)
+    a, b = Candidate("a"), Candidate("b")
+    for number in range(30):
+        new = Candidate(f"new {number}")
+        assert new in [policy.choose([a, b, new], 0.0, rng) for _ in range(3)]
+
+
 @RELAXED
 @given(st.floats(0.1, 100), st.floats(4.5, 100), st.integers(0, 20), st.integers())
 def test_p2c_prefers_the_faster_of_equally_busy_ones(step_ms, factor, busy, seed):
@@ -195,6 +203,14 @@ def test_p2c_finds_a_good_one_among_many(seed):
     rng = random.Random(seed)
     picks = [P2cEwma().choose(offered, 0.0, rng).active for _ in range(20)]
     assert sum(picks) / len(picks) <= 2, "an average of all would be 5.5, of two random choices 4"
+
+
+@RELAXED
+@given(st.integers(), st.integers(1, 200), st.integers(0, 100))
+def test_p2c_takes_a_ready_one_of_many_as_well(seed, ready, others):
+    offered = [heard(str(i), ready=i < ready) for i in range(ready + others)]
+    random.Random(seed).shuffle(offered)
+    assert P2cEwma().choose(offered, 0.0, random.Random(seed)).ready
 
 
 keys = st.text(min_size=1, max_size=12)

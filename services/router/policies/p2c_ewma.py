@@ -54,7 +54,7 @@ def costs_of(candidates: Sequence[Candidate], now: float) -> list[float]:
     costs = []
     for each in candidates:
         slowness = 1.0
-        if each.peak_ms > UNSURE * peak:
+        if each.peak_ms > peak > 0:
             slowness += (each.peak_ms / peak - 1.0) * each.confidence(now)
         if slowness < UNSURE:
             slowness = 1.0
