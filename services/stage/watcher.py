@@ -25,8 +25,8 @@ STEP_S = 0.5
 # Exit status of a process that cannot go on because something in it hangs: whoever supervises it starts it again.
 EXIT_HANGS = 75
 _LAST_WORDS_S = 5.0
-# Nothing on the loop is meant to take long.
-LOOP_LIMITS = Limits(still_s=5.0, busy_s=60.0, first_s=0.0)
+# Nothing on the loop is meant to take long; a neighbour that hears nothing for that long goes elsewhere anyway.
+LOOP_LIMITS = Limits(still_s=3.0, busy_s=60.0, first_s=0.0)
 
 
 @dataclass(eq=False)
