@@ -10,7 +10,7 @@ from enum import Enum
 
 from stagemesh.errors import ResourceExhausted
 
-from .admission_lane import REMEMBERED_S, Lane, Ticket
+from .admission_lane import CAUTION, REMEMBERED_S, Lane, Ticket
 from .priority import Priority
 
 __all__ = ["Admission", "Ending", "Moves", "Refused", "Ticket"]
@@ -92,7 +92,8 @@ class Admission:
             self._start(lane, ticket, now, moves)
             return moves
         wait_s, run_s = lane.wait_s(ticket, now), lane.run_s(ticket, now)
-        if now + wait_s + run_s > ticket.deadline:
+        # Whoever may wait is to be answered, too: told late is told twice as badly.
+        if now + CAUTION * (wait_s + run_s) > ticket.deadline:
             raise self._refusal(lane, ticket, now, "late", "its turn would come too late for its deadline")
         if wait_s > max(self.max_wait_s, run_s):
             raise self._refusal(lane, ticket, now, "full", f"its turn would come in about {wait_s:.0f} s")

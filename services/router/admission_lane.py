@@ -14,7 +14,7 @@ AGING_S = 10.0
 USABLE = 0.6
 """Of the time that a request has, the part that it may be expected to run for."""
 CAUTION = 1.2
-"""How much longer than expected a run may take before it was wrong to begin it."""
+"""How much longer than expected all may take before it was wrong to let a request wait."""
 USABLE_UNSLOWED = 0.8
 """The same where it runs about as fast as it would with fewer others: that it is long is not their fault."""
 REMEMBERED_S = 60.0
@@ -124,7 +124,7 @@ class Lane:
 
     def wait_s(self, ticket: Ticket, now: float) -> float:
         """How long one more like this would wait until those before it are through; 0 while nothing is known of it."""
-        if not self.throughput.known:
+        if not self.throughput.known(now):
             return 0.0
         before = sum(size for each, size in self._asked.items() if each <= ticket.priority)
         return self.throughput.run_s(1, before + ticket.size, now)
@@ -141,16 +141,18 @@ class Lane:
         for priority, (known, at) in self._budgets.items():
             if priority < ticket.priority and now - at < REMEMBERED_S:
                 budget = min(budget, known)
-        expected = self.throughput.run_s(self.active + 1, ticket.size, now)
-        return expected <= USABLE * budget or (
-            expected <= USABLE_UNSLOWED * budget and self.throughput.unslowed(self.active + 1)
-        )
+        throughput, at_once = self.throughput, self.active + 1
+        if throughput.run_s(at_once, ticket.size, now) <= USABLE * budget:
+            return True
+        # Where each gets on as fast as with fewer others, one more gets more done: none takes longer for it.
+        expected = throughput.run_s(self.active, ticket.size, now)
+        return expected <= USABLE_UNSLOWED * budget and throughput.unslowed(at_once)
 
     def run_s(self, ticket: Ticket, now: float) -> float:
-        """What it takes among those that run now, at worst; 0 while nothing is known of it."""
-        if not self.throughput.known:
+        """What it takes among those that run now; 0 while nothing is known of it."""
+        if not self.throughput.known(now):
             return 0.0
-        return CAUTION * self.throughput.run_s(self.active + 1, ticket.size, now)
+        return self.throughput.run_s(self.active + 1, ticket.size, now)
 
     def start(self, ticket: Ticket, now: float) -> None:
         """It runs from now on."""

@@ -71,20 +71,25 @@ class Throughput:
     def _rate(self, units: float, now: float) -> float:
         """Units a second, for requests of so many."""
         self._roll(now, self._active)
-        early = now - self._since
-        # Of the first units a part was made before.
-        most = max(self._units - self._active, 0.0) / early if early >= EARLY_S else 0.0
-        most = max([most, *(each.rate for each in self._seconds)])
+        most = self._early(now)
+        if self._seconds:
+            usual = sum(each.rate for each in self._seconds) / len(self._seconds)
+            most = max(most, usual, self._seconds[-1].rate)
         if most and (self._busy or any(each.busy for each in self._seconds)):
             self._proven = most
             return most
         # It was not asked for more, and may be able to do more.
         return max(most, self._proven or ASSUMED_PER_S * units)
 
-    @property
-    def known(self) -> bool:
+    def known(self, now: float) -> bool:
         """Whether the rate was measured lately."""
-        return bool(self._seconds)
+        self._roll(now, self._active)
+        return bool(self._seconds) or self._early(now) > 0
+
+    def _early(self, now: float) -> float:
+        """The rate of the present second: of its first units a part was made before."""
+        passed = now - self._since
+        return max(self._units - self._active, 0.0) / passed if passed >= EARLY_S else 0.0
 
     def unslowed(self, at_once: int) -> bool:
         """Whether each of so many gets on about as fast as when there were half as many, or fewer."""

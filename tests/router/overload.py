@@ -42,6 +42,8 @@ class Result:
     refused: list = field(default_factory=list)
     full: list = field(default_factory=list)
     waits: list = field(default_factory=list)
+    # How long those waited that were refused in the end.
+    in_vain: list = field(default_factory=list)
     most_active: int = 0
     most_waiting: int = 0
     # Priorities of the answered ones.
@@ -65,11 +67,12 @@ def offer(
     max_waiting=1024,
     seed=0,
     stalls=(),
+    speed=lambda rng: 1.0,
 ):
     """Offer `load(at)` requests a second (Poisson) for `seconds`.
 
     `allowed` is what they say that they have at most, instead of their `tokens`. `stalls` are (begin, end) in which
-    nothing gets on.
+    nothing gets on; `speed` says every second how fast it is, 1 being what the model says.
     """
     rng, now, result = random.Random(seed), 1000.0, Result()
     admission = Admission(max_active=max_active, max_waiting=max_waiting)
@@ -86,7 +89,9 @@ def offer(
         for ticket, _ in moves.refused:
             del waiting[ticket]
             result.refused.append(now - begun)
+            result.in_vain.append(now - ticket.arrived)
 
+    changes, pace = now, 1.0
     while now < begun + seconds:
         now += STEP_S
         at = now - begun
@@ -104,7 +109,9 @@ def offer(
             del waiting[ticket]
             result.late.append(at)
         if not any(begin <= at < end for begin, end in stalls):
-            rate = STEP_S / (model.alone_s + model.each_s * max(len(running), 1))
+            if now >= changes:
+                changes, pace = now + 1.0, speed(rng)
+            rate = pace * STEP_S / (model.alone_s + model.each_s * max(len(running), 1))
             for ticket, client in list(running.items()):
                 client.at += rate
                 made = min(int(client.at), client.left)

@@ -49,6 +49,27 @@ def test_a_stage_without_memory_for_all_of_them_does_not_refuse_many():
     assert sum(at > 10 for at in result.full) <= 0.05 * len(result.answered)
 
 
+def test_where_the_machine_is_shared_what_it_has_at_the_moment_is_used():
+    """Every second it is between 0.4 and 1 times as fast: 0.7 on average."""
+    result = offer(
+        SATURATES, five_times(), OVERLOAD_S, deadline_s=10.0, speed=lambda rng: rng.uniform(0.4, 1.0)
+    )
+    assert result.goodput(OVERLOAD_S / 2, OVERLOAD_S) >= 0.8 * 0.7 * PEAK
+    assert len(result.late) <= 0.1 * len(result.answered)
+
+
+def test_who_is_refused_is_nearly_always_told_so_at_once():
+    result = offer(SATURATES, five_times(), OVERLOAD_S, deadline_s=10.0)
+    assert len(result.in_vain) <= 0.03 * len(result.refused)
+
+
+def test_long_requests_that_leave_each_other_alone_are_not_served_one_by_one():
+    """Each takes two thirds of its time whether it is alone or not: in the end many run at once."""
+    flat = Model(alone_s=0.1, each_s=0.001)
+    result = offer(flat, lambda at: 20.0, 120.0, deadline_s=5.0, max_active=64)
+    assert result.goodput(90.0, 120.0) >= 3.0, "one by one it would be 0.3"
+
+
 def test_a_stall_costs_about_what_it_lasts():
     result = offer(SATURATES, five_times(), OVERLOAD_S, deadline_s=10.0, stalls=[(20, 22)])
     assert result.goodput(24, OVERLOAD_S) >= 0.75 * PEAK
