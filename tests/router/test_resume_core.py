@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -24,12 +25,12 @@ def ask(max_tokens=6, **extra):
 
 
 async def answer(core, request, metadata=None):
-    return [each async for each in core.generate(request, core.context(metadata or {}, 30))]
+    return [each async for each in core.generate(request, core.context(metadata or {}, 90))]
 
 
 async def begin(core, request, chunks, metadata=None):
     """The first chunks of an answer whose router then goes away."""
-    stream = core.generate(request, core.context(metadata or {}, 30))
+    stream = core.generate(request, core.context(metadata or {}, 90))
     got = [await anext(stream) for _ in range(chunks)]
     await stream.aclose()
     return got
@@ -261,12 +262,21 @@ async def test_a_cached_answer_that_broke_goes_on(mesh, second):
 # ---- a router that has to go ----
 
 
-async def test_a_router_that_goes_hands_its_streams_over(mesh, second):
-    core = await mesh.start({"0a": "hang"})
+@asynccontextmanager
+async def door_of(core):
+    """A stub of a router's gRPC port."""
     door = GrpcServer("127.0.0.1", 0)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(core), door.server)
-    async with create_channel(f"127.0.0.1:{await door.start([])}") as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    try:
+        async with create_channel(f"127.0.0.1:{await door.start([])}") as channel:
+            yield inference_pb2_grpc.InferenceServiceStub(channel)
+    finally:
+        await door.stop(0)
+
+
+async def test_a_router_that_goes_hands_its_streams_over(mesh, second):
+    core = await mesh.start({"0a": "hang"})
+    async with asyncio.timeout(30), door_of(core) as stub:
         calls = [stub.Generate(ask(), metadata=[("x-request-id", f"r-{i}")]) for i in range(3)]
         arrived = [[await anext(aiter(call)), await anext(aiter(call))] for call in calls]
         core.hand_over.begin()
@@ -280,7 +290,6 @@ async def test_a_router_that_goes_hands_its_streams_over(mesh, second):
             assert dict(caught.value.trailing_metadata())["x-request-id"] == f"r-{number}"
         with pytest.raises(grpc.aio.AioRpcError, match="shutting down"):
             await anext(aiter(stub.Generate(ask())))
-    await door.stop(0)
     await eventually(lambda: mesh.stages["0a"].cancelled == 3)
     mesh.stages["0a"].mode = "good"
     rest = await answer(await second(), go_on(ask(), arrived[0]))
@@ -288,13 +297,8 @@ async def test_a_router_that_goes_hands_its_streams_over(mesh, second):
 
 
 async def test_an_error_says_which_request_it_was(mesh):
-    door = GrpcServer("127.0.0.1", 0)
-    core = await mesh.start()
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(core), door.server)
-    async with create_channel(f"127.0.0.1:{await door.start([])}") as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    async with door_of(await mesh.start()) as stub:
         call = stub.Embed(inference_pb2.EmbedRequest(model="x"), metadata=[("x-request-id", "mine")])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert dict(caught.value.trailing_metadata())["x-request-id"] == "mine"
-    await door.stop(0)
