@@ -20,6 +20,8 @@ REPLICAS = ROOT + "replicas/"
 SERVICES = ROOT + "services/"
 INVALIDATIONS = ROOT + "invalidations/"
 LEADER = ROOT + "leader"
+# A random mark that the leading registry leaves in a store that has none: without it, or with another one, the store is new.
+STORE = ROOT + "store"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 

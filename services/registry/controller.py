@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import uuid
 from dataclasses import replace
 from random import Random
 
@@ -80,6 +81,8 @@ class Controller:
             leads = await self._leadership.refresh()
         finally:
             self._note_leadership()
+        if leads:
+            await self._keep_store()
         plan = self._plan()
         self._note_pending(plan)
         if leads:
@@ -87,6 +90,17 @@ class Controller:
                 if not self._leadership.leads:
                     return
                 await self._apply(decision)
+
+    async def _keep_store(self) -> None:
+        """Mark a store that has no mark, and give one that was lost its desired state again."""
+        for key, record in list(self._mirror.unwritten.items()):
+            # What somebody wrote there since is newer: the watch brings it.
+            await self._etcd.compare_and_put(key, records.to_json(record), expected_mod_revision=0)
+            self._mirror.unwritten.pop(key, None)
+        if self._mirror.mark is None:
+            mark = uuid.uuid4().hex.encode()
+            if await self._etcd.compare_and_put(records.STORE, mark, expected_mod_revision=0):
+                self._mirror.mark = mark
 
     def _plan(self) -> Plan:
         if self._mirror.snapshots != self._snapshots:

@@ -24,8 +24,16 @@ _KINDS: dict[str, type[Message]] = {
 }
 
 
+# What no lease brings back when the store is lost: only a registry remembers it.
+_DESIRED = (records.MODELS, records.ASSIGNMENTS)
+
+
 class Mirror:
-    """The records by key. `changed` is set at every change; `snapshots` counts how often all was read anew."""
+    """The records by key. `changed` is set at every change; `snapshots` counts how often all was read anew.
+
+    `mark` is the store's; when a store with another mark, or none, takes its place, `unwritten` holds the desired state of
+    before that the new one does not have, until it is written again.
+    """
 
     def __init__(self, etcd: Etcd) -> None:
         self._etcd = etcd
@@ -33,6 +41,8 @@ class Mirror:
         self.changed = asyncio.Event()
         self.synced = asyncio.Event()
         self.snapshots = 0
+        self.mark: bytes | None = None
+        self.unwritten: dict[str, Message] = {}
 
     def __repr__(self) -> str:
         return f"<Mirror keys={len(self._records)} snapshots={self.snapshots}>"
@@ -42,17 +52,28 @@ class Mirror:
         async with aclosing(self._etcd.watch(records.ROOT)) as events:  # type: ignore[type-var]
             async for event in events:
                 if isinstance(event, Snapshot):
-                    self._records.clear()
-                    for key, value in event.items.items():
-                        self._take(key, value)
-                    self.snapshots += 1
-                    self.synced.set()
-                    self.changed.set()
+                    self._on_snapshot(event)
                 elif event.value is None:
                     self.forget(event.key)
                 else:
                     self._take(event.key, event.value)
                     self.changed.set()
+
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        mark = snapshot.items.get(records.STORE)
+        lost = self.unwritten
+        if self.mark not in (None, mark):
+            lost = {key: record for key, record in self._records.items() if key.startswith(_DESIRED)}
+        self.unwritten = {key: record for key, record in lost.items() if key not in snapshot.items}
+        if self.unwritten:
+            log.warning("registry.store_lost: %d records are written again", len(self.unwritten))
+        self.mark = mark
+        self._records = dict(self.unwritten)
+        for key, value in snapshot.items.items():
+            self._take(key, value)
+        self.snapshots += 1
+        self.synced.set()
+        self.changed.set()
 
     def note(self, key: str, record: Message) -> None:
         """Take in what this process has just written, ahead of the watch."""
@@ -62,6 +83,7 @@ class Mirror:
     def forget(self, key: str) -> None:
         """Take in that a key is gone."""
         self._records.pop(key, None)
+        self.unwritten.pop(key, None)
         self.changed.set()
 
     def world(self) -> World:
@@ -81,6 +103,9 @@ class Mirror:
         ]
 
     def _take(self, key: str, value: bytes) -> None:
+        self.unwritten.pop(key, None)
+        if key == records.STORE:
+            self.mark = value
         kind = next((kind for prefix, kind in _KINDS.items() if key.startswith(prefix)), None)
         if kind is None:
             return
