@@ -160,7 +160,10 @@ async def cancels(run: Run) -> None:
 
     async def free() -> bool:
         held = await _held(run)
-        return all(held[what] <= before[what] for what in ("sessions", "KV bytes", "running", "waiting"))
+        return all(
+            held[what] <= before[what]
+            for what in ("sessions", "KV bytes", "running", "waiting", "journal bytes")
+        )
 
     try:
         await until(free, 30)
@@ -181,7 +184,9 @@ async def _held(run: Run) -> dict[str, int]:
     routers = run.mesh.router_processes
     running = await run.mesh.total("stagemesh_sessions_active", routers)
     waiting = await run.mesh.total("stagemesh_sessions_waiting", routers)
-    journals = await run.mesh.total("stagemesh_stage_journal_bytes", run.mesh.stage_processes)
+    journals = await run.mesh.total(
+        "stagemesh_stage_journal_bytes", run.mesh.stage_processes, 'part="sessions"'
+    )
     files = sum(psutil.Process(p.pid).num_fds() for p in [*routers, *run.mesh.stage_processes])
     return {
         "sessions": sum(item.load.sessions for item in status.replicas),
