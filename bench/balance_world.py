@@ -31,8 +31,8 @@ class Setting:
     period_s: float = 1.0
     routers: int = 1
     fixed: bool = False
-    warm: int = 12000
-    counted: int = 12000
+    warm: int = 20000
+    counted: int = 10000
 
 
 @dataclass(slots=True)
