@@ -19,7 +19,7 @@ HEARTBEAT = "heartbeat"
 # It holds sessions that lost a neighbour, and rebuilds one from what its upstream neighbour kept.
 RECOVERY = "recovery"
 # What this version can do.
-FEATURES = (HEARTBEAT,)
+FEATURES = (HEARTBEAT, RECOVERY)
 
 
 @dataclass(frozen=True, slots=True)

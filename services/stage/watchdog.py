@@ -14,6 +14,8 @@ Size = tuple[int, int]
 
 # Weight of the newest pass in the moving average of its size.
 _EWMA = 0.2
+# A size that was never seen is not expected to take longer than that, or than the longest that was seen. Seconds.
+_UNSEEN_S = 6.0
 # A thread that used that share of a step ran in it.
 _RAN = 0.1
 
@@ -78,16 +80,19 @@ class PassTimes:
         """What one of this size may be expected to take; None when no pass was seen at all.
 
         A size that was never seen takes at most as much more than a smaller one as it has more rows, each attending
-        to as much more.
+        to as much more; that may be a lot more than it really takes, and is capped.
         """
         known = self._seconds.get(size)
         if known is not None:
             return known
-        estimates = [
+        seen = list(self._seconds.items())
+        if not seen:
+            return None
+        most = max(
             seconds * 2.0 ** (max(0, size[0] - rows) + max(0, size[1] - positions))
-            for (rows, positions), seconds in list(self._seconds.items())
-        ]
-        return max(estimates, default=None)
+            for (rows, positions), seconds in seen
+        )
+        return min(most, max(_UNSEEN_S, *(seconds for _, seconds in seen)))
 
 
 class Watch:

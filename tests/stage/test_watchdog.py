@@ -121,6 +121,10 @@ def test_a_size_that_was_never_seen_may_take_as_much_more_as_it_is_larger() -> N
     assert times.expected_s((5, 8)) == pytest.approx(0.32)
     # A smaller one takes no less than what is known to be possible.
     assert times.expected_s((1, 2)) == pytest.approx(0.01)
+    # A first prompt after single tokens does not get hours to hang in.
+    assert times.expected_s((12, 20)) == 6.0
+    times.observe((9, 9), 40.0)
+    assert times.expected_s((12, 20)) == 40.0
 
 
 def test_the_usual_time_follows_the_machine() -> None:
