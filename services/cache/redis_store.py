@@ -7,7 +7,6 @@ here, nothing from here is believed.
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import time
@@ -15,14 +14,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import redis.asyncio
-from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
-from stagemesh.errors import ConfigError, Unavailable
-from stagemesh.v1.cache_pb2 import CacheRecord
+from stagemesh.errors import Unavailable
 
 from .behind import BehindStats
 from .entry_file import Row
+from .redis_records import ROOT, believed, check_eviction, entry_name, index_name, to_record
 from .selector import Selector
 
 log = logging.getLogger(__name__)
@@ -30,8 +28,6 @@ CONNECT_S = 5.0
 WRITE_S = 5.0
 PAUSE_S = 1.0
 BATCH = 200
-ROOT = "{stagemesh-cache}:"
-"""In braces: a cluster keeps all of it in one place, as its transactions need."""
 _TAGS, _DONE = ROOT + "tags", ROOT + "invalidations"
 _FAILURES = (RedisError, OSError, TimeoutError)
 
@@ -66,7 +62,7 @@ class RedisStore:
         try:
             async with asyncio.timeout(CONNECT_S):
                 done = {each.decode() for each in await client.hkeys(_DONE)}
-                await _check_eviction(client)
+                await check_eviction(client)
         except _FAILURES as error:
             await client.aclose()
             raise Unavailable(f"redis: does not answer: {type(error).__name__}", field="redis") from None
@@ -92,13 +88,13 @@ class RedisStore:
             return None
         try:
             async with asyncio.timeout(self._timeout_s):
-                data = await self._client.hget(_entry(tenant, key), "record")
+                data = await self._client.hget(entry_name(tenant, key), "record")
         except _FAILURES as error:
             self._pause(error)
             return None
         if data is None or self._owed:
             return None
-        row = _believed(data, tenant, key)
+        row = believed(data, tenant, key)
         if row is None:
             log.warning("cache.redis_wrong: a record is not what was written")
         return row
@@ -123,7 +119,7 @@ class RedisStore:
 
         for row in [row for row in self._waiting.values() if stale(row.tenant, row.tags)]:
             self._forget(row.tenant, row.key)
-        await self._owe(lambda: self._delete([_index("tag", model_tag)], stale))
+        await self._owe(lambda: self._delete([index_name("tag", model_tag)], stale))
 
     def carried_out(self, invalidation: str) -> bool:
         """Whether any of the caches did."""
@@ -184,14 +180,14 @@ class RedisStore:
         pipe = self._client.pipeline(transaction=True)
         touched = set()
         for row in rows:
-            name = _entry(row.tenant, row.key)
-            fields = {"record": _record(row), "tags": json.dumps(row.tags), "tenant": row.tenant}
+            name = entry_name(row.tenant, row.key)
+            fields = {"record": to_record(row), "tags": json.dumps(row.tags), "tenant": row.tenant}
             pipe.hset(name, mapping=fields)
             pipe.pexpireat(name, row.expires_ms)
             for index in (
-                _index("all", ""),
-                _index("tenant", row.tenant),
-                *(_index("tag", t) for t in row.tags),
+                index_name("all", ""),
+                index_name("tenant", row.tenant),
+                *(index_name("tag", t) for t in row.tags),
             ):
                 pipe.zadd(index, {name: row.expires_ms})
                 touched.add(index)
@@ -204,11 +200,11 @@ class RedisStore:
     async def _indexes(self, selector: Selector) -> list[str]:
         """Sets whose members together are all that the selector can fit."""
         if selector.tags:
-            return [_index("tag", min(selector.tags))]
+            return [index_name("tag", min(selector.tags))]
         if selector.prefix:
             tags = [each.decode() for each in await self._client.smembers(_TAGS)]
-            return [_index("tag", tag) for tag in tags if tag.startswith(selector.prefix)]
-        return [_index("tenant", selector.tenant) if selector.tenant else _index("all", "")]
+            return [index_name("tag", tag) for tag in tags if tag.startswith(selector.prefix)]
+        return [index_name("tenant", selector.tenant) if selector.tenant else index_name("all", "")]
 
     async def _delete(self, indexes: list[str], fits: Callable[[str, list[str]], bool]) -> None:
         async with self._one_at_a_time:
@@ -251,56 +247,3 @@ class RedisStore:
     def _pause(self, error: BaseException) -> None:
         log.warning("cache.redis_failed: %s, left alone for %.0f s", type(error).__name__, PAUSE_S)
         self._paused_until = time.monotonic() + PAUSE_S
-
-
-async def _check_eviction(client: Any) -> None:
-    try:
-        found = await client.config_get("maxmemory*")
-    except RedisError:
-        log.warning("cache.redis_unknown: cannot see its maxmemory-policy; it must not be an allkeys one")
-        return
-    policy = str(found.get("maxmemory-policy", ""))
-    if str(found.get("maxmemory", "0")) != "0" and policy.startswith("allkeys"):
-        raise ConfigError(
-            f"redis: its maxmemory-policy {policy} may evict what invalidations need; set volatile-lru"
-        )
-
-
-def _entry(tenant: str, key: bytes) -> str:
-    return f"{ROOT}entry:{hashlib.sha256(tenant.encode()).hexdigest()[:32]}:{key.hex()}"
-
-
-def _index(kind: str, name: str) -> str:
-    return f"{ROOT}{kind}:{name}"
-
-
-def _record(row: Row) -> bytes:
-    return CacheRecord(
-        tenant=row.tenant,
-        key=row.key,
-        value=row.value,
-        digest=row.digest,
-        tags=row.tags,
-        stored_unix_ms=row.stored_ms,
-        expires_unix_ms=row.expires_ms,
-    ).SerializeToString()
-
-
-def _believed(data: bytes, tenant: str, key: bytes) -> Row | None:
-    """The row of a record, if it is this entry's and whole."""
-    try:
-        record = CacheRecord.FromString(data)
-    except DecodeError:
-        return None
-    right = hashlib.sha256(key + record.value).digest() == record.digest
-    if (record.tenant, record.key) != (tenant, key) or not right:
-        return None
-    return Row(
-        tenant,
-        key,
-        record.value,
-        record.digest,
-        tuple(record.tags),
-        record.stored_unix_ms,
-        record.expires_unix_ms,
-    )

@@ -40,6 +40,7 @@ class Validity:
         self._behind = behind
         self._lately = Lately(keep_s=3600.0, at_most=4096)
         self._known: dict[str, asyncio.Task[int]] = {}
+        self._revisions: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"Validity({len(self._known)} invalidations known)"
@@ -77,6 +78,9 @@ class Validity:
 
     async def deployed(self, spec: ModelSpec) -> None:
         """A model is deployed in this revision: answers of any other are dropped."""
+        if self._revisions.get(spec.name) == spec.revision:
+            return  # it was scaled, or is only told again
+        self._revisions[spec.name] = spec.revision
         model, revision = f"model:{spec.name}", f"revision:{spec.revision}"
         dropped = await self._drop(self._store.stale(model, revision))
         await self._behind.drop_stale(model, revision)
@@ -85,6 +89,7 @@ class Validity:
 
     async def undeployed(self, name: str) -> None:
         """A model is gone, and its answers with it."""
+        self._revisions.pop(name, None)
         model = f"model:{name}"
         await self._drop(self._store.select(Selector(tags=frozenset({model}))))
         await self._behind.drop_stale(model, "")

@@ -15,7 +15,7 @@ pytest.importorskip("redis")
 if BINARY is None:
     pytest.skip("no redis-server: scripts/install_redis.sh installs it", allow_module_level=True)
 
-from stagemesh.services.cache import redis_store
+from stagemesh.services.cache import redis_records, redis_store
 from stagemesh.services.cache.entry_file import Row
 from stagemesh.services.cache.redis_store import RedisStore
 from stagemesh.services.cache.selector import Selector
@@ -77,7 +77,7 @@ async def test_an_entry_ends_with_its_time_and_its_index_with_it(server: RedisPr
     await until(lambda: _missing(store, each))
     store.kept(fresh("b"))
     await written(store)
-    assert await store._client.zcard(redis_store._index("tag", "m")) == 1
+    assert await store._client.zcard(redis_records.index_name("tag", "m")) == 1
     await store.close()
 
 
@@ -142,14 +142,14 @@ async def test_a_redeployed_model_leaves_nothing_of_before(server: RedisProcess)
 async def test_a_wrong_record_is_not_believed(server: RedisProcess, caplog: pytest.LogCaptureFixture) -> None:
     store = await connect(server)
     each, other = fresh("a"), fresh("b")
-    name = redis_store._entry("t", each.key)
-    right = redis_store._record(each)
+    name = redis_records.entry_name("t", each.key)
+    right = redis_records.to_record(each)
     wrong = (
         b"",
         b"\xff\xff",
         right[:-20],
-        redis_store._record(other),
-        redis_store._record(fresh("a", tenant="u")),
+        redis_records.to_record(other),
+        redis_records.to_record(fresh("a", tenant="u")),
     )
     for record in wrong:
         await store._client.hset(name, "record", record)
@@ -191,6 +191,28 @@ async def test_a_frozen_server_is_passed_by_and_an_invalidation_is_owed(
     other = await connect(server)
     assert await other.find("t", each.key) is None
     await other.close()
+    await store.close()
+
+
+async def test_nothing_is_believed_while_an_invalidation_is_owed(server: RedisProcess) -> None:
+    store = await connect(server)
+    each, turns = fresh("a"), 0
+
+    async def fails_at_first() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 1:
+            raise OSError
+
+    store.kept(each)
+    await written(store)
+    await store._owe(fails_at_first)
+    store._paused_until = 0.0
+    assert await store.find("t", each.key) is None
+    await written(store)
+    assert turns == 2
+    store._paused_until = 0.0
+    assert await store.find("t", each.key) == each
     await store.close()
 
 

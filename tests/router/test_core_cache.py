@@ -5,9 +5,11 @@ import grpc
 import numpy as np
 import pytest
 from stagemesh.services.router.cache_client import MAX_LOOKUPS
+from stagemesh.services.router.cache_flight import CacheUse
 
 from stagemesh.errors import InvalidArgument, StagemeshError
 from stagemesh.metrics import REGISTRY
+from stagemesh.v1.cache_pb2 import CachedGeneration
 from stagemesh.v1.inference_pb2 import CacheControl, CacheStatus, EmbedRequest
 from stagemesh.v1.registry_pb2 import ServiceRecord
 
@@ -191,6 +193,29 @@ async def test_a_generation_cut_off_is_not_stored(mesh, hopeless):
     await left.aclose()
     await asyncio.gather(*core._cache._stores)
     assert mesh.cache.kept == {}
+
+
+async def test_what_would_not_be_believed_is_not_stored_and_counted(mesh):
+    core = await mesh.start(cache="good")
+
+    async def stored(fault):
+        use = CacheUse(
+            tenant="t",
+            key=b"k" * 32,
+            spec=core.membership.models["m"],
+            kind=CachedGeneration,
+            fault=lambda value: fault,
+            deadline=time.monotonic() + 30,
+        )
+        with await core._cache.ask(use) as asked:
+            asked.store(CachedGeneration(finish_reason="length"))
+        await asyncio.gather(*core._cache._stores)
+        return len(mesh.cache.kept)
+
+    assert await stored("scripted fault") == 0
+    reason = {"reason": "scripted fault"}
+    assert REGISTRY.get_sample_value("stagemesh_cache_unstored_total", reason) == 1
+    assert await stored("") == 1
 
 
 async def test_the_tenant_is_the_keys_and_not_what_the_caller_says(mesh, tmp_path):
