@@ -30,8 +30,8 @@ class Answer:
     error: str = ""
 
 
-async def ask(client: AsyncClient, place: Place) -> Answer:
-    """One request of 32 tokens with a deadline of five seconds."""
+async def ask(client: AsyncClient, place: Place, deadline_s: float = 60.0) -> Answer:
+    """One request of 32 tokens."""
     began = time.monotonic()
     error = ""
     try:
@@ -42,7 +42,7 @@ async def ask(client: AsyncClient, place: Place) -> Answer:
             temperature=0,
             ignore_eos=True,
             cache=False,
-            timeout_s=DEADLINE_S,
+            timeout_s=deadline_s,
         )
     except StagemeshError as wrong:
         error = type(wrong).__name__
@@ -56,13 +56,15 @@ async def overload(run: Run) -> None:
     router = run.mesh.router_processes[0]
     async with AsyncClient(run.mesh.grpc_addresses[0], attempts=1) as client:
         peak, calm_s = await _peak(run, client, for_s)
+        # What the peak's own requests take is no lateness, on a slow machine either.
+        deadline_s = max(DEADLINE_S, 3 * calm_s)
         run.say("closed loop, 64 places", f"{peak:.1f} answers/s, p50 {calm_s:.2f} s: the peak")
         before = largest = run.mesh.rss(router)
         answers: list[Answer] = []
         tasks: set[asyncio.Task[None]] = set()
 
         async def one(number: int) -> None:
-            answers.append(await ask(client, Place(number % 64)))
+            answers.append(await ask(client, Place(number % 64), deadline_s))
 
         began = time.monotonic()
         number = 0
@@ -76,10 +78,9 @@ async def overload(run: Run) -> None:
             await asyncio.sleep(run.rng.expovariate(100))
         over = time.monotonic()
         run.say(f"offered {number} requests in {over - began:.1f} s", f"{number / (over - began):.0f}/s")
-        served = [
-            answer for answer in answers if not answer.error and began + DEADLINE_S / 2 < answer.ended <= over
-        ]
-        goodput = len(served) / (over - began - DEADLINE_S / 2)
+        settled = began + for_s / 4
+        served = [answer for answer in answers if not answer.error and settled < answer.ended <= over]
+        goodput = len(served) / (over - settled)
         await asyncio.gather(*tasks)
         kinds = {kind: sum(answer.error == kind for answer in answers) for kind in {a.error for a in answers}}
         run.say(

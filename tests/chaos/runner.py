@@ -11,6 +11,7 @@ from types import TracebackType
 import torch
 
 from stagemesh import AsyncClient
+from stagemesh.errors import DeadlineExceeded, Unavailable
 from tests.checkpoints import make_llama
 
 from .decided import decided
@@ -49,9 +50,10 @@ class Suite:
             await self._end()
             mesh, client, calm = await self._whole()
         mesh.events.clear()
+        read = {log: log.stat().st_size for log in mesh.folder.glob("*.log")} if mesh.folder else {}
         outcome = await perform(chosen, seed, mesh, client, calm, full=self._full)
         if not outcome.kept:
-            outcome.evidence += [f"mesh: {line}" for line in mesh.events] + _complaints(mesh.folder)
+            outcome.evidence += [f"mesh: {line}" for line in mesh.events] + _complaints(mesh.folder, read)
             print("\n".join(f"          {line}" for line in outcome.evidence), flush=True)
         if outcome.error or outcome.failed or outcome.wrong:
             await self._end()
@@ -70,8 +72,7 @@ class Suite:
 
     async def _begin(self) -> tuple[ChaosMesh, AsyncClient, Baseline]:
         began = time.monotonic()
-        mesh = self._mesh = ChaosMesh()
-        await mesh.start()
+        mesh = self._mesh = await _start()
         await mesh.deploy(self._llama, MODEL, timeout_s=120)
         client = self._client = AsyncClient(mesh.grpc_addresses[0])
         calm = self._calm = Baseline(await self._golden(client), await _prefill_s(client))
@@ -105,6 +106,20 @@ class Suite:
         self._mesh = self._client = None
 
 
+async def _start(attempts: int = 3) -> ChaosMesh:
+    """A mesh that is up; on a machine that is busy with other things that takes more than one attempt."""
+    while True:
+        mesh = ChaosMesh()
+        attempts -= 1
+        try:
+            await mesh.start()
+            return mesh
+        except (DeadlineExceeded, Unavailable) as error:
+            if not attempts:
+                raise
+            print(f"the mesh did not come up: {error}", flush=True)
+
+
 async def _suits(chosen: Scenario, mesh: ChaosMesh, client: AsyncClient) -> bool:
     hosted = await mesh.hosted(client)
     return not chosen.needs or any(chosen.needs(mesh, each) for each in hosted)
@@ -122,11 +137,11 @@ async def _prefill_s(client: AsyncClient) -> float:
     return sorted(took)[2]
 
 
-def _complaints(folder: Path | None, most: int = 8) -> list[str]:
-    """The last lines of each process's log that tell of something out of the ordinary."""
+def _complaints(folder: Path | None, read: dict[Path, int], most: int = 8) -> list[str]:
+    """Lines that each process has logged since of something out of the ordinary."""
     found = []
     for log in sorted(folder.glob("*.log")) if folder is not None else ():
-        lines = log.read_text(errors="replace").splitlines()
+        lines = log.read_bytes()[read.get(log, 0) :].decode(errors="replace").splitlines()
         odd = [
             line
             for line in lines

@@ -80,7 +80,6 @@ async def slow_replica(run: Run) -> None:
     victim = await run.replica()
     async with run.streams() as streams:
         await streams.reach(0.5)
-        run.say(f"share of {victim} before", f"{await share_of(run, victim, 3.0):.0%}")
         async with slowed(victim.process):
             run.say(f"{victim} runs a tenth of the time")
             await asyncio.sleep(10.0)
@@ -129,13 +128,26 @@ async def last_routed(run: Run, victim: Replica, during_s: float) -> float:
     return last
 
 
-async def share_of(run: Run, victim: Replica, during_s: float) -> float:
-    """The replica's part of the sessions that its stage is given from now on."""
-    peers = [each.replica_id for each in await run.mesh.hosted(run.client) if each.stage == victim.stage]
+async def share_of(run: Run, victim: Replica, during_s: float, least: int = 40) -> float:
+    """The replica's part of the sessions that its stage is given from now on, of at least that many."""
+    hosted = await run.mesh.hosted(run.client)
+    peers = [
+        each.replica_id
+        for each in hosted
+        if each.stage == victim.stage and each.replica_id != victim.replica_id
+    ]
     before = await run.routed([victim.replica_id]), await run.routed(peers)
-    await asyncio.sleep(during_s)
-    own, all_ = await run.routed([victim.replica_id]) - before[0], await run.routed(peers) - before[1]
-    return own / all_ if all_ else 0.0
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(0.5)
+        own, others = await run.routed([victim.replica_id]) - before[0], await run.routed(peers) - before[1]
+        passed = time.monotonic() - began
+        if passed >= during_s and (own + others >= least or passed > 6 * during_s):
+            run.say(
+                f"sessions that stage {victim.stage} was given",
+                f"{own:.0f} of {own + others:.0f} to {victim}",
+            )
+            return own / (own + others) if own + others else 0.0
 
 
 async def rejoins(run: Run, victim: Replica, within_s: float = 30.0) -> None:
