@@ -14,12 +14,16 @@ from stagemesh.v1 import registry_pb2, stage_pb2
 from .channels import Channels
 from .context import RequestContext
 from .loads import Loads
+from .policies import Ask
+from .retry_budget import RetryBudget
 from .routing import Routing, blame
 from .telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 Route = list[stage_pb2.RouteHop]
 FAILED_REPLICA = "stagemesh-failed-replica"
+MAX_BUDGETS = 4096
+"""Models' retry budgets kept; models come and go."""
 
 # What a stage may answer that says something about the route, not about the request.
 ROUTE_FAULTS = (
@@ -53,12 +57,15 @@ class Attempts:
         self.channels = channels
         self.telemetry = telemetry
         self.rng = rng
+        self._budgets: dict[str, RetryBudget] = {}
 
-    def choose(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str]) -> Route:
+    def choose(
+        self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str], ask: Ask
+    ) -> Route:
         """A route; see `Routing.choose` for what it raises."""
         with self.telemetry.span("router.route", span) as routing_span:
             route = self.routing.choose(
-                spec, time.monotonic(), self.rng, override=ctx.policy_override, avoid=avoid
+                spec, time.monotonic(), self.rng, override=ctx.policy_override, avoid=avoid, ask=ask
             )
             for hop in route if routing_span.is_recording() else ():
                 routing_span.set_attribute(f"stagemesh.stage.{hop.stage}", hop.replica_id)
@@ -77,11 +84,30 @@ class Attempts:
         # One dead node may have held a replica of every stage, and each is found out by a route of its own.
         # A full replica is no fault: trying them all would only add to the load.
         attempts = 2 if isinstance(broke.error, errors.ResourceExhausted) else len(route) + 1
-        return (
-            attempt < attempts
-            and ctx.deadline > time.monotonic()
-            and self.routing.has_other(spec, route, avoid)
-        )
+        now = time.monotonic()
+        if not (attempt < attempts and ctx.deadline > now and self.routing.has_other(spec, route, avoid)):
+            return False
+        if self._budget(spec, now).may_retry(now):
+            return True
+        self.telemetry.retries_denied.labels(spec.name).inc()
+        return False
+
+    def begun(self, spec: registry_pb2.ModelSpec) -> None:
+        """A request begins, and brings its share of a retry."""
+        now = time.monotonic()
+        self._budget(spec, now).request(now)
+
+    def ended(self, route: Route) -> None:
+        """It came to its end along this route: its replicas are well."""
+        self.loads.succeeded([hop.replica_id for hop in route], time.monotonic())
+
+    def _budget(self, spec: registry_pb2.ModelSpec, now: float) -> RetryBudget:
+        budget = self._budgets.get(spec.name)
+        if budget is None:
+            if len(self._budgets) >= MAX_BUDGETS:
+                self._budgets.clear()
+            budget = self._budgets[spec.name] = RetryBudget(now)
+        return budget
 
     def retrying(self, spec: registry_pb2.ModelSpec, broke: RouteBroke) -> None:
         """Say and count it."""

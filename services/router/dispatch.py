@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
 import grpc.aio
 from opentelemetry.trace import Span
@@ -10,6 +10,7 @@ from opentelemetry.trace import Span
 from stagemesh import errors, tracing
 from stagemesh.v1 import registry_pb2, stage_pb2
 
+from .ask import ask_of
 from .attempts import ROUTE_FAULTS, Attempts, Route, RouteBroke, deadline_unix_ms, remaining
 from .channels import Channels
 from .context import RequestContext
@@ -37,7 +38,12 @@ class Dispatch:
         self._telemetry = telemetry
 
     def generate(
-        self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, opening: Opening
+        self,
+        spec: registry_pb2.ModelSpec,
+        ctx: RequestContext,
+        span: Span,
+        opening: Opening,
+        prompt: Sequence[int] = (),
     ) -> AsyncGenerator[tuple[Route, stage_pb2.SessionEvent], None]:
         """Events of one session with the route they came by, the last one with a finish reason.
 
@@ -46,12 +52,14 @@ class Dispatch:
             ctx: of the request.
             span: that the session's spans belong to.
             opening: the session for a route, given the tokens that it has so far and its epoch.
+            prompt: its token ids, for policies that look at them.
 
         Raises:
+            InvalidArgument: a header that bears on the route makes no sense.
             Unavailable: there is no route at all, or none got the session any further.
             DeadlineExceeded: the deadline passed while the session waited for one.
         """
-        return SessionRun(self._attempts, spec, ctx, span, opening).events()
+        return SessionRun(self._attempts, spec, ctx, span, opening, ask_of(ctx, prompt)).events()
 
     async def forward(
         self,
@@ -66,11 +74,12 @@ class Dispatch:
 
         `nbytes` is the size of the larger of request and answer; `avoid` holds replicas to keep away from.
         """
-        avoid = set(avoid)
+        avoid, ask = set(avoid), ask_of(ctx)
         attempt = 0
+        self._attempts.begun(spec)
         while True:
             attempt += 1
-            route = self._attempts.choose(spec, ctx, span, avoid)
+            route = self._attempts.choose(spec, ctx, span, avoid, ask)
             try:
                 return route, await self._forward(request(route), route, spec, ctx, span, nbytes)
             except RouteBroke as broke:
@@ -118,6 +127,7 @@ class Dispatch:
             except ROUTE_FAULTS as error:
                 raise self._attempts.broke(route, spec, error) from None
             self._loads.report(answer.loads, time.monotonic())
+            self._attempts.ended(route)
             return answer
 
     async def _streamed(

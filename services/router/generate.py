@@ -94,7 +94,7 @@ class Generation:
                 yield self._chunk(text, [], finish, [], [])
                 return
         async with aclosing(
-            self._dispatch.generate(plan.spec, self._ctx, self._span, self._opening)
+            self._dispatch.generate(plan.spec, self._ctx, self._span, self._opening, plan.token_ids)
         ) as events:
             async for route, event in events:
                 text, finish = answer.push(

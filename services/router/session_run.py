@@ -26,6 +26,7 @@ from stagemesh.v1 import registry_pb2, stage_pb2
 
 from .attempts import Attempts, InFlight, Route, RouteBroke, remaining
 from .context import RequestContext
+from .policies import Ask
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LOOK_S = 0.05, 3.0, 0.05
@@ -49,12 +50,14 @@ class SessionRun:
         ctx: RequestContext,
         span: Span,
         opening: Opening,
+        ask: Ask,
     ) -> None:
         self._attempts = attempts
         self._spec = spec
         self._ctx = ctx
         self._span = span
         self._opening = opening
+        self._ask = ask
         self._route: Route = []
         self._tokens: list[int] = []
         self._epoch = 0
@@ -71,6 +74,7 @@ class SessionRun:
 
     async def events(self) -> AsyncGenerator[tuple[Route, stage_pb2.SessionEvent], None]:
         """Events of the session with the route they came by, the last one with a finish reason."""
+        self._attempts.begun(self._spec)
         while True:
             try:
                 self._route = self._next_route()
@@ -92,7 +96,7 @@ class SessionRun:
                 await self._after(broke)
 
     def _next_route(self) -> Route:
-        route = self._attempts.choose(self._spec, self._ctx, self._span, self._avoid)
+        route = self._attempts.choose(self._spec, self._ctx, self._span, self._avoid, self._ask)
         if self._held and len(route) == len(self._route):
             if route[0].replica_id == self._route[0].replica_id:
                 self._held = False  # there is no other head: everything anew
@@ -162,6 +166,7 @@ class SessionRun:
                     if event.tokens or event.finish_reason:
                         yield event
                     if event.finish_reason:
+                        attempts.ended(self._route)
                         return
                     if event.HasField("lost"):
                         await self._replace(event.lost, opening.session, in_flight)
@@ -215,10 +220,14 @@ class SessionRun:
             await self._pause([before])
         while True:
             try:
-                route = self._attempts.choose(self._spec, self._ctx, self._span, self._avoid)
+                return self._attempts.routing.choose_stage(
+                    self._spec,
+                    before.stage,
+                    time.monotonic(),
+                    self._attempts.rng,
+                    override=self._ctx.policy_override,
+                    avoid=self._avoid,
+                    ask=self._ask,
+                )
             except errors.Unavailable:
                 await asyncio.sleep(min(LOOK_S, remaining(self._ctx)))
-                continue
-            if len(route) != len(self._route):
-                raise RouteBroke(errors.Unavailable("the model was cut anew meanwhile"), set())
-            return route[before.stage]

@@ -79,6 +79,11 @@ class Telemetry:
         self.retries = _counter(
             "stagemesh_route_retries_total", "Routes that broke and were tried anew.", ("model",)
         )
+        self.retries_denied = _counter(
+            "stagemesh_retries_denied_total",
+            "Retries that the budget had no room for: stateless ones fail, sessions wait before they go on.",
+            ("model",),
+        )
         self.http_requests = _counter(
             "stagemesh_http_requests_total", "HTTP requests by status.", ("path", "status")
         )
