@@ -198,7 +198,8 @@ class Head:
         session.timings.add(hops)
         self._wake.set()
         if result.prefilled:
-            session.acknowledged = session.chunks.popleft()
+            if session.chunks:  # else an older replica was built again, and answered as if it had been asked to
+                session.acknowledged = session.chunks.popleft()
             self._measure(self._schedule.answered(result.session), hops)
             return
         session.acknowledged = len(session.token_ids)
