@@ -156,6 +156,8 @@ class Lane:
 
     def start(self, ticket: Ticket, now: float) -> None:
         """It runs from now on."""
+        if not self.active:
+            self.throughput.woke(now)
         self.active += 1
         ticket.started = now
 

@@ -2,9 +2,10 @@
 
 A unit is a token of a generation, or a row of a stateless batch.
 
-As congestion control by delivery rate does (Cardwell et al., "BBR", ACM Queue 2016): what was delivered in a second is
-a lower bound of what can be, so the greatest of the last ten is the estimate. It rises within a second as more is
-asked for, a stall does not lower it, and by Little's law it says how long N requests take that run at once: N / rate.
+As congestion control by delivery rate does (Cardwell et al., "BBR", ACM Queue 2016): what was delivered in the last ten
+seconds is what can be, as long as somebody waited for more, or each request became much slower than with fewer others;
+else it is a lower bound. By Little's law N requests that run at once take N / rate. A rise counts within a second, and
+what stands still says nothing.
 """
 
 from collections import deque
@@ -19,7 +20,7 @@ ASSUMED_PER_S = 3.0
 _WEIGHT = 0.05
 """Of the newest request in the mean: about the last twenty count."""
 _FADES_PER_S = 0.99
-_ABOUT = 1.2
+_ABOUT, _MUCH = 1.2, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Throughput:
     """Of one model, as seen from here."""
 
     def __init__(self, now: float) -> None:
-        self._since = now
+        self._since = self._at = now
         self._units = 0.0
         self._busy = True
         self._active = 0
@@ -53,9 +54,17 @@ class Throughput:
 
     def add(self, units: float, now: float, active: int, waiting: bool) -> None:
         """So much was done, while so many run and others wait or do not."""
-        self._roll(now, active)
+        if now - self._since >= BUCKET_S:
+            self._close(now, active)
         self._units += units
         self._busy = self._busy and waiting
+        self._active = active
+        self._at = now
+
+    def woke(self, now: float) -> None:
+        """A request begins where none ran: that nothing was done until now says nothing."""
+        if now - self._at >= BUCKET_S:
+            self._since, self._units, self._busy = now, 0.0, True
 
     def ended(self, units: float, size: float, *, well: bool) -> None:
         """A request of at most `size` units ended after `units`; the least that it has when it was cut short."""
@@ -70,12 +79,13 @@ class Throughput:
 
     def _rate(self, units: float, now: float) -> float:
         """Units a second, for requests of so many."""
-        self._roll(now, self._active)
+        self._forget(now)
         most = self._early(now)
         if self._seconds:
             usual = sum(each.rate for each in self._seconds) / len(self._seconds)
             most = max(most, usual, self._seconds[-1].rate)
-        if most and (self._busy or any(each.busy for each in self._seconds)):
+        slowed = self._each * _MUCH <= self._best_each and bool(self._seconds)
+        if most and (slowed or self._busy or any(each.busy for each in self._seconds)):
             self._proven = most
             return most
         # It was not asked for more, and may be able to do more.
@@ -83,33 +93,34 @@ class Throughput:
 
     def known(self, now: float) -> bool:
         """Whether the rate was measured lately."""
-        self._roll(now, self._active)
+        self._forget(now)
         return bool(self._seconds) or self._early(now) > 0
 
     def _early(self, now: float) -> float:
         """The rate of the present second: of its first units a part was made before."""
         passed = now - self._since
-        return max(self._units - self._active, 0.0) / passed if passed >= EARLY_S else 0.0
+        return max(self._units - self._active, 0.0) / passed if EARLY_S <= passed <= 2 * BUCKET_S else 0.0
 
     def unslowed(self, at_once: int) -> bool:
         """Whether each of so many gets on about as fast as when there were half as many, or fewer."""
         return 0 < self._best_among * 2 <= at_once and self._best_each <= self._each * _ABOUT
 
-    def _roll(self, now: float, active: int) -> None:
+    def _close(self, now: float, active: int) -> None:
+        """The present second is over; where little is done it took longer, until something was."""
         passed = now - self._since
-        if passed >= BUCKET_S:
-            if self._units:  # else it stood still, which says nothing of what it can do
-                rate = self._units / passed
-                self._among = max((self._active + active) / 2, 1.0)
-                self._each = rate / self._among
-                self._best_each *= _FADES_PER_S**passed
-                if self._each >= self._best_each:
-                    self._best_among = min(self._best_among or self._among, self._among)
-                    self._best_each = self._each
-                elif self._each * _ABOUT >= self._best_each:
-                    self._best_among = min(self._best_among, self._among)
-                self._seconds.append(_Second(now, rate, self._busy))
-            self._since, self._units, self._busy = now, 0.0, True
-        self._active = active
+        if self._units:
+            rate = self._units / passed
+            self._among = max((self._active + active) / 2, 1.0)
+            self._each = rate / self._among
+            self._best_each *= _FADES_PER_S**passed
+            if self._each >= self._best_each:
+                self._best_among = min(self._best_among or self._among, self._among)
+                self._best_each = self._each
+            elif self._each * _ABOUT >= self._best_each:
+                self._best_among = min(self._best_among, self._among)
+            self._seconds.append(_Second(now, rate, self._busy))
+        self._since, self._units, self._busy = now, 0.0, True
+
+    def _forget(self, now: float) -> None:
         while self._seconds and now - self._seconds[0].ended > KEPT_S:
             self._seconds.popleft()

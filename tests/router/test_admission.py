@@ -301,3 +301,39 @@ def test_what_is_computed_for_nothing_teaches_nothing_wrong():
         if admission.arrive(ticket).started:
             admission.leave(ticket, now, Ending.CUT)
     assert admission.lane("m").throughput.run_s(20, 10.0, now) == before
+
+
+@pytest.mark.parametrize("silence_s", [0.5, 3.0, 20.0])
+def test_a_model_that_stands_still_is_not_taken_for_a_slow_one(silence_s):
+    admission = Admission(max_active=1, max_waiting=10)
+    running = arriving(0.0, size=10.0, deadline_s=100.0)
+    admission.arrive(running)
+    admission.arrive(arriving(0.0, size=10.0, deadline_s=100.0))
+    for step in range(3):
+        admission.progress(running, 1, 0.02 * step)
+    later = arriving(0.1 + silence_s, size=10.0, deadline_s=30.0)
+    assert not admission.arrive(later).refused
+    assert admission.waiting == 2
+
+
+def test_a_model_of_one_token_in_three_seconds_is_known_to_be_slow():
+    admission = Admission(max_active=1, max_waiting=10)
+    running = arriving(0.0, size=10.0, deadline_s=100.0)
+    admission.arrive(running)
+    admission.arrive(arriving(0.0, size=10.0, deadline_s=100.0))
+    for step in range(4):
+        admission.progress(running, 1, 3.0 * step)
+    assert admission.lane("m").throughput.run_s(1, 10.0, 9.5) == pytest.approx(30.0)
+    with pytest.raises(ResourceExhausted, match="too late"):
+        admission.arrive(arriving(9.5, size=10.0, deadline_s=30.0))
+
+
+def test_a_night_without_requests_is_not_a_slow_night():
+    admission = Admission(max_active=10, max_waiting=10)
+    for now in (0.0, 40_000.0):
+        running = [arriving(now, size=10.0, deadline_s=5.0) for _ in range(3)]
+        assert all(admission.arrive(ticket).started for ticket in running)
+        for ticket in running:
+            admission.progress(ticket, 10, now + 0.1)
+            admission.leave(ticket, now + 0.1, Ending.WELL)
+    assert admission.lane("m").throughput.run_s(1, 10.0, 40_001.0) < 1.0
