@@ -42,7 +42,7 @@ def solve(problem: Problem) -> Solution:
 
 def _solve(problem: Problem) -> Solution:
     goal = problem.goal
-    exact = None if goal.objective == "latency" else _exact(problem)
+    exact = None if goal.objective == "latency" or problem.merged else _exact(problem)
     many = max(_FEWEST_ROUNDS, _MORE_ROUNDS // len(problem.classes))
     bound = find_bound(problem, _FEW_ROUNDS if exact else many)
     if not bound.tokens_per_s:

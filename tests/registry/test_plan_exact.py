@@ -1,12 +1,15 @@
 """The planner against every plan there is, and against an integer programme."""
 
+from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
 
 from bench.milp import by_milp
-from stagemesh.planning import Goal, build, solve
+from stagemesh.planning import Goal, Speed, build, solve
 from stagemesh.planning.bound import find_bound
+from stagemesh.planning.classes import classes_of
 from stagemesh.planning.orders import improve
 from stagemesh.planning.problem import Problem
 from stagemesh.planning.quickest import Quickest
@@ -100,6 +103,43 @@ def test_two_exact_searches_agree() -> None:
             for plan in filter(None, plans):
                 problem.check(plan)
                 assert problem.throughput(plan) >= top * part * (1 - 1e-9)
+
+
+def test_nothing_above_the_answer_can_be_found() -> None:
+    solved = 0
+    for seed in range(40):
+        problem = medium(seed)
+        found = solve(problem)
+        if found.stages:
+            assert Reach(problem).plan(problem.throughput(found.stages) * (1 + 1e-6)) is None, seed
+            first = improve(problem, find_bound(problem), search=False)
+            solved += first is None or problem.throughput(first) < problem.throughput(found.stages) * (
+                1 - 1e-6
+            )
+    # Not only those whose answer was found before the search began.
+    assert solved > 5
+
+
+def test_the_bound_holds_for_unlike_nodes_that_were_put_into_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(12):
+        rng = Random(3000 + seed)
+        one = case(rng, layers=7, nodes=6, goal=Goal())
+        nodes = [
+            replace(node, speed=Speed({8: rng.uniform(1, 9)}, overhead_ms=rng.uniform(0, 1)), zone="a")
+            for node in one.nodes
+        ]
+        exact = build(one.shape, nodes, one.links, one.goal)
+        monkeypatch.setattr("stagemesh.planning.problem.classes_of", partial(classes_of, most=2))
+        merged = build(one.shape, nodes, one.links, one.goal)
+        monkeypatch.undo()
+        assert merged.merged
+        assert len(merged.classes) == 2
+        best, found = solve(exact), solve(merged)
+        if best.stages:
+            assert exact.throughput(best.stages) <= found.bound, seed
+        if found.stages:
+            assert not found.optimal
+            assert merged.throughput(found.stages) <= exact.throughput(best.stages) * (1 + 1e-9)
 
 
 def test_the_bound_is_one_and_the_search_for_large_problems_comes_close() -> None:
