@@ -28,7 +28,7 @@ from stagemesh.client.results import (
     inference_of,
 )
 from stagemesh.client.targets import addresses_of
-from stagemesh.client.wire import RECONNECT_OPTIONS, call_metadata, failure_of
+from stagemesh.client.wire import call_metadata, failure_of
 from stagemesh.grpc_server import create_channel
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 
@@ -57,7 +57,7 @@ class AsyncClient:
         self._api_key = api_key
         addresses = addresses_of(address)
         self._failover = Failover(addresses, attempts=attempts, rng=random.Random(), now=time.monotonic())
-        self._channels = {each: create_channel(each, options=RECONNECT_OPTIONS) for each in addresses}
+        self._channels = {each: create_channel(each) for each in addresses}
         self._stubs = {
             each: inference_pb2_grpc.InferenceServiceStub(channel) for each, channel in self._channels.items()
         }

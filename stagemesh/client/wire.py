@@ -8,19 +8,15 @@ from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import channel_options
 
-CONNECT_MS = 2_000
-"""How long a router may take to accept a connection: a frozen one never does, and its machine answers for it."""
-RECONNECT_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.enable_http_proxy", 0),
-]
-
 
 def client_options() -> list[tuple[str, Any]]:
-    """Options of a channel to a router: a frozen one is noticed within 3 s, a new one within a second."""
-    return [*channel_options(), *RECONNECT_OPTIONS]
+    """Options of a blocking channel, those of `create_channel`: a frozen router is noticed within 3 s, its return within 1."""
+    return [
+        *channel_options(),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.enable_http_proxy", 0),
+    ]
 
 
 def call_metadata(api_key: str | None, request_id: str | None) -> tuple[tuple[str, str], ...]:
