@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int_]
 Runs = list[tuple[int, int]]
 _BISECTIONS = 12
 # Rows tried after the first ones; each costs a look at every piece.
-_TRIES_TIMES_PIECES = 20_000
+_TRIES_TIMES_PIECES, _MOST_TRIES = 20_000, 400
 _GAIN = 1e-3
 
 
@@ -53,7 +53,8 @@ def improve(problem: Problem, bound: Bound, *, search: bool = True, seed: int = 
         return best
     rng = Random(seed)
     runs = _row_of(problem, best)
-    for _ in range(_TRIES_TIMES_PIECES // problem.pieces // max(1, problem.goal.stages)):
+    tries = min(_MOST_TRIES, _TRIES_TIMES_PIECES // problem.pieces // max(1, problem.goal.stages))
+    for _ in range(tries):
         if rate * (1 + _GAIN) > bound.tokens_per_s:
             break
         moved = _moved(runs, rng)

@@ -16,7 +16,7 @@ __all__ = ["Solution", "solve"]
 # Plans whose rates differ by less than this part are equal.
 STEP = 1e-9
 # Price updates where nothing but the bound says how good a plan is.
-_MORE_ROUNDS, _FEWEST_ROUNDS = 6_000, 150
+_MORE_ROUNDS, _FEWEST_ROUNDS, _MOST_ROUNDS = 6_000, 150, 500
 # Price updates where a search will find the optimum anyway.
 _FEW_ROUNDS = 60
 
@@ -43,8 +43,8 @@ def solve(problem: Problem) -> Solution:
 def _solve(problem: Problem) -> Solution:
     goal = problem.goal
     exact = None if goal.objective == "latency" or problem.merged else _exact(problem)
-    many = max(_FEWEST_ROUNDS, _MORE_ROUNDS // len(problem.classes))
-    bound = find_bound(problem, _FEW_ROUNDS if exact else many)
+    many = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, _MORE_ROUNDS // len(problem.classes)))
+    bound = find_bound(problem, _FEW_ROUNDS if exact or goal.objective == "latency" else many)
     if not bound.tokens_per_s:
         return Solution((), True, 0.0, _why_none(problem))
     if goal.objective == "latency":
