@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Callable
+from functools import partial
 
 from stagemesh.local.processes import ChildProcess
 
@@ -14,10 +15,8 @@ from .scenario import Run, scenario
 async def rolling_restart(run: Run) -> None:
     mesh = run.mesh
     nodes = range(mesh.nodes) if run.full else [run.rng.randrange(mesh.nodes)]
-    places: list[Callable[[], ChildProcess]] = [
-        lambda index=index: mesh.stage_processes[index] for index in nodes
-    ]
-    places += [lambda index=index: mesh.router_processes[index] for index in range(mesh.routers)]
+    places = [partial(lambda index: mesh.stage_processes[index], index) for index in nodes]
+    places += [partial(lambda index: mesh.router_processes[index], index) for index in range(mesh.routers)]
     async with mesh.client() as client:
         async with run.streams(clients=[client]) as streams:
             for place in places:

@@ -43,6 +43,7 @@ class Stream:
 
     place: Place
     began: float
+    limit: int = TOKENS
     tokens: list[int] = field(default_factory=list)
     stall_s: float = 0.0
     ended: float = 0.0
@@ -57,7 +58,7 @@ async def generate(client: AsyncClient, model: str, stream: Stream, *, cache: bo
     call = client.stream(
         model,
         token_ids=place.prompt,
-        max_tokens=TOKENS,
+        max_tokens=stream.limit,
         temperature=0.0 if place.greedy else TEMPERATURE,
         top_k=None if place.greedy else TOP_K,
         seed=None if place.greedy else place.seed,
@@ -131,6 +132,7 @@ async def load(
     *,
     rounds: int | None = None,
     cache: bool = False,
+    tokens: int = TOKENS,
 ) -> AsyncIterator[Load]:
     """Streams from every place while the body runs, or so many `rounds` of them, and each of them to its end."""
     seen = Load()
@@ -138,7 +140,7 @@ async def load(
     async def fill(place: Place) -> None:
         done = 0
         while done != rounds and (rounds or not seen.over.is_set()):
-            stream = Stream(place, time.monotonic())
+            stream = Stream(place, time.monotonic(), tokens)
             seen.streams.append(stream)
             await generate(clients[place.number % len(clients)], model, stream, cache=cache)
             done += 1

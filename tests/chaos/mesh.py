@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ from stagemesh.v1 import inference_pb2, registry_pb2
 
 from .proxy import Proxy
 
-MODEL = "m"
+MODEL, HUB_MODEL = "m", "small/model"
 STAGES, REPLICAS, ROUTERS = 3, 3, 2
 # Nodes that are reached through a proxy, one of each stage at first; and one whose replica can be told to fail.
 PROXIED_NODES, ERRING_NODES = (6, 7, 8), (4,)
+# A node whose hub cache is on a file system of its own that holds a model's configuration, but no weights.
+FULL_NODE, DISK = 2, "512k"
+ON_FULL_DISK = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={DISK} none "$0" && exec "$@"']
 ERRING = Path(__file__).with_name("erring_stage.py")
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 
@@ -53,7 +57,9 @@ class Replica:
 class ChaosMesh(LocalMesh):
     """3 stages x 3 replicas, two routers, a cache, a registry and etcd; the first router sees etcd through a proxy."""
 
-    def __init__(self, **given: object) -> None:
+    def __init__(self, hub: str, hub_cache: Path) -> None:
+        self.hub_cache = hub_cache
+        self.full_disk = _may_mount(hub_cache)
         self.proxies: dict[int, Proxy] = {}
         self.events: list[str] = []
         self.router_etcd: Proxy | None = None
@@ -67,7 +73,7 @@ class ChaosMesh(LocalMesh):
             threads=1,
             memory=2**30,
             progress=self.events.append,
-            **given,  # type: ignore[arg-type]
+            env={"HF_ENDPOINT": hub, "HF_HUB_CACHE": str(hub_cache), "HF_HUB_OFFLINE": "0"},
         )
 
     def _launcher(self, folder: Path) -> Launcher:
@@ -190,7 +196,17 @@ class _ChaosLauncher(Launcher):
         if index in ERRING_NODES:
             at = argv.index("-m")
             argv[at : at + 2] = [str(ERRING)]
+        if index == FULL_NODE and self.mesh.full_disk:
+            argv = [*ON_FULL_DISK, str(self.mesh.hub_cache), *argv]
         return await ChildProcess.start(name, argv, self.folder / f"{name}.log", self.env)
+
+
+def _may_mount(folder: Path) -> bool:
+    """Whether this machine lets us give a process a file system of its own."""
+    try:
+        return subprocess.run([*ON_FULL_DISK, str(folder), "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def ready(status: inference_pb2.MeshStatus, model: str) -> list[registry_pb2.ReplicaRecord]:

@@ -13,10 +13,11 @@ import torch
 from stagemesh import AsyncClient
 from stagemesh.errors import DeadlineExceeded, Unavailable
 from tests.checkpoints import make_llama
+from tests.stage.small_hub import small_hub
 
 from .decided import decided
 from .load import STREAMS, TOKENS, Place, golden
-from .mesh import MODEL, ChaosMesh, until
+from .mesh import HUB_MODEL, MODEL, ChaosMesh, until
 from .scenario import Baseline, Outcome, Scenario, perform
 
 WHOLE_S = 90.0
@@ -29,17 +30,21 @@ class Suite:
         self._full = full
         self._folder = tempfile.TemporaryDirectory(prefix="stagemesh-chaos-")
         self._llama = make_llama(Path(self._folder.name) / "llama")
+        self._hub = small_hub(self._llama, HUB_MODEL)
+        self._hub_address = ""
         self._mesh: ChaosMesh | None = None
         self._client: AsyncClient | None = None
         self._calm: Baseline | None = None
 
     async def __aenter__(self) -> "Suite":
+        self._hub_address = self._hub.__enter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._end()
+        self._hub.__exit__(None, None, None)
         self._folder.cleanup()
 
     async def perform(self, chosen: Scenario, seed: int) -> Outcome:
@@ -72,7 +77,7 @@ class Suite:
 
     async def _begin(self) -> tuple[ChaosMesh, AsyncClient, Baseline]:
         began = time.monotonic()
-        mesh = self._mesh = await _start()
+        mesh = self._mesh = await self._start()
         await mesh.deploy(self._llama, MODEL, timeout_s=120)
         client = self._client = AsyncClient(mesh.grpc_addresses[0])
         calm = self._calm = Baseline(await self._golden(client), await _prefill_s(client))
@@ -82,6 +87,21 @@ class Suite:
             flush=True,
         )
         return mesh, client, calm
+
+    async def _start(self, attempts: int = 3) -> ChaosMesh:
+        """A mesh that is up; on a machine that is busy with other things that takes more than one attempt."""
+        cache = Path(self._folder.name) / "hub"
+        cache.mkdir(exist_ok=True)
+        while True:
+            mesh = ChaosMesh(self._hub_address, cache)
+            attempts -= 1
+            try:
+                await mesh.start()
+                return mesh
+            except (DeadlineExceeded, Unavailable) as error:
+                if not attempts:
+                    raise
+                print(f"the mesh did not come up: {error}", flush=True)
 
     async def _golden(self, client: AsyncClient) -> dict[Place, list[int]]:
         """Each place's tokens on a calm mesh, with places of which no token is decided by the last bits of a sum."""
@@ -104,20 +124,6 @@ class Suite:
         if self._mesh is not None:
             await self._mesh.stop()
         self._mesh = self._client = None
-
-
-async def _start(attempts: int = 3) -> ChaosMesh:
-    """A mesh that is up; on a machine that is busy with other things that takes more than one attempt."""
-    while True:
-        mesh = ChaosMesh()
-        attempts -= 1
-        try:
-            await mesh.start()
-            return mesh
-        except (DeadlineExceeded, Unavailable) as error:
-            if not attempts:
-                raise
-            print(f"the mesh did not come up: {error}", flush=True)
 
 
 async def _suits(chosen: Scenario, mesh: ChaosMesh, client: AsyncClient) -> bool:

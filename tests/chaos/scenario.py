@@ -133,11 +133,18 @@ class Run:
 
     @asynccontextmanager
     async def streams(
-        self, *, rounds: int | None = None, clients: Sequence[AsyncClient] = (), cache: bool = False
+        self,
+        *,
+        rounds: int | None = None,
+        clients: Sequence[AsyncClient] = (),
+        cache: bool = False,
+        tokens: int = loads.TOKENS,
     ) -> AsyncIterator[Load]:
         """64 streams while the body runs. At the end: none failed, and every token is the golden one."""
         clients = clients or [self.client]
-        async with loads.load(clients, MODEL, self.calm.places, rounds=rounds, cache=cache) as seen:
+        async with loads.load(
+            clients, MODEL, self.calm.places, rounds=rounds, cache=cache, tokens=tokens
+        ) as seen:
             yield seen
         self.judge(seen.streams)
 
@@ -145,14 +152,14 @@ class Run:
         """Count failures and differing answers, and promise that there are none."""
         failed = [stream for stream in streams if stream.error is not None]
         whole = [stream for stream in streams if stream.error is None]
-        wrong = [stream for stream in whole if stream.tokens != self.calm.golden[stream.place]]
+        wrong = [stream for stream in whole if stream.tokens != self._wanted(stream)]
         stalls = [stream.stall_s for stream in whole]
         self.outcome.attempted += len(streams)
         self.outcome.failed += len(failed)
         self.outcome.wrong += len(wrong)
         self.outcome.stalls_s += stalls
         self.say(
-            f"{len(streams)} streams of {loads.TOKENS} tokens ended",
+            f"{len(streams)} streams of {streams[0].limit if streams else 0} tokens ended",
             f"longest pause p50 {quantile(stalls, 0.5):.2f} s, p99 {quantile(stalls, 0.99):.2f} s",
         )
         for stream in failed[:3]:
@@ -160,11 +167,12 @@ class Run:
                 f"  stream {stream.place.number} failed after {len(stream.tokens)} tokens", str(stream.error)
             )
         for stream in wrong[:3]:
-            self.say(
-                f"  stream {stream.place.number} differs", _difference(stream, self.calm.golden[stream.place])
-            )
+            self.say(f"  stream {stream.place.number} differs", _difference(stream, self._wanted(stream)))
         self.at_most("streams that failed", len(failed), 0)
         self.at_most("streams with a wrong token", len(wrong), 0)
+
+    def _wanted(self, stream: Stream) -> list[int]:
+        return self.calm.golden[stream.place][: stream.limit]
 
     def share(self, low: float, high: float) -> float:
         """A random part of a round."""

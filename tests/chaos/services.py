@@ -11,7 +11,7 @@ from stagemesh.local import deployment
 from stagemesh.v1 import registry_pb2
 from tests.checkpoints import make_llama
 
-from .mesh import MODEL, until
+from .mesh import DISK, FULL_NODE, HUB_MODEL, MODEL, until
 from .scenario import Run, quantile, scenario
 
 ADDED_S = 0.020
@@ -136,10 +136,49 @@ async def truncated_shard(run: Run) -> None:
             record.replica_id for record in seen if record.state == registry_pb2.REPLICA_STATE_FAILED
         }
         run.holds("what failed was never ready", not ready)
-        for name in ("sharded",):
-            await deployment.undeploy(run.mesh.registry_address, name)
+        await deployment.undeploy(run.mesh.registry_address, "sharded")
         await streams.round()
-    run.untested("a full disk while weights are fetched: needs a hub, and a file system of its own")
+    await run.whole()
+
+
+@scenario("F9", "a disk that is full where weights are fetched to", each_seed=False)
+async def full_disk(run: Run) -> None:
+    if not run.mesh.full_disk:
+        run.untested("a full disk: this machine lets nobody mount a file system")
+        return
+    node = run.mesh.stage_processes[FULL_NODE].name
+    states: set[str] = set()
+    detail = ""
+
+    async def look() -> int:
+        """Ready replicas elsewhere; what became of the one here is noted."""
+        nonlocal detail
+        found = await deployment.deployments(run.mesh.registry_address)
+        records = [r for each in found if each.model.name == "fetched" for r in each.replicas]
+        for record in records:
+            if record.node_id == node:
+                states.add(registry_pb2.ReplicaState.Name(record.state).removeprefix("REPLICA_STATE_"))
+                detail = record.detail or detail
+        ready = [r for r in records if r.state == registry_pb2.REPLICA_STATE_READY]
+        return len({r.node_id for r in ready} - {node})
+
+    async def through() -> bool:
+        return await look() == run.mesh.nodes - 1 and bool(detail)
+
+    async with run.streams() as streams:
+        await streams.reach(0.1)
+        await run.mesh.deploy(HUB_MODEL, "fetched", stages=1, replicas=run.mesh.nodes, wait=False)
+        run.say("a model is fetched from a hub, to every node", f"the disk of {node} holds {DISK} bytes")
+        run.say("every other node has it", f"after {await until(through, 90, 0.1):.1f} s")
+        run.say(f"{node}: {', '.join(sorted(states))}", detail)
+        run.holds("the error names the cause", "No space left" in detail)
+        run.holds("what failed was never ready", "READY" not in states)
+        answer = await run.client.generate(
+            "fetched", token_ids=[5], max_tokens=4, temperature=0, ignore_eos=True
+        )
+        run.holds("the others answer", len(answer.token_ids) == 4)
+        await deployment.undeploy(run.mesh.registry_address, "fetched")
+        await streams.round()
     await run.whole()
 
 

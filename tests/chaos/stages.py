@@ -72,6 +72,9 @@ async def cut_one_way(run: Run) -> None:
         await asyncio.sleep(0.5)
         await streams.round()
     run.within("longest stall", max(run.outcome.stalls_s), DETECTED_S + run.calm.prefill_s)
+    run.untested(
+        "loss of single packets (no netem here): a proxy holds one direction of a connection back instead"
+    )
     await run.whole()
 
 
@@ -92,8 +95,9 @@ async def slow_replica(run: Run) -> None:
 @scenario("F6", "a replica that refuses 5 % of its sessions", in_ci=False, needs=ChaosMesh.can_err)
 async def erring_replica(run: Run) -> None:
     victim = await run.replica(needs=ChaosMesh.can_err)
-    async with run.streams() as streams:
-        await streams.reach(0.5)
+    # Short answers: of few sessions nobody can tell a twentieth.
+    async with run.streams(tokens=8):
+        await asyncio.sleep(1.0)
         run.signal(victim.process, signal.SIGUSR1, f"{victim}: it refuses one session in twenty")
         await asyncio.sleep(10.0)
         run.at_most("its share of new sessions after 10 s", await share_of(run, victim, 5.0), 0.05)

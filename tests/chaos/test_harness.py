@@ -30,7 +30,7 @@ def run_of(*, full: bool = True) -> Run:
 
 def ended(number: int, tokens: list[int] | None = None, **more: object) -> Stream:
     place = Place(number)
-    return Stream(place, time.monotonic(), tokens or GOLDEN[place], ended=time.monotonic(), **more)
+    return Stream(place, time.monotonic(), TOKENS, tokens or GOLDEN[place], ended=time.monotonic(), **more)
 
 
 def test_answers_that_are_as_before_keep_the_promise() -> None:
