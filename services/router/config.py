@@ -23,7 +23,7 @@ class RouterConfig(ServiceConfig):
     http_port: int = Field(8000, ge=0, le=65535, description="HTTP port (0: any free one)")
     policy: Annotated[str, AfterValidator(_known_policy)] = Field(
         "p2c_ewma",
-        description="balancing policy of models that name none: round_robin, least_loaded or p2c_ewma",
+        description=f"balancing policy of models that name none: {', '.join(POLICIES)}",
     )
     max_sessions: int = Field(256, ge=1, description="requests that run at once")
     max_waiting: int = Field(
@@ -34,7 +34,7 @@ class RouterConfig(ServiceConfig):
         gt=0,
         description="requests that would wait longer for their turn than that, and than others run, are refused",
     )
-    cache_timeout_ms: int = Field(50, ge=1, le=1000, description="how long the cache may take to answer")
+    cache_timeout_ms: int = Field(50, ge=1, le=60_000, description="how long the cache may take to answer")
     cache_wait_s: float = Field(
         30.0,
         ge=0,

@@ -29,6 +29,7 @@ from .context import RequestContext, asked_timeout
 from .dispatch import Dispatch
 from .generate import Generation
 from .hand_over import HandOver
+from .health_metrics import HealthMetrics
 from .infer import Inference
 from .loads import Loads
 from .membership import Membership
@@ -84,7 +85,8 @@ class RouterCore:
             ),
             self.telemetry.refused,
         )
-        routing = Routing(self.membership, self.loads, default_policy=config.policy)
+        self.loads.health.notice = HealthMetrics()
+        routing = Routing(self.membership, self.loads, default_policy=config.policy, zone=config.zone)
         self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng)
         self._cache = CacheClient(
             self.membership,

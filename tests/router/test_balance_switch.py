@@ -1,7 +1,10 @@
 """A running router follows what the model's spec in etcd says of its balance, without a restart."""
 
+import asyncio
+import time
 from collections import Counter
 
+from stagemesh.metrics import REGISTRY
 from stagemesh.v1 import inference_pb2
 
 from .conftest import eventually
@@ -55,3 +58,26 @@ async def test_status_tells_the_health_of_each_replica(mesh):
     health = {each.record.replica_id: each.health for each in status.replicas}
     assert health["0a"] == "well"
     assert health["0b"] != "well"
+
+
+async def test_a_replica_that_fails_is_ejected_and_counted(mesh):
+    core = await mesh.start({"0a": "good", "0b": "gone", "0c": "good"}, spec={"name": "ejecting"})
+    for name in ("0a", "0b", "0c"):
+        await mesh.put(replica(name, name="ejecting", address=mesh.stages[name].address))
+    for stage in "ab":
+        await mesh.put(replica(f"1{stage}", 1, name="ejecting", address="127.0.0.1:9"))
+    await eventually(lambda: core.membership.is_ready(core.membership.models["ejecting"]))
+
+    async def one():
+        request = inference_pb2.GenerateRequest(model="ejecting", prompt="w1", max_tokens=1)
+        return [chunk async for chunk in core.generate(request, core.context({}, 30.0))]
+
+    labels = {"model": "ejecting", "stage": "0", "replica": "0b"}
+    async with asyncio.timeout(60):
+        while not REGISTRY.get_sample_value("stagemesh_replica_ejected", labels):
+            answers = await asyncio.gather(*(one() for _ in range(6)))
+            assert all(chunks[-1].finish_reason for chunks in answers), "no request fails"
+    assert core.loads.health.words("0b", time.monotonic()).startswith("ejected")
+    before = len(mesh.stages["0b"].opened)
+    await asyncio.gather(*(one() for _ in range(20)))
+    assert len(mesh.stages["0b"].opened) == before
