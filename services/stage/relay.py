@@ -6,7 +6,7 @@ While it holds any of them it says so twice a second (`heartbeat.py`), to sender
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from google.protobuf.message import DecodeError
 
@@ -73,7 +73,7 @@ class Upstream:
 
 async def relay(
     requests: AsyncIterator[bytes], find: Callable[[str], Replica | None]
-) -> AsyncIterator[Feedback]:
+) -> AsyncGenerator[Feedback, None]:
     """Serve one Relay call.
 
     Args:

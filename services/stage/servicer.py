@@ -80,8 +80,10 @@ class StageServicer:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Feedback]:
         """Replica -> replica: frames."""
-        async for feedback in relay(requests, self._replica):
-            yield feedback
+        answers = relay(requests, self._replica)
+        async with aclosing(answers):  # the upstream is lost now, not when the generator is collected
+            async for feedback in answers:
+                yield feedback
 
     async def get_node_status(
         self, request: GetNodeStatusRequest, context: grpc.aio.ServicerContext
