@@ -85,7 +85,7 @@ class Mesh:
         if cache is not None:
             self.cache = await self._stack.enter_async_context(ScriptedCache(cache))
             await self.put(registry_pb2.ServiceRecord(kind="cache", id="c", address=self.cache.address))
-        settings = RouterConfig(**{"etcd": "x:1", "lease_ttl_s": 1, "cache_timeout_ms": 500, **config})
+        settings = RouterConfig(**{"etcd": "x:1", "lease_ttl_s": 1, "cache_timeout_ms": 20_000, **config})
         self.core = await self._stack.enter_async_context(RouterCore(settings, self.etcd))
         return self.core
 

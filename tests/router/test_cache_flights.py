@@ -73,7 +73,7 @@ class Mesh:
             await self.put(cache.record)
         cores = []
         for _ in range(routers):
-            settings = RouterConfig(**{"etcd": "x:1", "lease_ttl_s": 1, "cache_timeout_ms": 1000, **config})
+            settings = RouterConfig(**{"etcd": "x:1", "lease_ttl_s": 1, "cache_timeout_ms": 20_000, **config})
             cores.append(await self.stack.enter_async_context(RouterCore(settings, self.etcd)))
         return cores
 

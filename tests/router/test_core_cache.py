@@ -4,6 +4,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from stagemesh.services.router import cache_choice
 from stagemesh.services.router.cache_client import MAX_LOOKUPS
 from stagemesh.services.router.cache_flight import CacheUse
 
@@ -79,7 +80,8 @@ def faults(reason):
         ("another shape", "cut off"),
     ],
 )
-async def test_a_bad_cache_is_passed_by_and_left_alone_for_a_moment(mesh, mode, reason):
+async def test_a_bad_cache_is_passed_by_and_left_alone_for_a_moment(mesh, mode, reason, monkeypatch):
+    monkeypatch.setattr(cache_choice, "PAUSE_S", 60.0)
     core = await mesh.start(cache="good")
     await answer(core, ask())
     await mesh.cache.stored.wait()
@@ -89,6 +91,7 @@ async def test_a_bad_cache_is_passed_by_and_left_alone_for_a_moment(mesh, mode, 
     ((_, mesh.cache.foreign_key), kept) = list(mesh.cache.kept.items())[1]
     mesh.cache.foreign = kept.value
     mesh.cache.mode = mode
+    core._cache._timeout_s = 0.3 if mode == "slow" else 20
     before, counted = mesh.cache.lookups, faults(reason)
     for _ in range(3):
         chunks = await answer(core, ask())
@@ -266,16 +269,15 @@ async def test_a_dead_cache_is_passed_by(mesh):
 
 async def test_a_burst_does_not_make_a_cache_look_slow(mesh):
     """Asked all at once the last would wait in the cache's queue, and time out there: they wait before their time runs."""
-    core = await mesh.start(cache="good", task="embed", cache_timeout_ms=1000)
+    core = await mesh.start(cache="good", task="embed")
     asked = (core.infer(batch_of(n), core.context({})) for n in range(200))
     await asyncio.gather(*asked)
     assert mesh.cache.lookups >= MAX_LOOKUPS
-    # Twice as many where a machine is so busy that some time out, which the cache learns late.
-    assert 1 < mesh.cache.most <= 2 * MAX_LOOKUPS
+    assert 1 < mesh.cache.most <= MAX_LOOKUPS
 
 
 async def test_a_burst_does_not_wait_for_a_dead_cache_one_after_another(mesh):
-    core = await mesh.start(cache="slow", task="embed")
+    core = await mesh.start(cache="slow", task="embed", cache_timeout_ms=500)
     asked = (core.infer(batch_of(n), core.context({})) for n in range(200))
     assert {response.cache for response in await asyncio.gather(*asked)} == {ERROR}
     assert mesh.cache.lookups == MAX_LOOKUPS
