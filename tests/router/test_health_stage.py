@@ -112,6 +112,9 @@ def test_one_that_becomes_ten_times_slower_loses_its_share_and_gets_it_back_when
     world.run(30, policy)
     assert world.share("a", 30.0) < 0.05
     assert world.loads.health.words("a", world.now).startswith("ejected (slow)")
+    assert all(notice.reason for notice in world.notices), (
+        "its canaries were slow as well: it did not come back"
+    )
     world.step_ms["a"] = 10.0
     world.until_well("a", 90, policy)
     assert not world.ejections("b") + world.ejections("c")
@@ -206,6 +209,27 @@ def test_a_canary_is_not_a_session_that_broke_before():
     assert world.routing.choose(world.spec, late, rng, avoid={"c"})[0].replica_id == "b"
     assert world.routing.choose(world.spec, late, rng)[0].replica_id == "a", "the canary"
     assert world.routing.choose(world.spec, late, rng)[0].replica_id == "b"
+
+
+def test_after_three_good_canaries_it_comes_back_bit_by_bit():
+    world = World("ab")
+    for _ in range(6):
+        world.loads.failed("a", 0.0)
+    rng = random.Random(0)
+
+    def taken(at, times=200):
+        picks = [world.routing.choose(world.spec, at, rng, override="round_robin") for _ in range(times)]
+        return sum(route[0].replica_id == "a" for route in picks)
+
+    assert taken(1.0) == 0
+    for second in (11.0, 12.0, 13.0):
+        assert taken(second) == 1, "a canary"
+        world.loads.succeeded(["a"], second + 0.5)
+    assert [notice.reason for notice in world.notices] == ["failing"]
+    assert 1 <= taken(14.0) <= 30
+    assert not world.notices[-1].reason
+    assert 25 <= taken(20.0) <= 60
+    assert taken(35.0) == 100
 
 
 def test_the_ejected_one_is_taken_where_there_is_no_other():
