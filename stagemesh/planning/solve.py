@@ -113,7 +113,11 @@ def _within(problem: Problem, fastest: Solution, limit_s: float) -> Solution:
     start = allowed(0.0)
     if start is None:
         least = ask(0.0)
-        soonest = f"{problem.latency(least) * 1e3:.3g} ms is the least" if least else "there is no plan"
+        soonest = (
+            f"{problem.latency(least) * 1e3:.3g} ms is the least{'' if exact else ' found'}"
+            if least
+            else "there is no plan"
+        )
         return Solution(
             (), exact, fastest.bound, f"latency_ms: {limit_s * 1e3:g} ms cannot be kept: {soonest}"
         )
