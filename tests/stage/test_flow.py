@@ -125,7 +125,7 @@ async def test_stateless_passes_wait_for_the_next_stage_before_they_compute(llam
             tasks = [asyncio.create_task(route.forward(100 + n)) for n in range(WINDOW + OUTBOX + 20)]
             await eventually(lambda: stage.held > WINDOW - CREDIT_BATCH)
             await asyncio.sleep(0.3)
-            waiting = sum(link.queued + link.reserved for link in head._links.values())
+            waiting = sum(link.queued + link.reserved for link in head.links._links.values())
             assert waiting <= OUTBOX
             assert head.engine.waiting == 0
             assert stage.held <= WINDOW
