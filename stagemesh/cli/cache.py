@@ -164,7 +164,7 @@ def _show(found: list[tuple[str, cache_pb2.CacheStats | StagemeshError]]) -> Non
         "TAKEN OVER",
         "BEHIND",
     ):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "CACHE")
     for address, what in found:
         if isinstance(what, StagemeshError):
             table.add_row(address, f"does not answer: {what.message}")

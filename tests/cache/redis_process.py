@@ -1,39 +1,31 @@
-"""A real redis-server on loopback that a test can kill, freeze and restart. `scripts/install_redis.sh` installs it."""
+"""A real redis-server on a socket of the test's own that it can kill, freeze and restart. `scripts/install_redis.sh` installs it."""
 
 import asyncio
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
-
-from tests.library.etcd_process import free_port
 
 BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
 
 
 class RedisProcess:
-    """`url` stays the same over restarts; nothing is kept on the disk."""
+    """No port that two tests could want; nothing is kept on the disk."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        # A socket's path is short, and that of a test's folder may not be.
+        self._short = tempfile.TemporaryDirectory(prefix="redis-")
+        self._socket = f"{self._short.name}/s"
+        self.url = f"unix://{self._socket}?db=0"
         self._folder = folder
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
         assert BINARY is not None
-        command = [
-            BINARY,
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            self._folder,
-        ]
+        place = ("--port", "0", "--unixsocket", self._socket)
+        command = [BINARY, *place, "--save", "", "--dir", self._folder]
         self._process = subprocess.Popen(
             [*command, *self._flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -41,7 +33,7 @@ class RedisProcess:
             while True:
                 assert self._process.poll() is None, "redis-server ended at its start"
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    _, writer = await asyncio.open_unix_connection(self._socket)
                 except OSError:
                     await asyncio.sleep(0.02)
                 else:
@@ -54,6 +46,7 @@ class RedisProcess:
         if process is not None:
             process.kill()
             await asyncio.to_thread(process.wait)
+            self._short.cleanup()
 
     def freeze(self) -> None:
         assert self._process is not None

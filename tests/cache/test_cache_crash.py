@@ -21,7 +21,7 @@ from stagemesh.grpc_server import create_channel
 from stagemesh.v1 import cache_pb2 as pb
 from stagemesh.v1.cache_pb2_grpc import CacheServiceStub
 from stagemesh.v1.registry_pb2 import ModelSpec, ServiceRecord
-from tests.library.etcd_process import EtcdProcess, free_port
+from tests.library.etcd_process import EtcdProcess
 
 from .test_process import lookup_request, start_cache, store_request
 
@@ -36,19 +36,19 @@ class Caches:
         self.etcd = etcd
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self.stubs: dict[str, CacheServiceStub] = {}
-        self.ports: dict[str, int] = {}
+        self.addresses: dict[str, str] = {}
         self._stack = stack
 
     async def start(self, name: str, *flags: str) -> CacheServiceStub:
-        """Start it, or start it again on its port; returns when it says that it is ready."""
-        port = self.ports.setdefault(name, free_port())
+        """Start it; returns when it says that it is ready."""
         etcd = ("--etcd", self.etcd_process.address)
-        process = self.processes[name] = await start_cache(*etcd, "--port", str(port), *flags)
+        process = self.processes[name] = await start_cache(*etcd, "--port", "0", *flags)
         async with asyncio.timeout(60):
-            while not any(each.pid == process.pid for each in await self.records()):
+            while not (found := [each for each in await self.records() if each.pid == process.pid]):
                 assert process.returncode is None, (await process.communicate())[1].decode()[-500:]
                 await asyncio.sleep(0.02)
-        channel = await self._stack.enter_async_context(create_channel(f"127.0.0.1:{port}"))
+        self.addresses[name] = found[0].address
+        channel = await self._stack.enter_async_context(create_channel(found[0].address))
         self.stubs[name] = CacheServiceStub(channel)
         return self.stubs[name]
 

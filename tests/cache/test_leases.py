@@ -154,5 +154,5 @@ class AgainstModel(RuleBasedStateMachine):
         assert len(self.leases._by_lease) == len(self.flying)
 
 
-AgainstModel.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+AgainstModel.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestAgainstModel = AgainstModel.TestCase

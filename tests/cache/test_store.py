@@ -171,7 +171,7 @@ class AgainstModel(RuleBasedStateMachine):
         assert set(self.store._by_tag) == {tag for h in self.held for tag in h.tags}
 
 
-AgainstModel.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+AgainstModel.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestAgainstModel = AgainstModel.TestCase
 
 

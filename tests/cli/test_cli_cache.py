@@ -27,7 +27,7 @@ async def test_stats_and_invalidation_of_every_cache(caches: Caches, stagemesh, 
         (2, 1, 1.0, "memory")
     ] * 2
     table = (await run(stagemesh, "stats", *target)).stdout
-    assert all(str(port) in table for port in caches.ports.values())
+    assert all(address in table for address in caches.addresses.values())
 
     result = await run(
         stagemesh, "invalidate", "--model", "m", "--namespace", "n", "--tag", "q", *target, "--json"
@@ -40,7 +40,7 @@ async def test_stats_and_invalidation_of_every_cache(caches: Caches, stagemesh, 
         assert await has(cache, "b")
 
     await caches.kill("two")
-    lost = f"127.0.0.1:{caches.ports['two']}"
+    lost = caches.addresses["two"]
     result = await run(stagemesh, "invalidate", "--prefix", "revision:", *target)
     assert result.exit_code == 0
     assert result.stdout == "1 entries dropped on 1 caches\n"
@@ -49,7 +49,7 @@ async def test_stats_and_invalidation_of_every_cache(caches: Caches, stagemesh, 
     assert sorted("error" in each for each in found) == [False, True]
 
     await caches.etcd_process.stop()
-    direct = ("--cache", f"127.0.0.1:{caches.ports['one']}")
+    direct = ("--cache", caches.addresses["one"])
     result = await run(stagemesh, "invalidate", "--all", *direct)
     assert result.exit_code == 1
     assert "not announced" in result.stderr
