@@ -78,7 +78,7 @@ def markdown(outcomes: Sequence[Outcome], first_seed: int, seeds: int) -> str:
         "routers, cache, registry and etcd, 64 concurrent streams (greedy and sampled). Every token is compared with",
         f"what the same mesh gave before the fault. {where['cores']} cores, Python {where['python']}, stagemesh "
         f"{where['version']};",
-        f"seeds {first_seed} to {first_seed + seeds - 1}. Run one again: `python -m tests.chaos --only F1 --first-seed "
+        f"{f'seeds {first_seed} to {first_seed + seeds - 1}' if seeds > 1 else f'seed {first_seed}'}. Run one again: `python -m tests.chaos --only F1 --first-seed "
         f"{first_seed}`.",
         "",
         "| fault | runs | streams and requests | failed | wrong tokens | p50 stall | p99 stall | promises |",
@@ -99,7 +99,9 @@ def markdown(outcomes: Sequence[Outcome], first_seed: int, seeds: int) -> str:
     lines += ["| fault | promise | bound | worst measured | kept |", "|---|---|---|---|---|"]
     for fault in faults(outcomes):
         for text, promises in _by_text(outcomes, fault).items():
-            worst = max(promises, key=lambda one: (not one.kept, one.measured))
+            worst = max(
+                promises, key=lambda one: (not one.kept, -one.measured if one.least else one.measured)
+            )
             kept = sum(promise.kept for promise in promises)
             lines.append(
                 f"| {fault} | {text} | {_number(worst.bound, worst)} | {_number(worst.measured, worst)} "

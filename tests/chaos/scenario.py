@@ -35,6 +35,7 @@ class Promise:
     unit: str
     kept: bool
     fact: bool = False
+    least: bool = False
 
 
 @dataclass
@@ -107,9 +108,10 @@ class Run:
         """Promise a count or a share, which no slow machine excuses."""
         self._promise(text, measured, bound, bound, unit)
 
-    def at_least(self, text: str, measured: float, bound: float, unit: str = "") -> None:
-        """The same from below."""
-        self._promise(text, measured, bound, bound, unit, below=False)
+    def at_least(self, text: str, measured: float, bound: float, *, patient: bool = False) -> None:
+        """The same from below; `patient` where a slow machine does excuse it."""
+        limit = bound / self.patience if patient else bound
+        self._promise(text, measured, bound, limit, "", least=True)
 
     def holds(self, text: str, fact: bool) -> None:
         """Promise a fact."""
@@ -117,10 +119,10 @@ class Run:
         self.say(f"{'kept' if fact else 'BROKEN'}: {text}")
 
     def _promise(
-        self, text: str, measured: float, bound: float, limit: float, unit: str, *, below: bool = True
+        self, text: str, measured: float, bound: float, limit: float, unit: str, *, least: bool = False
     ) -> None:
-        kept = measured <= limit if below else measured >= limit
-        self.outcome.promises.append(Promise(text, measured, bound, unit, bool(kept)))
+        kept = measured >= limit if least else measured <= limit
+        self.outcome.promises.append(Promise(text, measured, bound, unit, bool(kept), least=least))
         word = "kept" if kept else "BROKEN"
         self.say(f"{word}: {text}", f"{measured:.4g} {unit} (bound {bound:.4g})".replace("  ", " "))
 
