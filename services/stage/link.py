@@ -162,6 +162,7 @@ class Link:
 
     async def close(self) -> None:
         """End the stream without telling the owner."""
+        self._met.set()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 

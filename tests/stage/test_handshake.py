@@ -1,5 +1,6 @@
 """Two versions side by side: what both speak is agreed on, what one does not know passes through it unharmed."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -226,6 +227,16 @@ async def test_a_receiver_without_a_common_version_is_not_sent_to() -> None:
         with pytest.raises(Unavailable):
             await one.link.met()
         assert not stage.frames
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_a_link_that_is_closed_is_told() -> None:
+    async with scripted(1, "r1", None) as (_, hop), linked(hop) as one:
+        waits = asyncio.create_task(one.link.met())
+        await asyncio.sleep(0)
+        await one.link.close()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(waits, 5)
 
 
 @pytest.mark.asyncio
