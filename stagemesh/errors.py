@@ -11,7 +11,7 @@ class StagemeshError(Exception):
     """Base of every error that a client may see.
 
     `field` names the request field at fault, dotted (`inputs[0].shape`), or is empty. `retry_after_s` is set
-    where trying again later can help.
+    where trying again later can help. `culprit` is the replica at fault where one is known; it stays in the mesh.
     """
 
     # Numbers of grpc.StatusCode and HTTP; plain integers so that pure files need not import grpc.
@@ -24,6 +24,7 @@ class StagemeshError(Exception):
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
+        self.culprit = ""
 
     @property
     def retry_after_ms(self) -> int:

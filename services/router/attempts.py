@@ -121,22 +121,27 @@ class Attempts:
         return running
 
     def translated(
-        self, route: Route, spec: registry_pb2.ModelSpec, error: grpc.aio.AioRpcError
+        self,
+        route: Route,
+        spec: registry_pb2.ModelSpec,
+        error: grpc.aio.AioRpcError,
+        *,
+        faults: tuple[type[errors.StagemeshError], ...] = ROUTE_FAULTS,
     ) -> Exception:
-        """The request's own error, or `RouteBroke`."""
+        """The request's own error, or `RouteBroke` when it is one of `faults`."""
         translated = from_rpc_error(error)
-        if not isinstance(translated, ROUTE_FAULTS):
-            return translated
-        named = dict(error.trailing_metadata() or ())
-        return self.broke(route, spec, translated, str(named.get(FAILED_REPLICA, "")))
+        translated.culprit = str(dict(error.trailing_metadata() or ()).get(FAILED_REPLICA, ""))
+        if isinstance(translated, faults):
+            return self.broke(route, spec, translated)
+        if isinstance(translated, errors.InternalError) and translated.culprit:
+            self.loads.failed(translated.culprit, time.monotonic())
+        return translated
 
-    def broke(
-        self, route: Route, spec: registry_pb2.ModelSpec, error: errors.StagemeshError, named: str = ""
-    ) -> RouteBroke:
-        """What became of a route that answered with `error`, by the fault of the replica `named` or whoever it tells of."""
+    def broke(self, route: Route, spec: registry_pb2.ModelSpec, error: errors.StagemeshError) -> RouteBroke:
+        """What became of a route that answered with `error`, by the fault of its culprit or whoever it tells of."""
         if isinstance(error, errors.FailedPrecondition):
             return RouteBroke(errors.Unavailable(first_line(error.message), retry_after_s=1.0), set())
-        guilty, avoid = blame(route, error.message, named)
+        guilty, avoid = blame(route, error.message, error.culprit)
         if isinstance(error, errors.ResourceExhausted):
             return RouteBroke(error, avoid)
         if guilty:

@@ -103,6 +103,7 @@ class ForwardStream:
             return reply.response
         said = reply.error
         error = from_code(said.code, said.message, said.field, seconds_of(said.retry_after_ms))
+        error.culprit = said.lost.replica_id
         if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
             error.retry_after_s = 1.0  # a stage of before did not say
         raise error

@@ -24,7 +24,7 @@ from stagemesh.errors import from_code
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.v1 import registry_pb2, stage_pb2
 
-from .attempts import Attempts, InFlight, Route, RouteBroke, remaining
+from .attempts import ROUTE_FAULTS, Attempts, InFlight, Route, RouteBroke, remaining
 from .context import RequestContext
 from .policies import Ask
 
@@ -65,6 +65,7 @@ class SessionRun:
         self._avoid: set[str] = set()
         self._attempt = 0
         self._progress = time.monotonic()
+        self._faults = 0
         # The next route keeps what the replicas behind its head hold.
         self._held = False
 
@@ -173,7 +174,10 @@ class SessionRun:
                 ended = errors.Unavailable("it ended without a finish reason")
                 raise attempts.broke(self._route, spec, ended)
             except grpc.aio.AioRpcError as error:
-                raise attempts.translated(self._route, spec, error) from None
+                # A fault of the mesh's own may be one replica's, or the request's: it is looked at from two sides.
+                faults = (*ROUTE_FAULTS, errors.InternalError) if not self._faults else ROUTE_FAULTS
+                self._faults += error.code() is grpc.StatusCode.INTERNAL
+                raise attempts.translated(self._route, spec, error, faults=faults) from None
             finally:
                 call.cancel()
 

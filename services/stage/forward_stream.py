@@ -22,7 +22,7 @@ from stagemesh.errors import (
 )
 from stagemesh.grpc_errors import MAX_FIELD, MAX_MESSAGE
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
-from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse, SessionError
+from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse, LostReplica, SessionError
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ async def _answer(request: ForwardRequest, forward: Forward, max_reply_bytes: in
 
 
 def _refused(session: int, error: StagemeshError) -> bytes:
+    lost = LostReplica(replica_id=error.culprit) if error.culprit else None
     said = SessionError(
+        lost=lost,
         session=session,
         code=error.grpc_code,
         message=error.message[:MAX_MESSAGE],

@@ -15,7 +15,6 @@ from stagemesh.errors import (
     NotFound,
     StagemeshError,
     from_code,
-    seconds_of,
 )
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import inject
@@ -45,7 +44,7 @@ from .partition.ragged import Segment
 from .passes import Work, segments_of
 from .replica import Replica
 from .schedule import Flight, PlannedStep, Schedule
-from .session import ReplicaSession
+from .session import ReplicaSession, from_session_error
 from .stateless import Stateless
 
 log = logging.getLogger(__name__)
@@ -74,6 +73,11 @@ class Head:
         replica.on_result = self._on_result
         replica.links.on_error = self._on_error
         self._pump = asyncio.create_task(self._run(), name=f"head-{replica.replica_id}")
+
+    @property
+    def replica_id(self) -> str:
+        """Whose head it is."""
+        return self._replica.replica_id
 
     def __repr__(self) -> str:
         return f"<Head {self._replica.replica_id} sessions={len(self._sessions)} {self._schedule!r} {self._pace!r}>"
@@ -190,15 +194,16 @@ class Head:
     def _on_result(self, result: StepResult, tensor: TensorView | None, hops: list[HopRecord]) -> None:
         session = self._sessions.get(result.session)
         if session is None:
-            self._stateless.on_result(result, tensor, hops)
-            return
+            return self._stateless.on_result(result, tensor, hops)
         if result.epoch != session.own.epoch:
             self._replica.recovery.fence()
             return
         session.timings.add(hops)
         self._wake.set()
         if result.prefilled:
-            if session.chunks:  # else an older replica was built again, and answered as if it had been asked to
+            if (
+                session.chunks
+            ):  # else an older replica was built again, and answered as if it had been asked to
                 session.acknowledged = session.chunks.popleft()
             self._measure(self._schedule.answered(result.session), hops)
             return
@@ -232,7 +237,7 @@ class Head:
                 return
             self._schedule.remove(error.session)
             self._wake.set()
-            failure = from_code(error.code, error.message, error.field, seconds_of(error.retry_after_ms))
+            failure = from_session_error(error, session.own.open)
             if error.prefix_missing and session.own.open.reused_tokens:
                 try:
                     return self._begin_again(session)

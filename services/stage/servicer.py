@@ -1,11 +1,11 @@
 """StageService: what routers and other replicas call on a node."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 
 import grpc
 
-from stagemesh.errors import Unavailable
+from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
 from stagemesh.v1.stage_pb2 import (
     Feedback,
@@ -27,6 +27,8 @@ from .relay import relay
 from .replica import Replica
 
 SERVICE = "stagemesh.v1.StageService"
+FAILED_REPLICA = "stagemesh-failed-replica"
+"""Trailing metadata of a call that failed: the replica at fault."""
 
 
 class StageServicer:
@@ -47,9 +49,10 @@ class StageServicer:
     ) -> AsyncIterator[SessionEvent]:
         """Router -> head: one generation."""
         head = self._head(list(request.route), request.model, request.revision)
-        async with aclosing(head.generate(request)) as events:
-            async for event in events:
-                yield event
+        with _naming_the_culprit(context, head):
+            async with aclosing(head.generate(request)) as events:
+                async for event in events:
+                    yield event
 
     async def reroute(self, request: RerouteRequest, context: grpc.aio.ServicerContext) -> RerouteResponse:
         """Router -> head: a running generation goes on along another route."""
@@ -61,7 +64,9 @@ class StageServicer:
 
     async def forward(self, request: ForwardRequest, context: grpc.aio.ServicerContext) -> ForwardResponse:
         """Router -> head: one stateless micro-batch."""
-        return await self._head(list(request.route), request.model, request.revision).forward(request)
+        head = self._head(list(request.route), request.model, request.revision)
+        with _naming_the_culprit(context, head):
+            return await head.forward(request)
 
     async def forward_stream(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
@@ -69,7 +74,7 @@ class StageServicer:
         """Router -> head: many stateless micro-batches."""
 
         async def forward(request: ForwardRequest) -> ForwardResponse:
-            return await self.forward(request, context)
+            return await self._head(list(request.route), request.model, request.revision).forward(request)
 
         replies = forward_stream(requests, forward, max_reply_bytes=self._max_message_bytes)
         async with aclosing(replies):
@@ -124,3 +129,13 @@ class StageServicer:
                 ),
             },
         )
+
+
+@contextmanager
+def _naming_the_culprit(context: grpc.aio.ServicerContext, head: Head) -> Iterator[None]:
+    """Say with an error which replica failed: the head itself when no other is known to."""
+    try:
+        yield
+    except StagemeshError as error:
+        context.set_trailing_metadata(((FAILED_REPLICA, error.culprit or head.replica_id),))
+        raise

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
 
-from stagemesh.errors import StagemeshError
+from stagemesh.errors import StagemeshError, from_code, seconds_of
 from stagemesh.v1.stage_pb2 import HopRecord, LostReplica, RouteHop, SessionError, StepOpen
 
 from .history import History
@@ -102,3 +102,11 @@ def session_error(
         lost=lost,
         retry_after_ms=error.retry_after_ms,
     )
+
+
+def from_session_error(error: SessionError, opening: StepOpen) -> StagemeshError:
+    """What a session failed with, and at which replica of its route."""
+    failure = from_code(error.code, error.message, error.field, seconds_of(error.retry_after_ms))
+    if error.stage < len(opening.route):
+        failure.culprit = opening.route[error.stage].replica_id
+    return failure

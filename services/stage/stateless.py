@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from opentelemetry import context as otel_context
 
-from stagemesh.errors import DeadlineExceeded, InvalidArgument, StagemeshError, from_code, seconds_of
+from stagemesh.errors import DeadlineExceeded, InvalidArgument, StagemeshError
 from stagemesh.tensor import TensorView, check_layout
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
@@ -25,7 +25,7 @@ from stagemesh.v1.tensor_pb2 import Tensor
 from .partition.interface import Batch
 from .passes import Work, segments_of
 from .replica import Replica
-from .session import ReplicaSession
+from .session import ReplicaSession, from_session_error
 from .timings import Timings
 
 
@@ -102,9 +102,7 @@ class Stateless:
         """It failed on the way."""
         running = self._passes.get(error.session)
         if running is not None and error.epoch == running.own.epoch and not running.events.full():
-            running.events.put_nowait(
-                from_code(error.code, error.message, error.field, seconds_of(error.retry_after_ms))
-            )
+            running.events.put_nowait(from_session_error(error, running.own.open))
 
     async def _next(self, running: _Pass) -> tuple[int, TensorView]:
         deadline_ms = running.own.open.deadline_unix_ms

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stagemesh.errors import InvalidArgument
+from stagemesh.errors import InternalError, InvalidArgument
 
 from .conftest import eventually
 from .test_core_generate import answer, ask, text_of
@@ -83,3 +83,14 @@ async def test_without_any_other_replica_the_same_one_is_tried_again_after_a_pau
     assert text_of(await answer(core, ask(NEW))).split() == WORDS
     (opened,), (rerouted,) = all_of(mesh, "opened"), all_of(mesh, "rerouted")
     assert rerouted.route[1].replica_id == opened.route[1].replica_id == "1a"
+
+
+async def test_a_fault_of_the_mesh_is_looked_at_from_two_sides(mesh):
+    core = await mesh.start({"0a": "fault", "0b": "good"})
+    for _ in range(4):
+        assert text_of(await answer(core, ask(NEW))).split() == WORDS
+    mesh.stages["0b"].mode = "fault"
+    before = len(all_of(mesh, "opened"))
+    with pytest.raises(InternalError):
+        await answer(core, ask(NEW))
+    assert len(all_of(mesh, "opened")) - before == 2

@@ -4,13 +4,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from stagemesh.services.stage import recovery
 from stagemesh.services.stage.passes import Work
+from stagemesh.services.stage.servicer import FAILED_REPLICA, SERVICE
 
 from stagemesh.checkpoint import inspect
-from stagemesh.errors import FailedPrecondition, NotFound
-from stagemesh.v1.stage_pb2 import Sampling
+from stagemesh.errors import FailedPrecondition, NotFound, Unavailable
+from stagemesh.v1.stage_pb2 import OpenSession, Sampling, SessionEvent
 from tests.parity import causal
 from tests.stage.meshed import Mesh, Run, freed, mesh_of
 
@@ -189,3 +191,23 @@ async def test_families_on_their_own_caches(
         for name in set(ROUTE) - {f"{stage}a"}:
             assert 0 <= rows[name] - (len(PROMPT) + NEW - 1) <= 1, name
         await freed(mesh, "0a", "1b", "2b")
+
+
+async def test_the_replica_at_fault_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mesh_of(llama, CUTS) as mesh:
+
+        def refuses(*_: object, **__: object) -> None:
+            raise Unavailable("injected fault")
+
+        monkeypatch.setattr(mesh.members["1a"].replica, "open_session", refuses)
+        request = OpenSession(
+            session=1, model="m", route=mesh.hops(*ROUTE), token_ids=[5], prompt_tokens=1, max_tokens=2
+        )
+        call = mesh.channel("0a").unary_stream(
+            f"/{SERVICE}/Generate", OpenSession.SerializeToString, SessionEvent.FromString
+        )(request, timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in call:
+                pass
+        assert dict(caught.value.trailing_metadata())[FAILED_REPLICA] == "1a"
+        await freed(mesh)
