@@ -1,7 +1,6 @@
 """The planner's rival: the same problem as an integer programme, solved by HiGHS through scipy. Throughput only."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp  # type: ignore[import-untyped]
@@ -21,11 +20,12 @@ def by_milp(problem: Problem, seconds: float) -> float:
     rates = np.array([[problem.rates[one, i, j] for i, j in slices] for one in nodes])
     many, width = len(nodes), len(slices)
     total = width + many * width + 1
-    # No plan is faster than all nodes together at any one piece.
-    whole = list(pairwise(range(problem.pieces + 1)))
-    most = float(min(rates[:, slices.index(piece)].sum() for piece in whole))
+    # No plan is faster than all nodes together, each at the quickest slice that has a given piece.
+    holding = [[s for s, (i, j) in enumerate(slices) if i <= piece < j] for piece in range(problem.pieces)]
+    most = float(min(rates[:, held].max(axis=1).sum() for held in holding))
     if most == 0:
         return 0.0
+    rates /= most  # HiGHS is at home with numbers around 1
     rows: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
     low: list[float] = []
     high: list[float] = []
@@ -45,9 +45,8 @@ def by_milp(problem: Problem, seconds: float) -> float:
         row({width + n * width + s: 1.0 for s in range(width)}, 0, 1)
     for s in range(width):
         working = {width + n * width + s: float(rates[n, s]) for n in range(many)}
-        row({**working, s: -most, total - 1: -1.0}, -most, math.inf)
+        row({**working, s: -1.0, total - 1: -1.0}, -1.0, math.inf)
     top = np.ones(total)
-    top[-1] = most
     top[width:-1] = (rates > 0).ravel()
     answer = milp(
         c=np.append(np.zeros(total - 1), -1.0),
@@ -56,4 +55,4 @@ def by_milp(problem: Problem, seconds: float) -> float:
         integrality=np.append(np.ones(total - 1), 0),
         options={"time_limit": seconds, "mip_rel_gap": 1e-6},
     )
-    return 0.0 if answer.x is None else float(answer.x[-1])
+    return 0.0 if answer.x is None else float(answer.x[-1]) * most

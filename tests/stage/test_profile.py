@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import transformers
 from stagemesh.services.stage import profile as command
 from stagemesh.services.stage import profile_node
 from stagemesh.services.stage.partition.interface import Activations, Batch
@@ -102,6 +103,46 @@ def test_all_rows_are_measured_and_nothing_stays_reserved(llama: Path) -> None:
     assert list(found) == list(ROWS)
     assert all(0 < ms < 5000 for ms in found.values())
     assert pool.used_bytes == 0
+
+
+FAMILIES = {
+    "bert": (
+        transformers.BertModel,
+        transformers.BertConfig(
+            hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, vocab_size=100
+        ),
+    ),
+    "vit": (
+        transformers.ViTModel,
+        transformers.ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            image_size=32,
+            patch_size=16,
+        ),
+    ),
+    # State of its own, one session at a time.
+    "mamba": (
+        transformers.MambaForCausalLM,
+        transformers.MambaConfig(hidden_size=32, num_hidden_layers=3, vocab_size=100, state_size=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_without_sessions_and_with_states_of_their_own_are_measured_too(
+    family: str, tmp_path: Path
+) -> None:
+    kind, config = FAMILIES[family]
+    kind(config).save_pretrained(tmp_path)
+    found = inspect(tmp_path)
+    for first in range(3):
+        model = load_partition(tmp_path, found, task=found.task, first=first, end=first + 1)
+        pool = KVPool(2**24, model.kv_layout)
+        assert list(best_ms(model, pool, ROWS, budget_s=5.0)) == list(ROWS)
+        assert pool.used_bytes == 0
 
 
 def test_a_budget_ends_it_after_the_first_rows(llama: Path) -> None:
