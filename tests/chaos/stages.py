@@ -21,9 +21,11 @@ PERIOD_S, SLOW_SHARE = 0.1, 0.1
 @scenario("F1", "SIGKILL of any replica, the head included")
 async def kill_a_replica(run: Run) -> None:
     victim = await run.replica()
+    before = await rebuilt(run)
     async with run.streams(rounds=1) as streams:
         await streams.reach(run.share(0.05, 0.8))
         run.kill(victim)
+    await only_rebuilt(run, before, victim)
     run.within("p99 stall", quantile(run.outcome.stalls_s, 0.99), 1.0 + run.calm.prefill_s)
     await run.whole()
 
@@ -31,6 +33,7 @@ async def kill_a_replica(run: Run) -> None:
 @scenario("F2", "SIGSTOP of a replica, later SIGCONT")
 async def freeze_a_replica(run: Run) -> None:
     victim = await run.replica()
+    before = await rebuilt(run)
     async with run.streams() as streams:
         await streams.reach(run.share(0.05, 0.8))
         run.signal(victim.process, signal.SIGSTOP, str(victim))
@@ -40,6 +43,7 @@ async def freeze_a_replica(run: Run) -> None:
         )
         await streams.round()
         run.say("every stream that it held up has ended", f"after {time.monotonic() - frozen:.1f} s")
+        await only_rebuilt(run, before, victim)
         run.signal(victim.process, signal.SIGCONT, str(victim))
         await asyncio.sleep(0.5)
         await streams.round()
@@ -110,15 +114,40 @@ async def erring_replica(run: Run) -> None:
 async def two_faults(run: Run) -> None:
     first, second = run.rng.sample(range(run.mesh.stages), 2)
     victims = [await run.replica(first), await run.replica(second)]
+    before = await rebuilt(run)
     deeds = [run.rng.choice([signal.SIGKILL, signal.SIGSTOP]) for _ in victims]
     async with run.streams() as streams:
         await streams.reach(run.share(0.05, 0.8))
         for victim, deed in zip(victims, deeds, strict=True):
             run.signal(victim.process, deed, str(victim))
         await streams.round()
+        await only_rebuilt(run, before, *victims)
     run.within("longest stall", max(run.outcome.stalls_s), DETECTED_S + 1.0 + run.calm.prefill_s)
     run.release()
     await run.whole()
+
+
+async def rebuilt(run: Run) -> dict[tuple[int, int], float]:
+    """Positions computed to take the place of lost replicas, by process id and stage."""
+    found = {}
+    for process in run.mesh.stage_processes:
+        for (name, labels), value in (await run.mesh.metrics(process)).items():
+            if name == "stagemesh_stage_rebuilt_tokens_total":
+                found[process.pid, int(labels.split('stage="')[1].split('"')[0])] = value
+    return found
+
+
+async def only_rebuilt(run: Run, before: dict[tuple[int, int], float], *victims: Replica) -> None:
+    """Promise that the lost stages were computed again, and no other."""
+    stages = [0.0] * run.mesh.stages
+    for (pid, stage), value in (await rebuilt(run)).items():
+        stages[stage] += value - before.get((pid, stage), 0.0)
+    lost = {victim.stage for victim in victims}
+    run.say("positions computed again, by stage", ", ".join(f"{count:.0f}" for count in stages))
+    for stage in sorted(lost):
+        run.at_least("positions rebuilt at a lost stage", stages[stage], 1)
+    others = sum(count for stage, count in enumerate(stages) if stage not in lost)
+    run.at_most("positions rebuilt at stages that were not lost", others, 0)
 
 
 async def last_routed(run: Run, victim: Replica, during_s: float) -> float:
