@@ -329,11 +329,25 @@ def test_a_model_of_one_token_in_three_seconds_is_known_to_be_slow():
 
 
 def test_a_night_without_requests_is_not_a_slow_night():
-    admission = Admission(max_active=10, max_waiting=10)
+    admission = Admission(max_active=1, max_waiting=10)
     for now in (0.0, 40_000.0):
-        running = [arriving(now, size=10.0, deadline_s=5.0) for _ in range(3)]
-        assert all(admission.arrive(ticket).started for ticket in running)
-        for ticket in running:
-            admission.progress(ticket, 10, now + 0.1)
-            admission.leave(ticket, now + 0.1, Ending.WELL)
-    assert admission.lane("m").throughput.run_s(1, 10.0, 40_001.0) < 1.0
+        first, second = arriving(now, size=10.0), arriving(now, size=10.0)
+        assert admission.arrive(first).started
+        assert not admission.arrive(second).started
+        admission.progress(first, 10, now + 0.1)
+        assert admission.leave(first, now + 0.1, Ending.WELL).started == [second]
+        admission.leave(second, now + 0.2, Ending.CUT)
+    assert admission.lane("m").throughput.run_s(1, 10.0, 40_001.0) < 2.0
+
+
+def test_those_that_wait_begin_as_soon_as_the_model_turns_out_to_be_faster():
+    """Nothing is known of it, and nothing has ended yet: its tokens show what it can do."""
+    admission = Admission(max_active=1000, max_waiting=1000)
+    tickets = [arriving(0.0, size=100.0, deadline_s=10.0) for _ in range(100)]
+    running = [ticket for ticket in tickets if admission.arrive(ticket).started]
+    assert 5 <= len(running) <= 30
+    began = len(running)
+    for step in range(1, 30):
+        for ticket in list(running):
+            running += admission.progress(ticket, 5, step / 20).started
+    assert len(running) >= 3 * began
