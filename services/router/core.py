@@ -37,7 +37,7 @@ from .membership_watch import MembershipWatch
 from .observe import Observed
 from .prepare import Plan, prepare, tokenise_batch
 from .priority import HEADER as PRIORITY_HEADER
-from .priority import asked_priority
+from .priority import Priority, asked_priority
 from .resume import ResumeTokens, load_resume_key
 from .routing import Routing
 from .status import mesh_status
@@ -146,6 +146,8 @@ class RouterCore:
             if not controls.replay:
                 controls = replace(controls, replay=self.config.cache_replay)
             size = request.max_tokens if request.HasField("max_tokens") else self.config.max_tokens
+            if request.HasField("resume"):  # what has begun is brought to its end before others begin
+                ctx = replace(ctx, priority=Priority.HIGH)
             async with self._admitted(spec, ctx, size) as place:
                 self.telemetry.began(ctx.priority, place.waited_s)
                 with observed.current():

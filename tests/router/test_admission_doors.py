@@ -13,6 +13,7 @@ from stagemesh.grpc_errors import from_rpc_error
 
 from .conftest import eventually
 from .test_grpc_doors import Doors, ask
+from .test_resume_core import go_on
 
 BODY = {"model": "m", "prompt": "w1", "max_tokens": 3, "temperature": 0}
 LOW = {"x-stagemesh-priority": "low"}
@@ -131,6 +132,27 @@ async def test_a_request_that_waits_leaves_the_queue_with_its_caller_and_with_it
     await eventually(lambda: "active=0/1, waiting=0/1" in repr(core))
     await eventually(lambda: mesh.stages["0a"].cancelled == 1)
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_an_answer_that_goes_on_is_not_left_behind_those_that_have_not_begun(mesh):
+    core, doors, running = await full(mesh)
+    mesh.stages["0a"].release.set()
+    call = doors.own.Generate(ask(max_tokens=6))
+    first = await call.read()
+    call.cancel()
+    await running
+    mesh.stages["0a"].release.clear()
+    running = asyncio.create_task(tokens(doors))
+    await eventually(lambda: core._gate.admission.active == 1 and len(mesh.stages["0a"].opened) == 3)
+    waiting = asyncio.create_task(tokens(doors))
+    await eventually(lambda: core._gate.admission.waiting == 1)
+    again = go_on(ask(max_tokens=6), [first])
+    rest = asyncio.create_task(doors.own.Generate(again).read())
+    with pytest.raises(ResourceExhausted, match="priority high took its place"):
+        await asyncio.wait_for(waiting, 10)
+    mesh.stages["0a"].release.set()
+    assert (await rest).tokens[0].id == first.tokens[-1].id + 1
+    assert await running == [10, 11, 12]
 
 
 async def test_refusals_are_counted_and_what_waits_is_shown(mesh):
