@@ -23,7 +23,7 @@ CANARY_S = 5.0
 CANARY_SHARE, CANARY_WAIT_S = 25, 15.0
 """A canary goes out once so many sessions went elsewhere, or when nothing much is going on."""
 PROVEN_S = 1.0
-"""A canary that runs without failure for so long did well, if it is a long one."""
+"""A canary that was heard of, and did not fail for so long, did well: it may be a long one, or its client left."""
 FIRST_SHARE = 0.05
 """What its share begins with when it comes back."""
 
@@ -157,9 +157,9 @@ class ReplicaHealth:
         if self.ejection is None and self._unproven and now >= self._held_until and proven:
             self._unproven, self._succeeded, self.canary_at = False, False, math.inf
 
-    def canary_ended(self, heard_at: float) -> bool:
-        """Whether the canary of an ejected replica got through: it came to its end, or it lives and goes on."""
-        return self._succeeded or heard_at > self.canary_at + PROVEN_S
+    def canary_ended(self, heard_at: float, now: float) -> bool:
+        """Whether the canary of an ejected replica got through: it came to its end, or was heard of and did not fail."""
+        return self._succeeded or (heard_at > self.canary_at and now >= self.canary_at + PROVEN_S)
 
     def next_canary(self) -> None:
         """It got through; another one may go."""

@@ -140,7 +140,7 @@ class Health:
         if ejection is None:
             health.settle(now, times.peak_at)
             return
-        if not health.canary_ended(times.peak_at):
+        if not health.canary_ended(times.peak_at, now):
             return
         if ejection.reason == "slow":
             ms = times.last_ms(health.canary_at)

@@ -149,12 +149,13 @@ def test_only_what_came_after_the_canary_proves_anything():
     health = ejected()
     health.succeeded(1.0)
     health.succeeded(EJECT_S + 1)
-    assert not health.canary_ended(EJECT_S + 1)
+    assert not health.canary_ended(EJECT_S + 1, EJECT_S + 1)
     health.canary(20.0)
-    assert not health.canary_ended(heard_at=20.0 + PROVEN_S)
-    assert health.canary_ended(heard_at=20.1 + PROVEN_S), "it is long and goes on well"
+    assert not health.canary_ended(20.0, 30.0), "heard of before"
+    assert not health.canary_ended(20.1, 20.9 + PROVEN_S - 1), "it may fail yet"
+    assert health.canary_ended(20.1, 20.0 + PROVEN_S), "it is long and goes on well, or its client left"
     health.succeeded(20.3)
-    assert health.canary_ended(NEVER)
+    assert health.canary_ended(NEVER, 20.3)
 
 
 @pytest.mark.parametrize(("reason", "wanted"), [("errors", [3, 6, 12, 24, 24]), ("slow", [1, 1, 1])])
@@ -166,7 +167,7 @@ def test_each_time_more_canaries_have_to_do_well(reason, wanted):
             health.canary(now)
             health.succeeded(now)
             assert health.canary_did_well() == (left == 1)
-            assert not health.canary_ended(now)
+            assert not health.canary_ended(now, now + 10)
         health.rejoin(now)
         now += 1
 
