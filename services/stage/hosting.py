@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 UNKNOWN_CONTEXT = 8192
 # How long a pass that hangs may still come back before the node ends.
 COME_BACK_S = 10.0
+# How long whoever leaves waits for the last pass of what measures it.
+LAST_PASS_S = 1.0
 # Routers look elsewhere within that, once a record says that a replica leaves.
 NOTICED_S = 0.2
 
@@ -289,8 +291,6 @@ class Hosting:
         if hosted.task is not None:
             hosted.task.cancel()
             await asyncio.gather(hosted.task, return_exceptions=True)
-        if not hosted.hangs:
-            await self._profiles.forget(hosted.assignment.replica_id)
         replica = hosted.replica
         if replica is not None:
             left = Unavailable(f"stage {hosted.assignment.stage} is leaving")
@@ -298,6 +298,9 @@ class Hosting:
             _end_streams(replica, left)
             if not hosted.hangs:
                 self._unwatch(replica)
+        # What measures it lets the pass end that it is in, and nobody waits for one that does not.
+        forgetting = asyncio.create_task(self._profiles.forget(hosted.assignment.replica_id))
+        await asyncio.wait({forgetting}, timeout=LAST_PASS_S)
         if hosted.head is not None:
             await hosted.head.close()
         if replica is not None:
