@@ -26,10 +26,11 @@ class Weighted:
         """The replica with the most credit."""
         ready = only_ready(candidates)
         weights = shares_of(ready)
-        # What replicas that went away are owed or owe goes with them, and the rest is shared by those that stay.
-        credits = [self._credit.get(each.replica_id, 0.0) for each in ready]
-        over = sum(credits) / len(ready)
-        credits = [credit - over + weight for credit, weight in zip(credits, weights, strict=True)]
+        # What replicas that went away are owed, or owe, goes with them.
+        credits = [
+            self._credit.get(each.replica_id, 0.0) + weight
+            for each, weight in zip(ready, weights, strict=True)
+        ]
         best = max(range(len(ready)), key=credits.__getitem__)
         credits[best] -= 1.0
         self._credit = {each.replica_id: credit for each, credit in zip(ready, credits, strict=True)}
