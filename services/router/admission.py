@@ -17,6 +17,8 @@ __all__ = ["Admission", "Ending", "Moves", "Refused", "Ticket"]
 
 SHARED = 7 / 8
 """Of all places, those that a model may take beyond its even share while others are asked for, too."""
+BEGUN = 2
+"""Answers that go on here after their router was lost run at once, up to so many times the places."""
 LOOK_S = 0.05
 """Between two looks at those that wait, when nothing but progress is the reason."""
 SOONEST_S, LATEST_S = 0.1, 30.0
@@ -88,7 +90,9 @@ class Admission:
         now, moves = ticket.arrived, Moves()
         lane = self.lane(ticket.model, now)
         lane.came(ticket)
-        if self._may_start(lane, ticket, now):
+        # What has begun elsewhere is half done, and its caller has nowhere else to go.
+        begun = ticket.begun and self.active < BEGUN * self.max_active
+        if begun or self._may_start(lane, ticket, now):
             self._start(lane, ticket, now, moves)
             return moves
         wait_s, run_s = lane.wait_s(ticket, now), lane.run_s(ticket, now)

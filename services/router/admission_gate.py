@@ -27,7 +27,13 @@ class AdmissionGate:
         self._idle.set()
 
     def admitted(
-        self, deadline: float, *, model: str = "", priority: Priority = Priority.NORMAL, size: float = 1.0
+        self,
+        deadline: float,
+        *,
+        model: str = "",
+        priority: Priority = Priority.NORMAL,
+        size: float = 1.0,
+        begun: bool = False,
     ) -> "Place":
         """A context manager that enters once there is room.
 
@@ -36,13 +42,15 @@ class AdmissionGate:
             model: whose requests it is among.
             priority: its class.
             size: units that it has at most, which `progress` counts.
+            begun: it goes on here after it began at another router.
 
         Raises:
             ResourceExhausted: the queue is full, or its turn would come too late.
             DeadlineExceeded: the deadline passed in the queue.
             Unavailable: the router is draining.
         """
-        return Place(self, Ticket(model, priority, time.monotonic(), deadline, size=max(size, 1.0)))
+        ticket = Ticket(model, priority, time.monotonic(), deadline, size=max(size, 1.0), begun=begun)
+        return Place(self, ticket)
 
     async def drained(self) -> None:
         """Admit nobody new and return when nothing runs or waits."""

@@ -40,6 +40,8 @@ class Ticket:
     # What it consists of at most, see `throughput`, and what of that is done.
     size: float = 1.0
     units: float = 0.0
+    # It goes on here after it began at another router.
+    begun: bool = False
 
     @property
     def order(self) -> float:

@@ -146,9 +146,10 @@ class RouterCore:
             if not controls.replay:
                 controls = replace(controls, replay=self.config.cache_replay)
             size = request.max_tokens if request.HasField("max_tokens") else self.config.max_tokens
-            if request.HasField("resume"):  # what has begun is brought to its end before others begin
+            begun = request.HasField("resume")
+            if begun:  # it is brought to its end before others begin
                 ctx = replace(ctx, priority=Priority.HIGH)
-            async with self._admitted(spec, ctx, size) as place:
+            async with self._admitted(spec, ctx, size, begun=begun) as place:
                 self.telemetry.began(ctx.priority, place.waited_s)
                 with observed.current():
                     plans = await self._prepare(request, spec, ctx, controls)
@@ -161,15 +162,19 @@ class RouterCore:
                                 got_on(place, generations[0], response)
                                 yield response
             if len(generations) > 1:  # each answer is admitted by itself
-                choices = Choices(generations, lambda: self._admitted(spec, ctx, size))
+                choices = Choices(generations, lambda: self._admitted(spec, ctx, size, begun=begun))
                 with _accounted(generations, observed):
                     async with aclosing(choices.run()) as responses:
                         async for response in responses:
                             yield response
 
-    def _admitted(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, size: int) -> Place:
+    def _admitted(
+        self, spec: registry_pb2.ModelSpec, ctx: RequestContext, size: int, *, begun: bool = False
+    ) -> Place:
         """A place among the running requests, for `size` tokens or rows at most."""
-        return self._gate.admitted(ctx.deadline, model=spec.name, priority=ctx.priority, size=size)
+        return self._gate.admitted(
+            ctx.deadline, model=spec.name, priority=ctx.priority, size=size, begun=begun
+        )
 
     def _generation(self, plan: Plan, ctx: RequestContext, observed: Observed) -> Generation:
         return Generation(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 """The bounds, the order and the early refusals of admission, on a clock of the test's own."""
 
 import pytest
@@ -177,6 +179,15 @@ def test_a_request_is_refused_at_once_when_its_turn_would_come_too_late():
     assert caught.value.retry_after_s == pytest.approx(1.6, rel=0.1), "half of what is before it"
     admission.arrive(arriving(now, HIGH, size=10.0, deadline_s=5.0))
     assert len(running) == admission.active
+
+
+def test_what_began_at_another_router_goes_on_at_once_within_a_bound():
+    admission = Admission(max_active=2, max_waiting=4)
+    for _ in range(2):
+        assert admission.arrive(arriving(0.0)).started
+    assert not admission.arrive(arriving(0.0)).started
+    goes_on = [replace(arriving(0.0), begun=True) for _ in range(3)]
+    assert [bool(admission.arrive(ticket).started) for ticket in goes_on] == [True, True, False]
 
 
 def test_nobody_waits_for_much_longer_than_allowed_even_with_time():
