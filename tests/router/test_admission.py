@@ -1,6 +1,6 @@
-from dataclasses import replace
-
 """The bounds, the order and the early refusals of admission, on a clock of the test's own."""
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
