@@ -77,6 +77,9 @@ class _Translated:
             return
         if isinstance(error, StagemeshError):
             log.debug("rpc.refused method=%s kind=%s: %s", self._method, error.kind, error.message)
+        elif isinstance(error, grpc.aio.InternalError):
+            # gRPC's own: the caller left while an answer was being written.
+            log.debug("rpc.left method=%s: %s", self._method, error)
         else:
             log.error("rpc.failed method=%s", self._method, exc_info=error)
         await abort(self._context, error)
