@@ -42,6 +42,7 @@ from .partition.blocks import digests
 from .partition.interface import Batch
 from .partition.ragged import Segment
 from .passes import Work, segments_of
+from .recovery import resumed
 from .replica import Replica
 from .schedule import Flight, PlannedStep, Schedule
 from .session import ReplicaSession, from_session_error
@@ -130,6 +131,8 @@ class Head:
             prompt_tokens=request.prompt_tokens,
             generated=len(request.token_ids) - request.prompt_tokens,
         )
+        if (before := self._sessions.get(request.session)) is not None:
+            self._forget(before)  # its call has ended, and the end has not come through yet
         self._sessions[request.session] = session
         try:
             if request.held:
@@ -186,7 +189,7 @@ class Head:
                 raise InvalidArgument(f"{name}: an id is outside the vocabulary", field=name)
 
     async def forward(self, request: ForwardRequest) -> ForwardResponse:
-        """Run one stateless micro-batch through the route; see `Stateless.forward`."""
+        """See `Stateless.forward`."""
         return await self._stateless.forward(request)
 
     # ---- what comes back ----
@@ -296,8 +299,6 @@ class Head:
         if session is None or not session.own.open.hold or session.leaving:
             raise NotFound("session: it does not run here")
         own = session.own
-        if own.ended:
-            raise FailedPrecondition("the session's state is gone")
         if len(request.route) != len(own.open.route) or request.route[0] != own.head:
             raise InvalidArgument("route: it does not begin at this replica", field="route")
         if not 0 < request.stage < len(request.route):
@@ -305,13 +306,13 @@ class Head:
         epoch = 2 * request.epoch
         if epoch <= own.epoch:
             raise InvalidArgument("epoch: it is not newer than the session's", field="epoch")
-        open_ = StepOpen()
-        open_.CopyFrom(own.open)
-        del open_.route[:], open_.prompt_token_ids[:], open_.generated_token_ids[:]
-        open_.route.extend(request.route)
-        open_.resume, open_.rebuilt_stage = True, request.stage
-        tell_history(open_, session.token_ids, session.prompt_tokens)
         self._schedule.remove(own.session)
+        while own.in_flight and not own.ended:  # noqa: ASYNC110 (some state cannot go back under a pass)
+            await asyncio.sleep(0.001)
+        if own.ended:
+            raise FailedPrecondition("the session's state is gone")
+        open_ = resumed(own.open, request)
+        tell_history(open_, session.token_ids, session.prompt_tokens)
         self._replica.recovery.resume(own, epoch, open_, session.acknowledged)
         session.lost = False
         self._begin(session)

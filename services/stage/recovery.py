@@ -21,6 +21,7 @@ from stagemesh.errors import FailedPrecondition, ResourceExhausted, StagemeshErr
 from stagemesh.v1.stage_pb2 import (
     Frame,
     LostReplica,
+    RerouteRequest,
     RouteHop,
     SessionError,
     Step,
@@ -307,3 +308,13 @@ class Recovery:
                 step.open.CopyFrom(opening)
             link.post(Frame(steps=[step], sides=sides), tensor)
         log.info("session.rebuilding stage=%d replica=%s positions=%d", hop.stage, hop.replica_id, end)
+
+
+def resumed(opening: StepOpen, request: RerouteRequest) -> StepOpen:
+    """The settings of a session that goes on along another route; what penalties know is still to be told."""
+    changed = StepOpen()
+    changed.CopyFrom(opening)
+    del changed.route[:], changed.prompt_token_ids[:], changed.generated_token_ids[:]
+    changed.route.extend(request.route)
+    changed.resume, changed.rebuilt_stage = True, request.stage
+    return changed

@@ -11,7 +11,7 @@ from .mesh import until
 from .scenario import Run, scenario
 
 
-@scenario("R1", "a rolling restart of stages and routers under load", each_seed=False)
+@scenario("R1", "a rolling restart of stages and routers under load", each_seed=False, in_ci=False)
 async def rolling_restart(run: Run) -> None:
     mesh = run.mesh
     nodes = range(mesh.nodes) if run.full else [run.rng.randrange(mesh.nodes)]

@@ -24,7 +24,7 @@ async def etcd_restarted(run: Run) -> None:
     await _etcd_down(run, lambda: asyncio.sleep(0))
 
 
-@scenario("F4", "etcd is stopped, and comes back empty", each_seed=False)
+@scenario("F4", "etcd is stopped, and comes back empty", each_seed=False, in_ci=False)
 async def etcd_back_empty(run: Run) -> None:
     folder = run.mesh.folder
     assert folder is not None

@@ -141,7 +141,7 @@ async def truncated_shard(run: Run) -> None:
     await run.whole()
 
 
-@scenario("F9", "a disk that is full where weights are fetched to", each_seed=False)
+@scenario("F9", "a disk that is full where weights are fetched to", each_seed=False, in_ci=False)
 async def full_disk(run: Run) -> None:
     if not run.mesh.full_disk:
         run.untested("a full disk: this machine lets nobody mount a file system")
