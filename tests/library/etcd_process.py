@@ -23,14 +23,33 @@ class EtcdProcess:
     def __init__(self, folder: Path, *, name: str = "m0", tls: tuple[Path, Path, Path] | None = None) -> None:
         self.name = name
         self.folder = folder / name
+        self._tls = tls
+        self._started = False
+        self._choose_ports()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _choose_ports(self) -> None:
         self.port = free_port()
         self.peer_port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self.cluster = f"{name}=http://127.0.0.1:{self.peer_port}"
-        self._tls = tls
-        self._process: subprocess.Popen[bytes] | None = None
+        self.alone = self.cluster = f"{self.name}=http://127.0.0.1:{self.peer_port}"
 
     async def start(self) -> None:
+        """Returns when it answers; a port that somebody took meanwhile is replaced at the first start of a single member."""
+        for _ in range(5):
+            try:
+                await self._start()
+                break
+            except ChildProcessError:
+                self._process = None
+                if self._started or self.cluster != self.alone:
+                    raise
+                self._choose_ports()
+        else:
+            raise ChildProcessError("etcd ended at its start, five times")
+        self._started = True
+
+    async def _start(self) -> None:
         assert self._process is None
         scheme = "https" if self._tls else "http"
         command = [
@@ -57,7 +76,8 @@ class EtcdProcess:
             ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while True:
-            assert self._process.poll() is None, "etcd ended at its start"
+            if self._process.poll() is not None:
+                raise ChildProcessError("etcd ended at its start")
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
             except OSError:
