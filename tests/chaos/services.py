@@ -46,7 +46,7 @@ async def _answers(address: str) -> bool:
             return False
 
 
-@scenario("F8", "the cache hangs, later it is killed")
+@scenario("F8", "the cache hangs, later it is killed", in_ci=False)
 async def lose_the_cache(run: Run) -> None:
     cache = run.mesh.service_process("cache")
     await _added(run, "alive")
@@ -94,7 +94,7 @@ async def _probe(run: Run, number: int, *, cache: bool) -> tuple[float, str]:
     return time.monotonic() - began, answer.cache
 
 
-@scenario("F9", "a truncated shard, before and after it was deployed", each_seed=False)
+@scenario("F9", "a truncated shard, before and after it was deployed", each_seed=False, in_ci=False)
 async def truncated_shard(run: Run) -> None:
     assert run.mesh.folder is not None
     whole = make_llama(run.mesh.folder / "sharded", max_shard_size="2MB")
