@@ -55,6 +55,10 @@ async def abort(context: grpc.aio.ServicerContext, error: BaseException) -> NoRe
     raise AssertionError("abort does not return")
 
 
+FAILED_REPLICA = "stagemesh-failed-replica"
+"""Trailing metadata, inside a mesh, of a call that failed: the replica at fault."""
+
+
 class _Translated:
     """Turns an error that leaves the body into the RPC's status.
 

@@ -8,7 +8,7 @@ import grpc.aio
 from opentelemetry.trace import Span
 
 from stagemesh import errors
-from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.grpc_errors import FAILED_REPLICA, from_rpc_error
 from stagemesh.v1 import registry_pb2, stage_pb2
 
 from .channels import Channels
@@ -21,7 +21,6 @@ from .telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 Route = list[stage_pb2.RouteHop]
-FAILED_REPLICA = "stagemesh-failed-replica"
 MAX_BUDGETS = 4096
 """Models' retry budgets kept; models come and go."""
 

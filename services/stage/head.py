@@ -16,6 +16,7 @@ from stagemesh.errors import (
     StagemeshError,
     from_code,
 )
+from stagemesh.prefix import digests
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
@@ -38,7 +39,6 @@ from .depth import Depth
 from .head_session import HeadSession
 from .history import needs_history, tell_history
 from .pace import Pace
-from .partition.blocks import digests
 from .partition.interface import Batch
 from .partition.ragged import Segment
 from .passes import Work, segments_of
@@ -131,7 +131,7 @@ class Head:
             prompt_tokens=request.prompt_tokens,
             generated=len(request.token_ids) - request.prompt_tokens,
         )
-        if (before := self._sessions.get(request.session)) is not None:
+        if before := self._sessions.get(request.session):
             self._forget(before)  # its call has ended, and the end has not come through yet
         self._sessions[request.session] = session
         try:

@@ -10,10 +10,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from stagemesh.prefix import BLOCK
 from stagemesh.tensor import TensorView
 from stagemesh.v1.tensor_pb2 import Tensor
-
-from .partition.blocks import BLOCK
 
 # Rows of a frame when a journal is replayed.
 CHUNK = 512

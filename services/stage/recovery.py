@@ -127,11 +127,10 @@ class Recovery:
         session = self._owner.sessions.get(error.session)
         if session is None or session.epoch != error.epoch:
             return
+        self._owner.links.report(session.upstream, error)
         if error.HasField("lost") and session.holds:
             self.hold(session)
-            self._owner.links.report(session.upstream, error)
         else:
-            self._owner.links.report(session.upstream, error)
             self._owner.end_session(session, error.message)
 
     def lost_toward(self, hop: RouteHop, error: StagemeshError) -> None:

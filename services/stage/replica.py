@@ -10,6 +10,7 @@ from functools import partial
 from opentelemetry.context import Context
 
 from stagemesh.errors import InternalError, StagemeshError, Unavailable
+from stagemesh.prefix import split_digests
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import extract
 from stagemesh.v1.stage_pb2 import (
@@ -28,7 +29,6 @@ from .countdown import Countdown
 from .engine import Engine, Outcome
 from .links import Links
 from .outgoing import outgoing
-from .partition.blocks import split_digests
 from .partition.interface import Partition
 from .partition.kv import KVPool
 from .passes import Computed, Work, compute, next_hops, received

@@ -6,6 +6,7 @@ from contextlib import aclosing, contextmanager
 import grpc
 
 from stagemesh.errors import StagemeshError, Unavailable
+from stagemesh.grpc_errors import FAILED_REPLICA
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
 from stagemesh.v1.stage_pb2 import (
     Feedback,
@@ -27,8 +28,6 @@ from .relay import relay
 from .replica import Replica
 
 SERVICE = "stagemesh.v1.StageService"
-FAILED_REPLICA = "stagemesh-failed-replica"
-"""Trailing metadata of a call that failed: the replica at fault."""
 
 
 class StageServicer:

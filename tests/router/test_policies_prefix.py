@@ -6,7 +6,8 @@ import struct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stagemesh.services.router.policies import Ask, Candidate, PrefixAffinity
-from stagemesh.services.stage.partition.blocks import digests
+
+from stagemesh.prefix import digests
 
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

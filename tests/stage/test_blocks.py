@@ -1,7 +1,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from stagemesh.services.stage.partition.blocks import BLOCK, Blocks, digests
+from stagemesh.services.stage.partition.blocks import Blocks
+
+from stagemesh.prefix import BLOCK, digests
 
 TOTAL = 12
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from stagemesh.services.stage.partition import ragged
-from stagemesh.services.stage.partition.blocks import BLOCK
 from stagemesh.services.stage.partition.kernels import Kernels, load_kernels
 from stagemesh.services.stage.partition.kv import KVLayout, KVPool
 from stagemesh.services.stage.partition.ragged import Ragged, Segment
+
+from stagemesh.prefix import BLOCK
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

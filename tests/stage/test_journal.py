@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stagemesh.services.stage.journal import CHUNK, Journals
-from stagemesh.services.stage.partition.blocks import BLOCK
 
+from stagemesh.prefix import BLOCK
 from stagemesh.tensor import TensorView
 from stagemesh.v1.tensor_pb2 import Tensor
 

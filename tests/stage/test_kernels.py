@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stagemesh.services.stage.partition.blocks import BLOCK
 from stagemesh.services.stage.partition.kernels import PANEL, Kernels, load_kernels
 from stagemesh.services.stage.partition.memory import LARGE_PAGE, LargePages
+
+from stagemesh.prefix import BLOCK
 
 pytestmark = pytest.mark.skipif(load_kernels(torch.float32) is None, reason="the kernels were not built")
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.stage.partition.blocks import BLOCK, digests
 from stagemesh.services.stage.partition.kv import KVLayout, KVPool, PrefixMissing, SessionKV
 
 from stagemesh.errors import ResourceExhausted
+from stagemesh.prefix import BLOCK, digests
 
 LAYOUT = KVLayout(layers=2, kv_heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 BLOCK_BYTES = BLOCK * LAYOUT.token_bytes

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from stagemesh.services.stage import metrics
-from stagemesh.services.stage.partition.blocks import BLOCK
 
+from stagemesh.prefix import BLOCK
 from tests.stage.test_partition import whole
 from tests.stage.two_stages import route_of, settled
 

@@ -8,10 +8,11 @@ import grpc
 import pytest
 from stagemesh.services.stage import recovery
 from stagemesh.services.stage.passes import Work
-from stagemesh.services.stage.servicer import FAILED_REPLICA, SERVICE
+from stagemesh.services.stage.servicer import SERVICE
 
 from stagemesh.checkpoint import inspect
 from stagemesh.errors import FailedPrecondition, NotFound, Unavailable
+from stagemesh.grpc_errors import FAILED_REPLICA
 from stagemesh.v1.stage_pb2 import OpenSession, Sampling, SessionEvent
 from tests.parity import causal
 from tests.stage.meshed import Mesh, Run, freed, mesh_of

@@ -10,7 +10,6 @@ import grpc
 import pytest
 import torch
 from stagemesh.services.stage.canary import probe
-from stagemesh.services.stage.partition.blocks import BLOCK
 from stagemesh.services.stage.partition.load import load_partition
 from stagemesh.services.stage.relay import CREDIT_BATCH, WINDOW
 from stagemesh.services.stage.replica import Replica
@@ -19,6 +18,7 @@ from stagemesh.services.stage.servicer import SERVICE
 from stagemesh.checkpoint import inspect
 from stagemesh.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.prefix import BLOCK
 from stagemesh.tensor import TensorView, encode_frame
 from stagemesh.v1.stage_pb2 import (
     ForwardRequest,

@@ -1,13 +1,13 @@
 """What a policy knows of a replica and of who asks, and what a policy is."""
 
-import hashlib
 import math
 import random
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
+
+from stagemesh.prefix import digests
 
 FRESH_S = 3.0
 """What a replica said of other routers' sessions says nothing any more after this."""
@@ -19,9 +19,6 @@ UNSURE = 4.0
 A pass of many sessions takes longer than a pass of few at the same speed, and on a shared machine a step time
 swings from one second to the next.
 """
-BLOCK = 16
-"""Tokens of a block; with the digest, the same as the stages' own prefix cache uses."""
-DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +67,7 @@ class Ask:
     @cached_property
     def blocks(self) -> tuple[bytes, ...]:
         """A digest for each full block of the prompt, over every token up to that block's end."""
-        digests: list[bytes] = []
-        before = b""
-        for at in range(0, len(self.token_ids) - BLOCK + 1, BLOCK):
-            block = struct.pack(f"<{BLOCK}I", *self.token_ids[at : at + BLOCK])
-            before = hashlib.blake2b(before + block, digest_size=DIGEST_BYTES).digest()
-            digests.append(before)
-        return tuple(digests)
+        return tuple(digests(self.token_ids))
 
 
 NOTHING_ASKED = Ask()

@@ -4,7 +4,9 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from .candidate import BLOCK, NOTHING_ASKED, Ask, Candidate, only_ready
+from stagemesh.prefix import BLOCK
+
+from .candidate import NOTHING_ASKED, Ask, Candidate, only_ready
 from .p2c_ewma import P2cEwma, costs_of
 
 TOKENS_PER_STEP = 64

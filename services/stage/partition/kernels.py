@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .blocks import BLOCK
+from stagemesh.prefix import BLOCK
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 
 from stagemesh.errors import ResourceExhausted
+from stagemesh.prefix import BLOCK
 
-from .blocks import BLOCK, Blocks
+from .blocks import Blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from .blocks import BLOCK
+from stagemesh.prefix import BLOCK
+
 from .kernels import PANEL, Kernels
 from .kv import KVPool, SessionKV
 
