@@ -97,7 +97,7 @@ async def _missing(store: RedisStore, each: Row) -> bool:
         (Selector(tags=frozenset({"none"})), ""),
         (Selector(prefix="none"), ""),
     ],
-    ids=str,
+    ids=["all", "tenant", "tag", "tags", "tenant-and-tag", "prefix", "no-such-tag", "no-such-prefix"],
 )
 async def test_an_invalidation_drops_what_it_fits(
     server: RedisProcess, selector: Selector, gone: str
