@@ -25,7 +25,7 @@ from stagemesh.v1 import inference_pb2_grpc, registry_pb2
 from .config import RouterConfig
 from .core import RouterCore
 from .http.app import create_app
-from .open_inference import OpenInferenceServicer
+from .oip.servicer import OpenInferenceServicer
 from .servicer import InferenceServicer
 
 log = logging.getLogger(__name__)

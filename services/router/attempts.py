@@ -11,11 +11,11 @@ from stagemesh import errors
 from stagemesh.grpc_errors import FAILED_REPLICA, from_rpc_error
 from stagemesh.v1 import registry_pb2, stage_pb2
 
+from .admission.retry_budget import RetryBudget
 from .channels import Channels
 from .context import RequestContext
 from .loads import Loads
 from .policies import Ask
-from .retry_budget import RetryBudget
 from .routing import Routing, blame
 from .telemetry import Telemetry
 

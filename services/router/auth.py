@@ -10,7 +10,7 @@ import yaml
 
 from stagemesh.errors import ConfigError, Unauthenticated
 
-from .priority import BY_NAME, Priority
+from .admission.priority import BY_NAME, Priority
 
 
 @dataclass(frozen=True, slots=True)

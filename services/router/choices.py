@@ -6,8 +6,8 @@ from contextlib import aclosing
 
 from stagemesh.v1 import inference_pb2
 
-from .admission_gate import Place
-from .cache_client import HIT
+from .admission.gate import Place
+from .cache.client import HIT
 from .generate import Generation
 from .pump import Pump
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from stagemesh.errors import InvalidArgument
 
-from .priority import Priority
+from .admission.priority import Priority
 
 TIMEOUT = "x-stagemesh-timeout"
 """Header with the seconds that the caller waits, for doors whose protocol has no deadline of its own."""

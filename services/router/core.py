@@ -16,12 +16,14 @@ from stagemesh.errors import DeadlineExceeded, InvalidArgument, OutOfRange
 from stagemesh.etcd import Etcd
 from stagemesh.v1 import inference_pb2, registry_pb2
 
-from .admission import Admission
-from .admission_gate import AdmissionGate, Place
+from .admission.gate import AdmissionGate, Place
+from .admission.priority import HEADER as PRIORITY_HEADER
+from .admission.priority import Priority, asked_priority
+from .admission.queue import Admission
 from .auth import Auth, load_keys
-from .cache_client import CacheClient
-from .cache_controls import CacheControls, controls_of
-from .cache_use import embed_use, infer_use
+from .cache.client import CacheClient
+from .cache.controls import CacheControls, controls_of
+from .cache.use import embed_use, infer_use
 from .channels import Channels
 from .choices import Choices, got_on
 from .config import RouterConfig
@@ -29,20 +31,18 @@ from .context import RequestContext, asked_timeout
 from .dispatch import Dispatch
 from .generate import Generation
 from .hand_over import HandOver
-from .health_metrics import HealthMetrics
+from .health.metrics import HealthMetrics
 from .infer import Inference
 from .loads import Loads
 from .membership import Membership
 from .membership_watch import MembershipWatch
 from .observe import Observed
 from .prepare import Plan, prepare, tokenise_batch
-from .priority import HEADER as PRIORITY_HEADER
-from .priority import Priority, asked_priority
 from .resume import ResumeTokens, load_resume_key
 from .routing import Routing
 from .status import mesh_status
 from .telemetry import Telemetry
-from .text import ModelText, Texts
+from .text.tokenizers import ModelText, Texts
 from .validate import check_generate, check_model, check_task, check_texts, check_token_ids
 from .validate_tensors import Batch, check_infer, token_batch
 from .warm import Warmer

@@ -10,9 +10,9 @@ from opentelemetry.trace import Span
 
 from stagemesh.v1 import cache_pb2, inference_pb2, stage_pb2
 
-from .cache_believe import generation_fault, in_one_chunk
-from .cache_client import BYPASS, CacheClient
-from .cache_flight import CacheUse
+from .cache.believe import generation_fault, in_one_chunk
+from .cache.client import BYPASS, CacheClient
+from .cache.flight import CacheUse
 from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
 from .prepare import Plan

@@ -6,7 +6,7 @@ import grpc.aio
 
 from stagemesh.v1 import stage_pb2
 
-from .cache_client import STATUS_NAMES
+from .cache.client import STATUS_NAMES
 from .context import RequestContext
 from .core import RouterCore
 from .routing import route_header

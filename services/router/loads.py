@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from stagemesh.v1 import registry_pb2, stage_pb2
 
-from .health_stage import Health
+from .health.stage import Health
+from .health.step_times import StepTimes
 from .policies import Candidate
-from .step_times import StepTimes
 
 
 @dataclass(slots=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from stagemesh.v1 import inference_pb2, registry_pb2, stage_pb2
 
-from .answer_text import AnswerText
-from .cache_controls import NONE, CacheControls
-from .cache_key import generation_key
+from .cache.controls import NONE, CacheControls
+from .cache.key import generation_key
 from .resume import Drawn, ResumeTokens, answers_so_far, check_same, content_digest
-from .text import ModelText
+from .text.answer import AnswerText
+from .text.tokenizers import ModelText
 from .validate import check_length, check_min_tokens, check_token_ids
 
 THREAD_AT_CHARACTERS = 2000

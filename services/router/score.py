@@ -18,8 +18,8 @@ from .context import RequestContext
 from .heads import activate, classify_activation, label_names, rank_activation
 from .lossless import BITS, convert
 from .signature import MASK, signature_of
-from .text_model import ModelText
-from .text_pairs import PairText, PairTexts
+from .text.model import ModelText
+from .text.pairs import PairText, PairTexts
 from .validate import check_model
 
 LOGITS = "logits"

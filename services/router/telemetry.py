@@ -13,8 +13,8 @@ from stagemesh import tracing
 from stagemesh.metrics import counter, gauge, histogram
 from stagemesh.tracing import tracer
 
-from .admission import Admission, Refused, Ticket
-from .priority import Priority
+from .admission.priority import Priority
+from .admission.queue import Admission, Refused, Ticket
 
 NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 """Instead of a span while tracing is off: entering it costs nothing, and it takes every call."""

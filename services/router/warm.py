@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from stagemesh.errors import StagemeshError
 from stagemesh.v1.registry_pb2 import ModelSpec
 
-from .text import Texts
+from .text.tokenizers import Texts
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ DEMO = str(ROOT / "examples" / "demo_model" / "model")
 # What a service does with a checkpoint, beyond being imported.
 WORK = {
     "router": f"""
-from stagemesh.services.router.text import load
+from stagemesh.services.router.text.tokenizers import load
 from stagemesh.v1.registry_pb2 import ModelSpec
 text = load(ModelSpec(name="demo", source={DEMO!r}, context_length=1024))
 assert text.decode(text.encode("def f(x):")) == "def f(x):"

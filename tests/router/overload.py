@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass, field
 
-from stagemesh.services.router.admission import Admission, Ending, Ticket
-from stagemesh.services.router.priority import Priority
+from stagemesh.services.router.admission.priority import Priority
+from stagemesh.services.router.admission.queue import Admission, Ending, Ticket
 
 from stagemesh.errors import ResourceExhausted
 

@@ -2,9 +2,9 @@ import asyncio
 import time
 
 import pytest
-from stagemesh.services.router.admission import Admission
-from stagemesh.services.router.admission_gate import AdmissionGate
-from stagemesh.services.router.priority import Priority
+from stagemesh.services.router.admission.gate import AdmissionGate
+from stagemesh.services.router.admission.priority import Priority
+from stagemesh.services.router.admission.queue import Admission
 
 from stagemesh.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 

@@ -1,6 +1,6 @@
 import pytest
+from stagemesh.services.router.admission.priority import Priority
 from stagemesh.services.router.auth import Auth, Credential, load_keys
-from stagemesh.services.router.priority import Priority
 
 from stagemesh.errors import ConfigError, Unauthenticated
 

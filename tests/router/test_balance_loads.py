@@ -6,9 +6,9 @@ import random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stagemesh.services.router.health.step_times import FEWEST_BUCKETS, FEWEST_RECENT, StepTimes
 from stagemesh.services.router.loads import Loads
 from stagemesh.services.router.policies.candidate import UNSURE
-from stagemesh.services.router.step_times import FEWEST_BUCKETS, FEWEST_RECENT, StepTimes
 
 from stagemesh.v1.stage_pb2 import ReplicaLoad
 

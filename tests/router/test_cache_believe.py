@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.cache_believe import (
+from stagemesh.services.router.cache.believe import (
     embed_fault,
     generation_fault,
     in_one_chunk,

@@ -1,5 +1,5 @@
 import pytest
-from stagemesh.services.router.cache_controls import NONE, CacheControls, controls_of
+from stagemesh.services.router.cache.controls import NONE, CacheControls, controls_of
 
 from stagemesh.errors import InvalidArgument
 from stagemesh.v1.inference_pb2 import CacheControl, CacheReplay, EmbedRequest, GenerateRequest, InferRequest

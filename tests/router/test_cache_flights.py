@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, aclosing
 
 import numpy as np
 import pytest
-from stagemesh.services.router import cache_client
+from stagemesh.services.router.cache import client as cache_client
 from stagemesh.services.router.config import RouterConfig
 from stagemesh.services.router.core import RouterCore
 

@@ -3,9 +3,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.cache_choice import rank_caches
-from stagemesh.services.router.cache_controls import NONE, CacheControls
-from stagemesh.services.router.cache_key import embed_key, generation_key, infer_key
+from stagemesh.services.router.cache.choice import rank_caches
+from stagemesh.services.router.cache.controls import NONE, CacheControls
+from stagemesh.services.router.cache.key import embed_key, generation_key, infer_key
 from stagemesh.services.router.prepare import is_cached, sampling_of
 
 from stagemesh.v1.inference_pb2 import GenerateRequest

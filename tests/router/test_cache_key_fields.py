@@ -9,8 +9,8 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stagemesh.services.router.cache_controls import controls_of
-from stagemesh.services.router.cache_key import infer_key
+from stagemesh.services.router.cache.controls import controls_of
+from stagemesh.services.router.cache.key import infer_key
 from stagemesh.services.router.http.schema import ChatBody, CompletionBody, parse
 from stagemesh.services.router.http.to_generate import chat_request, completion_requests
 from stagemesh.services.router.prepare import prepare

@@ -4,9 +4,9 @@ import time
 import grpc
 import numpy as np
 import pytest
-from stagemesh.services.router import cache_choice
-from stagemesh.services.router.cache_client import MAX_LOOKUPS
-from stagemesh.services.router.cache_flight import CacheUse
+from stagemesh.services.router.cache import choice as cache_choice
+from stagemesh.services.router.cache.client import MAX_LOOKUPS
+from stagemesh.services.router.cache.flight import CacheUse
 
 from stagemesh.errors import InvalidArgument, StagemeshError
 from stagemesh.metrics import REGISTRY

@@ -8,7 +8,7 @@ import sys
 
 import grpc
 import pytest
-from stagemesh.services.router.open_inference import OpenInferenceServicer
+from stagemesh.services.router.oip.servicer import OpenInferenceServicer
 from stagemesh.services.router.servicer import InferenceServicer
 
 from stagemesh.grpc_errors import from_rpc_error

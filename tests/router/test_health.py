@@ -1,7 +1,7 @@
 """One replica's health, by what its sessions tell."""
 
 import pytest
-from stagemesh.services.router.health import (
+from stagemesh.services.router.health.replica import (
     CANARY_S,
     CANARY_SHARE,
     CANARY_WAIT_S,

@@ -1,7 +1,7 @@
 """What operators see of a replica that is ejected, comes back and leaves."""
 
-from stagemesh.services.router.health_metrics import HealthMetrics
-from stagemesh.services.router.health_stage import Notice
+from stagemesh.services.router.health.metrics import HealthMetrics
+from stagemesh.services.router.health.stage import Notice
 
 from stagemesh.metrics import REGISTRY
 

@@ -1,7 +1,7 @@
 """When a replica counts as slow: beside its peers, beside itself, and by how much at least."""
 
 import pytest
-from stagemesh.services.router.slowness import (
+from stagemesh.services.router.health.slowness import (
     AT_LEAST_MS,
     SLOWER,
     THAN_BEFORE,
@@ -10,7 +10,7 @@ from stagemesh.services.router.slowness import (
     pace_of,
     slow_ones,
 )
-from stagemesh.services.router.step_times import StepTimes
+from stagemesh.services.router.health.step_times import StepTimes
 
 
 def paces(*rows):

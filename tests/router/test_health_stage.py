@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stagemesh.services.router.health import CANARY_SHARE, TERMS
+from stagemesh.services.router.health.replica import CANARY_SHARE, TERMS
 from stagemesh.services.router.loads import Loads
 from stagemesh.services.router.membership import Membership
 from stagemesh.services.router.routing import Routing

@@ -3,7 +3,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.oip_codec import (
+from stagemesh.services.router.oip.codec import (
     _CONTENTS,
     DTYPES,
     add_outputs,
@@ -12,7 +12,7 @@ from stagemesh.services.router.oip_codec import (
     read_texts,
     to_tensors,
 )
-from stagemesh.services.router.oip_generate import generation_of
+from stagemesh.services.router.oip.generate import generation_of
 
 from stagemesh.errors import InvalidArgument
 from stagemesh.oip import open_inference_pb2 as oip

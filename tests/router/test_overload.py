@@ -1,7 +1,7 @@
 """A model asked for five times what it can do, in virtual time: what is answered in time, and what becomes of the rest."""
 
 import pytest
-from stagemesh.services.router.priority import Priority
+from stagemesh.services.router.admission.priority import Priority
 
 from .overload import Model, offer
 

@@ -1,6 +1,6 @@
 import pytest
+from stagemesh.services.router.admission.priority import HEADER, Priority, asked_priority
 from stagemesh.services.router.context import asked_timeout
-from stagemesh.services.router.priority import HEADER, Priority, asked_priority
 
 from stagemesh.errors import InvalidArgument, PermissionDenied
 

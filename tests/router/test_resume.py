@@ -5,7 +5,6 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stagemesh.services.router.answer_text import AnswerText
 from stagemesh.services.router.resume import (
     ResumeTokens,
     answers_so_far,
@@ -13,7 +12,8 @@ from stagemesh.services.router.resume import (
     content_digest,
     load_resume_key,
 )
-from stagemesh.services.router.text_detokenize import Detokenizer
+from stagemesh.services.router.text.answer import AnswerText
+from stagemesh.services.router.text.detokenize import Detokenizer
 
 from stagemesh.errors import ConfigError, FailedPrecondition, InvalidArgument
 from stagemesh.v1 import inference_pb2, stage_pb2

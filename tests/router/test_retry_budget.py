@@ -2,7 +2,7 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.retry_budget import RetryBudget
+from stagemesh.services.router.admission.retry_budget import RetryBudget
 
 MOVES = st.lists(
     st.tuples(st.sampled_from(["request", "retry"]), st.floats(0, 3), st.integers(1, 200)), max_size=60

@@ -6,7 +6,7 @@ import math
 import httpx
 import pytest
 from stagemesh.services.router.http.app import create_app
-from stagemesh.services.router.text_pairs import PairText
+from stagemesh.services.router.text.pairs import PairText
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 

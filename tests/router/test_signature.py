@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.oip_metadata import model_metadata
+from stagemesh.services.router.oip.metadata import model_metadata
 from stagemesh.services.router.signature import output_bytes, signature_of
 from stagemesh.services.router.validate_tensors import check_infer
 

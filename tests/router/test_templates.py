@@ -7,7 +7,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from stagemesh.services.router.templates import MAX_TEMPLATE_CHARACTERS, Templates, TemplateTooSlow
+from stagemesh.services.router.text.templates import (
+    MAX_TEMPLATE_CHARACTERS,
+    Templates,
+    TemplateTooSlow,
+)
 
 from stagemesh.errors import CheckpointError, InvalidArgument, OutOfRange, StagemeshError
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from stagemesh.services.router import text as text_module
-from stagemesh.services.router.templates import Templates
-from stagemesh.services.router.text import ModelText, Texts, load
+from stagemesh.services.router.text import tokenizers as text_module
+from stagemesh.services.router.text.templates import Templates
+from stagemesh.services.router.text.tokenizers import ModelText, Texts, load
 
 from stagemesh.errors import CheckpointError, FailedPrecondition, InvalidArgument, OutOfRange
 from stagemesh.v1.registry_pb2 import ModelSpec

@@ -2,7 +2,7 @@ import itertools
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from stagemesh.services.router.text_stop import StopStrings
+from stagemesh.services.router.text.stop import StopStrings
 
 TEXT = st.text(alphabet="abc", max_size=24)
 STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=5), max_size=4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stagemesh.services.router.context import RequestContext
 from stagemesh.services.router.http.app import create_app
-from stagemesh.services.router.text import ModelText, load
+from stagemesh.services.router.text.tokenizers import ModelText, load
 
 from stagemesh.errors import NotFound, StagemeshError, Unauthenticated
 from stagemesh.v1.inference_pb2 import (

@@ -14,7 +14,7 @@ from stagemesh.v1.inference_pb2 import (
 )
 
 from ..context import RequestContext
-from ..text_model import ModelText
+from ..text.model import ModelText
 
 
 class Core(Protocol):

@@ -12,12 +12,12 @@ from opentelemetry.trace import Span
 from stagemesh.metrics import counter
 from stagemesh.v1 import cache_pb2, inference_pb2
 
-from .cache_choice import PAUSE_S, Pauses, rank_caches
-from .cache_flight import Asked, CacheUse, HeldLeases, Lease
-from .cache_key import cache_tags, value_digest
-from .channels import Channels
-from .membership import Membership
-from .telemetry import Labelled, Telemetry
+from ..channels import Channels
+from ..membership import Membership
+from ..telemetry import Labelled, Telemetry
+from .choice import PAUSE_S, Pauses, rank_caches
+from .flight import Asked, CacheUse, HeldLeases, Lease
+from .key import cache_tags, value_digest
 
 log = logging.getLogger(__name__)
 MAX_VALUE_BYTES = 8 * 2**20

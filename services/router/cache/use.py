@@ -5,12 +5,12 @@ from functools import partial
 
 from stagemesh.v1 import inference_pb2, registry_pb2
 
-from .cache_believe import embed_fault, infer_fault
-from .cache_controls import CacheControls
-from .cache_flight import CacheUse
-from .cache_key import embed_key, infer_key
-from .context import RequestContext
-from .validate_tensors import Batch
+from ..context import RequestContext
+from ..validate_tensors import Batch
+from .believe import embed_fault, infer_fault
+from .controls import CacheControls
+from .flight import CacheUse
+from .key import embed_key, infer_key
 
 
 def infer_use(

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from statistics import median
 
-from .policies.candidate import FADE_S, UNSURE
+from ..policies.candidate import FADE_S, UNSURE
 
 SPAN_S = 60.0
 """The mean fades with this time constant."""

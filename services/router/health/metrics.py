@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from stagemesh.metrics import counter, gauge
 
-from .health_stage import Notice
+from .stage import Notice
 
 log = logging.getLogger(__name__)
 _LABELS = ("model", "stage", "replica")

@@ -11,10 +11,10 @@ from typing import Any
 from stagemesh.errors import CheckpointError
 from stagemesh.v1.registry_pb2 import ModelSpec
 
+from .detokenize import Detokenizer
+from .model import ModelText
+from .stop import StopStrings
 from .templates import Templates
-from .text_detokenize import Detokenizer
-from .text_model import ModelText
-from .text_stop import StopStrings
 
 __all__ = ["Detokenizer", "ModelText", "StopStrings", "Texts"]
 

@@ -7,7 +7,7 @@ from stagemesh.errors import InvalidArgument
 from stagemesh.oip import open_inference_pb2 as oip
 from stagemesh.v1 import inference_pb2
 
-from .oip_codec import parameter_values, read_texts
+from .codec import parameter_values, read_texts
 
 T = TypeVar("T", list[Any], dict[str, Any])
 TEXT_INPUT = "text_input"

@@ -3,8 +3,8 @@
 from stagemesh.oip import open_inference_pb2 as oip
 from stagemesh.v1 import registry_pb2
 
-from .oip_codec import NAMES
-from .signature import signature_of
+from ..signature import signature_of
+from .codec import NAMES
 
 EXTENSIONS = ["model_stream_infer", "binary_tensor_data"]
 TEXT_TASKS = ("generate", "embed")

@@ -13,8 +13,8 @@ from google.protobuf.message import Message
 
 from stagemesh.v1 import cache_pb2, registry_pb2
 
-from .cache_controls import NONE, CacheControls
-from .channels import Channels
+from ..channels import Channels
+from .controls import NONE, CacheControls
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stagemesh.v1 import registry_pb2
 
-from .health import ReplicaHealth
+from .replica import ReplicaHealth
 from .slowness import Pace, is_slow, others, pace_of, slow_ones
 from .step_times import StepTimes
 

@@ -10,7 +10,7 @@ from enum import Enum
 
 from stagemesh.errors import ResourceExhausted
 
-from .admission_lane import CAUTION, REMEMBERED_S, Lane, Ticket
+from .lane import CAUTION, REMEMBERED_S, Lane, Ticket
 from .priority import Priority
 
 __all__ = ["Admission", "Ending", "Moves", "Refused", "Ticket"]

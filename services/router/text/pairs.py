@@ -9,8 +9,8 @@ from typing import Any
 from stagemesh.errors import CheckpointError
 from stagemesh.v1.registry_pb2 import ModelSpec
 
-from .signature import IDS, signature_of
-from .text import _folder, _json, _tokenizer
+from ..signature import IDS, signature_of
+from .tokenizers import _folder, _json, _tokenizer
 
 _log = logging.getLogger(__name__)
 KEPT = 16

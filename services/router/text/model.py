@@ -11,8 +11,8 @@ from typing import Any
 from stagemesh.errors import FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted
 from stagemesh.v1.registry_pb2 import ModelSpec
 
+from .detokenize import Detokenizer
 from .templates import Templates, TemplateTooSlow
-from .text_detokenize import Detokenizer
 
 # A rendered conversation may be this much longer than what was sent, in characters.
 _TEMPLATE_OVERHEAD = 256 * 2**10

@@ -11,13 +11,13 @@ from stagemesh.oip import open_inference_pb2 as oip
 from stagemesh.oip import open_inference_pb2_grpc as oip_grpc
 from stagemesh.v1 import inference_pb2, registry_pb2
 
-from .context import RequestContext
-from .core import RouterCore
-from .grpc_context import answered, open_context
-from .oip_codec import add_outputs, add_texts, check_parameters, to_tensors, uses_raw
-from .oip_generate import TEXT_OUTPUT, generation_of, has_text, only_text
-from .oip_metadata import EXTENSIONS, TEXT_TASKS, model_metadata
-from .validate import check_model
+from ..context import RequestContext
+from ..core import RouterCore
+from ..grpc_context import answered, open_context
+from ..validate import check_model
+from .codec import add_outputs, add_texts, check_parameters, to_tensors, uses_raw
+from .generate import TEXT_OUTPUT, generation_of, has_text, only_text
+from .metadata import EXTENSIONS, TEXT_TASKS, model_metadata
 
 log = logging.getLogger(__name__)
 

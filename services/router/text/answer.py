@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 
 from stagemesh.errors import InvalidArgument
 
-from .text import StopStrings
-from .text_model import ModelText
+from .model import ModelText
+from .tokenizers import StopStrings
 
 
 class AnswerText:

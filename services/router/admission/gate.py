@@ -7,8 +7,8 @@ from types import TracebackType
 
 from stagemesh.errors import DeadlineExceeded, ResourceExhausted, StagemeshError, Unavailable
 
-from .admission import Admission, Ending, Moves, Refused, Ticket
 from .priority import Priority
+from .queue import Admission, Ending, Moves, Refused, Ticket
 
 
 class AdmissionGate:

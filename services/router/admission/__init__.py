@@ -1,0 +1,1 @@
+"""Who runs, who waits, and who is refused early: `queue` decides, `gate` awaits it."""

@@ -1,0 +1,1 @@
+"""Text to tokens and tokens to text: tokenizers, chat templates in a process of their own, stop strings."""
