@@ -18,6 +18,9 @@ NODES = ROOT + "nodes/"
 ASSIGNMENTS = ROOT + "assignments/"
 REPLICAS = ROOT + "replicas/"
 SERVICES = ROOT + "services/"
+# What the autoscaler has decided, and what the registry did and why; events go by themselves after a while.
+SCALES = ROOT + "scales/"
+EVENTS = ROOT + "events/"
 INVALIDATIONS = ROOT + "invalidations/"
 LEADER = ROOT + "leader"
 # A random mark that the leading registry leaves in a store that has none: without it, or with another one, the store is new.
@@ -42,6 +45,11 @@ def check_name(name: str, field: str = "name") -> str:
 def model_key(name: str) -> str:
     """Key of a model's desired state."""
     return f"{MODELS}{name}"
+
+
+def scale_key(name: str) -> str:
+    """Key of the autoscaler's last decision on a model."""
+    return f"{SCALES}{name}"
 
 
 def node_key(node_id: str) -> str:

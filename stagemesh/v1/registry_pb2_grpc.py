@@ -54,6 +54,11 @@ class RegistryServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_registry__pb2.ListDeploymentsRequest.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_registry__pb2.ListDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.Wake = channel.unary_unary(
+                '/stagemesh.v1.RegistryService/Wake',
+                request_serializer=stagemesh_dot_v1_dot_registry__pb2.WakeRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_registry__pb2.WakeResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -83,6 +88,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Wake(self, request, context):
+        """Gives a model that sleeps its replicas again; returns at once, the replicas are seen in etcd. Any registry takes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +117,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=stagemesh_dot_v1_dot_registry__pb2.ListDeploymentsRequest.FromString,
                     response_serializer=stagemesh_dot_v1_dot_registry__pb2.ListDeploymentsResponse.SerializeToString,
+            ),
+            'Wake': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wake,
+                    request_deserializer=stagemesh_dot_v1_dot_registry__pb2.WakeRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_registry__pb2.WakeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -215,6 +232,33 @@ class RegistryService:
             '/stagemesh.v1.RegistryService/ListModels',
             stagemesh_dot_v1_dot_registry__pb2.ListDeploymentsRequest.SerializeToString,
             stagemesh_dot_v1_dot_registry__pb2.ListDeploymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stagemesh.v1.RegistryService/Wake',
+            stagemesh_dot_v1_dot_registry__pb2.WakeRequest.SerializeToString,
+            stagemesh_dot_v1_dot_registry__pb2.WakeResponse.FromString,
             options,
             channel_credentials,
             insecure,
