@@ -109,6 +109,29 @@ class ScaleRecord(_message.Message):
     unix_ms: int
     def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
 
+class EventRecord(_message.Message):
+    __slots__ = ("kind", "model", "reason", "numbers", "unix_ms", "registry")
+    class NumbersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    model: str
+    reason: str
+    numbers: _containers.ScalarMap[str, float]
+    unix_ms: int
+    registry: str
+    def __init__(self, kind: _Optional[str] = ..., model: _Optional[str] = ..., reason: _Optional[str] = ..., numbers: _Optional[_Mapping[str, float]] = ..., unix_ms: _Optional[int] = ..., registry: _Optional[str] = ...) -> None: ...
+
 class TensorSpec(_message.Message):
     __slots__ = ("name", "dtypes", "shape", "optional", "per_token")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -213,7 +236,7 @@ class LinkProfile(_message.Message):
     def __init__(self, rtt_ms: _Optional[float] = ..., gbit: _Optional[float] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("replica_id", "node_id", "model", "stage", "stages", "partition", "generation", "revision")
+    __slots__ = ("replica_id", "node_id", "model", "stage", "stages", "partition", "generation", "revision", "replaces")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +245,7 @@ class Assignment(_message.Message):
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     node_id: str
     model: str
@@ -230,7 +254,8 @@ class Assignment(_message.Message):
     partition: Partition
     generation: int
     revision: str
-    def __init__(self, replica_id: _Optional[str] = ..., node_id: _Optional[str] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., partition: _Optional[_Union[Partition, _Mapping]] = ..., generation: _Optional[int] = ..., revision: _Optional[str] = ...) -> None: ...
+    replaces: str
+    def __init__(self, replica_id: _Optional[str] = ..., node_id: _Optional[str] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., partition: _Optional[_Union[Partition, _Mapping]] = ..., generation: _Optional[int] = ..., revision: _Optional[str] = ..., replaces: _Optional[str] = ...) -> None: ...
 
 class ReplicaRecord(_message.Message):
     __slots__ = ("replica_id", "model", "revision", "stage", "stages", "partition", "node_id", "address", "pid", "zone", "state", "detail", "generation", "kv_bytes_total", "canary_ms")
@@ -329,16 +354,18 @@ class UndeployResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ScaleRequest(_message.Message):
-    __slots__ = ("name", "replicas", "stage", "policy")
+    __slots__ = ("name", "replicas", "stage", "policy", "scaling")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
     name: str
     replicas: int
     stage: int
     policy: str
-    def __init__(self, name: _Optional[str] = ..., replicas: _Optional[int] = ..., stage: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
+    scaling: Scaling
+    def __init__(self, name: _Optional[str] = ..., replicas: _Optional[int] = ..., stage: _Optional[int] = ..., policy: _Optional[str] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
 
 class ScaleResponse(_message.Message):
     __slots__ = ("model",)
@@ -358,6 +385,80 @@ class WakeResponse(_message.Message):
     woken: bool
     def __init__(self, woken: _Optional[bool] = ...) -> None: ...
 
+class LoadReport(_message.Message):
+    __slots__ = ("reporter", "covers_ms", "replicas", "models")
+    REPORTER_FIELD_NUMBER: _ClassVar[int]
+    COVERS_MS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    reporter: str
+    covers_ms: int
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
+    models: _containers.RepeatedCompositeFieldContainer[ModelReport]
+    def __init__(self, reporter: _Optional[str] = ..., covers_ms: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelReport, _Mapping]]] = ...) -> None: ...
+
+class ReplicaReport(_message.Message):
+    __slots__ = ("replica_id", "model", "stage", "revision", "queue_ms", "busy", "kv", "running", "waiting", "passes_per_s", "pass_ms")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    PASSES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PASS_MS_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    model: str
+    stage: int
+    revision: str
+    queue_ms: float
+    busy: float
+    kv: float
+    running: int
+    waiting: int
+    passes_per_s: float
+    pass_ms: float
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., revision: _Optional[str] = ..., queue_ms: _Optional[float] = ..., busy: _Optional[float] = ..., kv: _Optional[float] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., passes_per_s: _Optional[float] = ..., pass_ms: _Optional[float] = ...) -> None: ...
+
+class ModelReport(_message.Message):
+    __slots__ = ("model", "arrivals", "active", "waiting", "held", "revisions")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    arrivals: int
+    active: int
+    waiting: int
+    held: int
+    revisions: _containers.RepeatedCompositeFieldContainer[RevisionReport]
+    def __init__(self, model: _Optional[str] = ..., arrivals: _Optional[int] = ..., active: _Optional[int] = ..., waiting: _Optional[int] = ..., held: _Optional[int] = ..., revisions: _Optional[_Iterable[_Union[RevisionReport, _Mapping]]] = ...) -> None: ...
+
+class RevisionReport(_message.Message):
+    __slots__ = ("revision", "requests", "errors", "latency_ms_sum", "latency_ms_squares")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_SUM_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_SQUARES_FIELD_NUMBER: _ClassVar[int]
+    revision: str
+    requests: int
+    errors: int
+    latency_ms_sum: float
+    latency_ms_squares: float
+    def __init__(self, revision: _Optional[str] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., latency_ms_sum: _Optional[float] = ..., latency_ms_squares: _Optional[float] = ...) -> None: ...
+
+class ReportPace(_message.Message):
+    __slots__ = ("period_ms",)
+    PERIOD_MS_FIELD_NUMBER: _ClassVar[int]
+    period_ms: int
+    def __init__(self, period_ms: _Optional[int] = ...) -> None: ...
+
 class ListDeploymentsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -369,11 +470,13 @@ class ListDeploymentsResponse(_message.Message):
     def __init__(self, deployments: _Optional[_Iterable[_Union[Deployment, _Mapping]]] = ...) -> None: ...
 
 class Deployment(_message.Message):
-    __slots__ = ("model", "replicas", "pending")
+    __slots__ = ("model", "replicas", "pending", "scale")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PENDING_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     model: ModelSpec
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaRecord]
     pending: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaRecord, _Mapping]]] = ..., pending: _Optional[_Iterable[str]] = ...) -> None: ...
+    scale: ScaleRecord
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaRecord, _Mapping]]] = ..., pending: _Optional[_Iterable[str]] = ..., scale: _Optional[_Union[ScaleRecord, _Mapping]] = ...) -> None: ...

@@ -59,6 +59,11 @@ class RegistryServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_registry__pb2.WakeRequest.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_registry__pb2.WakeResponse.FromString,
                 _registered_method=True)
+        self.Report = channel.stream_stream(
+                '/stagemesh.v1.RegistryService/Report',
+                request_serializer=stagemesh_dot_v1_dot_registry__pb2.LoadReport.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_registry__pb2.ReportPace.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -95,6 +100,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Report(self, request_iterator, context):
+        """Nodes and routers tell about once a second what they have to do; only the leading registry takes it
+        (FAILED_PRECONDITION elsewhere). An answer comes at once, and whenever the pace is to change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -122,6 +135,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.Wake,
                     request_deserializer=stagemesh_dot_v1_dot_registry__pb2.WakeRequest.FromString,
                     response_serializer=stagemesh_dot_v1_dot_registry__pb2.WakeResponse.SerializeToString,
+            ),
+            'Report': grpc.stream_stream_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=stagemesh_dot_v1_dot_registry__pb2.LoadReport.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_registry__pb2.ReportPace.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -259,6 +277,33 @@ class RegistryService:
             '/stagemesh.v1.RegistryService/Wake',
             stagemesh_dot_v1_dot_registry__pb2.WakeRequest.SerializeToString,
             stagemesh_dot_v1_dot_registry__pb2.WakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/stagemesh.v1.RegistryService/Report',
+            stagemesh_dot_v1_dot_registry__pb2.LoadReport.SerializeToString,
+            stagemesh_dot_v1_dot_registry__pb2.ReportPace.FromString,
             options,
             channel_credentials,
             insecure,
