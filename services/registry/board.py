@@ -1,7 +1,9 @@
 """Who holds what while a plan is made: memory and partitions per node, changed as decisions are taken. Pure."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
@@ -27,52 +29,86 @@ class Unassign:
 
 Decision = Assign | Unassign
 
+_UNKNOWN = ModelSpec()
+
 
 class Board:
-    """The assignments as they will be after the decisions taken so far."""
+    """The assignments as they will be after the decisions taken so far.
+
+    They are indexed by model, by stage and by node, and what a node has set aside is remembered: a plan over 10,000 nodes
+    asks for each of these thousands of times.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.held = dict(world.assignments)
+        self.held: dict[str, Assignment] = {}
         self.decisions: list[Decision] = []
+        self._of_model: defaultdict[str, dict[str, Assignment]] = defaultdict(dict)
+        self._of_stage: defaultdict[tuple[str, int], dict[str, Assignment]] = defaultdict(dict)
+        self._on_node: defaultdict[str, dict[str, Assignment]] = defaultdict(dict)
+        self._used: dict[str, int] = {}
+        for assignment in world.assignments.values():
+            self._hold(assignment)
 
     def assign(self, assignment: Assignment, reason: str) -> None:
         """Decide to load a partition."""
-        self.held[assignment.replica_id] = assignment
+        self._hold(assignment)
         self.decisions.append(Assign(assignment, reason))
 
     def unassign(self, assignment: Assignment, reason: str) -> None:
         """Decide to take a partition away; its memory counts as free from now on."""
-        del self.held[assignment.replica_id]
-        self.decisions.append(Unassign(assignment.node_id, assignment.replica_id, reason))
+        replica_id, node_id = assignment.replica_id, assignment.node_id
+        del self.held[replica_id]
+        del self._of_model[assignment.model][replica_id]
+        del self._of_stage[assignment.model, assignment.stage][replica_id]
+        del self._on_node[node_id][replica_id]
+        self._used.pop(node_id, None)
+        self.decisions.append(Unassign(node_id, replica_id, reason))
+
+    def _hold(self, assignment: Assignment) -> None:
+        replica_id, node_id = assignment.replica_id, assignment.node_id
+        self.held[replica_id] = assignment
+        self._of_model[assignment.model][replica_id] = assignment
+        self._of_stage[assignment.model, assignment.stage][replica_id] = assignment
+        self._on_node[node_id][replica_id] = assignment
+        self._used.pop(node_id, None)
 
     def of(self, model: str, stage: int | None = None) -> list[Assignment]:
         """The assignments of a model, or of one of its stages, ordered by replica id."""
-        found = (held for held in self.held.values() if held.model == model)
-        return sorted(
-            (held for held in found if stage is None or held.stage == stage), key=lambda held: held.replica_id
-        )
+        found = self._of_model.get(model) if stage is None else self._of_stage.get((model, stage))
+        return [held for _, held in sorted(found.items())] if found else []
 
     def on(self, node_id: str) -> list[Assignment]:
         """The assignments of a node."""
-        return [held for held in self.held.values() if held.node_id == node_id]
+        return list(self._on_node.get(node_id, {}).values())
+
+    def count(self, node_id: str) -> int:
+        """How many assignments a node has."""
+        return len(self._on_node.get(node_id, ()))
 
     def used_bytes(self, node: NodeRecord) -> int:
         """Memory set aside on a node."""
-        return sum(self.needed_bytes(held, node) for held in self.on(node.node_id))
+        used = self._used.get(node.node_id)
+        if used is None:
+            used = sum(self.needed_bytes(held, node) for held in self.on(node.node_id))
+            self._used[node.node_id] = used
+        return used
 
     def needed_bytes(self, held: Assignment, node: NodeRecord) -> int:
         """Memory set aside for one assignment on a node."""
-        return bytes_needed(self.world.models.get(held.model, ModelSpec()), held.partition, node)
+        return bytes_needed(self.world.models.get(held.model, _UNKNOWN), held.partition, node)
 
     def free_bytes(self, node: NodeRecord) -> int:
         """Memory not set aside on a node."""
         return node.memory_bytes - self.used_bytes(node)
 
     def usable_nodes(self) -> list[NodeRecord]:
-        """Nodes that take new partitions, ordered by id."""
-        nodes = (node for _, node in sorted(self.world.nodes.items()))
-        return [node for node in nodes if not node.draining]
+        """Nodes that take new partitions, ordered by id. The list is not to be written to."""
+        return self._usable
+
+    @cached_property
+    def _usable(self) -> list[NodeRecord]:
+        return [node for _, node in sorted(self.world.nodes.items()) if not node.draining]
 
 
 def count_on(node_id: str, assignments: Iterable[Assignment]) -> int:
