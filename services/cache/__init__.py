@@ -4,7 +4,7 @@ The story of an answer:
 
 1. The router makes the key, a SHA-256 over tenant, model, revision, inputs and every parameter that changes the
    output, and asks `Lookup` before it dispatches anything (`servicer.py`).
-2. `store.py` finds the entry under (tenant, key), drops it if its time has passed, and moves it to the young end.
+2. The store (`stagemesh.entry_store`) finds the entry under (tenant, key), drops it if its time has passed, and moves it to the young end.
    What the memory lacks may be in the shared store behind it (`redis_store.py`).
 3. On a miss the first who asks gets the lease to compute, and renews it; the others wait for the answer, and one of
    them takes over when the lease is given back or ends by time (`leases.py` decides, `single_flight.py` waits).
@@ -13,7 +13,7 @@ The story of an answer:
 5. The store makes room within its byte budget by dropping what was not asked for the longest. What it keeps and drops
    is written behind it: to a file that survives a kill at any instant (`entry_file.py`, by the thread of
    `file_writer.py`), or to the shared store.
-6. `Invalidate` drops entries by tenant, tags and prefix (`selector.py`), and is a record in etcd that every other cache
+6. `Invalidate` drops entries by tenant, tags and prefix (`stagemesh.invalidation`), and is a record in etcd that every other cache
    hears of, one that is down when it starts (`validity.py`). A model that is deployed in another revision, or no more,
    takes its answers with it.
 

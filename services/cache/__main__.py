@@ -11,6 +11,7 @@ import uuid
 from stagemesh import metrics, tracing
 from stagemesh.announce import announce
 from stagemesh.config import load_config
+from stagemesh.entry_store import EntryStore
 from stagemesh.etcd import Etcd
 from stagemesh.grpc_server import GrpcServer, run, serve_until_signal
 from stagemesh.loop_lag import LoopLag
@@ -26,7 +27,6 @@ from .measures import Measures
 from .restore import restore_all, tell
 from .servicer import CacheServicer
 from .single_flight import SingleFlight
-from .store import EntryStore
 from .validity import KEEP_S, Validity, ValidityWatch
 
 _log = logging.getLogger(__name__)

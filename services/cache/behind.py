@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from stagemesh.invalidation import Selector
+
 from .entry_file import Row
-from .selector import Selector
 
 
 @dataclass(slots=True)

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from stagemesh.invalidation import Selector
+
 from .behind import BehindStats
 from .entry_file import EntryFile, Row
-from .selector import Selector
 
 log = logging.getLogger(__name__)
 PAUSE_S = 0.01

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stagemesh import metrics
+from stagemesh.entry_store import EntryStore
 
 from .behind import Behind
 from .single_flight import SingleFlight
-from .store import EntryStore
 
 _LATENCY_BUCKETS_S = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 

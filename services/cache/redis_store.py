@@ -17,11 +17,11 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from stagemesh.errors import Unavailable
+from stagemesh.invalidation import Selector
 
 from .behind import BehindStats
 from .entry_file import Row
 from .redis_records import ROOT, believed, check_eviction, entry_name, index_name, to_record
-from .selector import Selector
 
 log = logging.getLogger(__name__)
 CONNECT_S = 5.0

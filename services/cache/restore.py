@@ -2,9 +2,10 @@
 
 import time
 
+from stagemesh.entry_store import Entry, EntryStore, Watcher
+
 from .behind import Behind
 from .entry_file import Row
-from .store import Entry, EntryStore, Watcher
 
 
 def tell(behind: Behind) -> Watcher:

@@ -6,7 +6,9 @@ import time
 
 import grpc
 
+from stagemesh.entry_store import Entry, EntryStore
 from stagemesh.errors import InvalidArgument
+from stagemesh.invalidation import MAX_TAG, MAX_TAGS
 from stagemesh.v1.cache_pb2 import (
     CacheInvalidateRequest,
     CacheInvalidateResponse,
@@ -24,9 +26,7 @@ from stagemesh.v1.cache_pb2_grpc import CacheServiceServicer
 from .behind import Behind
 from .measures import Measures
 from .restore import restore
-from .selector import MAX_TAG, MAX_TAGS
 from .single_flight import ALONE, LANDED, SingleFlight
-from .store import Entry, EntryStore
 from .validity import Validity, ValidityWatch
 
 KEY_BYTES = 32

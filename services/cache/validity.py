@@ -14,14 +14,14 @@ from contextlib import aclosing
 from typing import Any
 
 from stagemesh import records
+from stagemesh.entry_store import EntryStore
 from stagemesh.errors import InvalidArgument, StagemeshError
 from stagemesh.etcd import Change, Etcd, Snapshot
+from stagemesh.invalidation import Lately, Selector, selector_of
 from stagemesh.v1.cache_pb2 import CacheInvalidateRequest, CacheInvalidation
 from stagemesh.v1.registry_pb2 import ModelSpec
 
 from .behind import Behind
-from .selector import Lately, Selector, selector_of
-from .store import EntryStore
 
 log = logging.getLogger(__name__)
 KEEP_S = 86400.0

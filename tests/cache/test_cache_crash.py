@@ -12,10 +12,10 @@ import grpc
 import pytest
 from stagemesh.services.cache.__main__ import main as cache_main
 from stagemesh.services.cache.behind import Nothing
-from stagemesh.services.cache.store import EntryStore
 from stagemesh.services.cache.validity import Validity, ValidityWatch
 
 from stagemesh import records
+from stagemesh.entry_store import EntryStore
 from stagemesh.etcd import Etcd
 from stagemesh.grpc_server import create_channel
 from stagemesh.v1 import cache_pb2 as pb

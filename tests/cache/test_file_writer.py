@@ -8,7 +8,8 @@ import pytest
 from stagemesh.services.cache import file_writer
 from stagemesh.services.cache.entry_file import EntryFile, open_file
 from stagemesh.services.cache.file_writer import FileWriter
-from stagemesh.services.cache.selector import Selector
+
+from stagemesh.invalidation import Selector
 
 from .test_entry_file import of, reopened, row
 

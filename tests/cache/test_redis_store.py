@@ -18,7 +18,8 @@ if BINARY is None:
 from stagemesh.services.cache import redis_records, redis_store
 from stagemesh.services.cache.entry_file import Row
 from stagemesh.services.cache.redis_store import RedisStore
-from stagemesh.services.cache.selector import Selector
+
+from stagemesh.invalidation import Selector
 
 from .test_cache_crash import Caches, caches, has, hasnt, pb, put, until
 from .test_entry_file import row

@@ -7,9 +7,9 @@ from stagemesh.services.cache.behind import Nothing
 from stagemesh.services.cache.measures import Measures
 from stagemesh.services.cache.servicer import CacheServicer
 from stagemesh.services.cache.single_flight import SingleFlight
-from stagemesh.services.cache.store import EntryStore
 from stagemesh.services.cache.validity import Validity, ValidityWatch
 
+from stagemesh.entry_store import EntryStore
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.v1 import cache_pb2_grpc, registry_pb2
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from stagemesh.services.cache.selector import Selector
-from stagemesh.services.cache.store import Entry, EntryStore, cost_of
+
+from stagemesh.entry_store import Entry, EntryStore, cost_of
+from stagemesh.invalidation import Selector
 
 TENANTS = st.sampled_from(["a", "b"])
 KEYS = st.sampled_from([bytes([i]) * 4 for i in range(4)])

@@ -1,4 +1,4 @@
-"""What an invalidation drops, and what was dropped lately. Pure."""
+"""Which kept answers an invalidation drops, and what was dropped lately: for caches, and for routers that keep copies. Pure."""
 
 from collections import deque
 from collections.abc import Collection

@@ -1,9 +1,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.cache.selector import Lately, Selector, selector_of
 
 from stagemesh.errors import InvalidArgument
+from stagemesh.invalidation import Lately, Selector, selector_of
 from stagemesh.v1.cache_pb2 import CacheInvalidateRequest
 
 TAGS = st.sampled_from(["model:x", "model:y", "namespace:team/a", "tag:q"])

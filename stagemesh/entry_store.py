@@ -1,10 +1,13 @@
-"""Entries within a byte budget: least recently used out first, each valid for its time. Pure."""
+"""Answers within a byte budget: least recently used out first, each valid for its time. Pure.
+
+A cache keeps what it is given in one, a router copies of what it asked for lately.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .selector import Selector
+from stagemesh.invalidation import Selector
 
 # What an entry costs besides its bytes: objects and the slots of the tables that hold them.
 OVERHEAD_BYTES = 512
