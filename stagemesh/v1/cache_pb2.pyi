@@ -21,7 +21,7 @@ class CacheLookupRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., max_age_s: _Optional[int] = ..., want_lease: _Optional[bool] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class CacheLookupResponse(_message.Message):
-    __slots__ = ("hit", "value", "digest", "age_s", "lease", "lease_ttl_ms", "busy")
+    __slots__ = ("hit", "value", "digest", "age_s", "lease", "lease_ttl_ms", "busy", "tags", "ttl_left_ms")
     HIT_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class CacheLookupResponse(_message.Message):
     LEASE_FIELD_NUMBER: _ClassVar[int]
     LEASE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    TTL_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     hit: bool
     value: bytes
     digest: bytes
@@ -36,7 +38,9 @@ class CacheLookupResponse(_message.Message):
     lease: bytes
     lease_ttl_ms: int
     busy: bool
-    def __init__(self, hit: _Optional[bool] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., age_s: _Optional[float] = ..., lease: _Optional[bytes] = ..., lease_ttl_ms: _Optional[int] = ..., busy: _Optional[bool] = ...) -> None: ...
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    ttl_left_ms: int
+    def __init__(self, hit: _Optional[bool] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., age_s: _Optional[float] = ..., lease: _Optional[bytes] = ..., lease_ttl_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., ttl_left_ms: _Optional[int] = ...) -> None: ...
 
 class CacheStoreRequest(_message.Message):
     __slots__ = ("tenant", "key", "value", "digest", "ttl_s", "tags", "lease", "begun_ms_ago")
@@ -65,6 +69,18 @@ class CacheStoreResponse(_message.Message):
     stored: bool
     reason: str
     def __init__(self, stored: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CacheStoreManyRequest(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[CacheStoreRequest]
+    def __init__(self, entries: _Optional[_Iterable[_Union[CacheStoreRequest, _Mapping]]] = ...) -> None: ...
+
+class CacheStoreManyResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[CacheStoreResponse]
+    def __init__(self, results: _Optional[_Iterable[_Union[CacheStoreResponse, _Mapping]]] = ...) -> None: ...
 
 class CacheLeasesRequest(_message.Message):
     __slots__ = ("renew", "release", "dissolve")

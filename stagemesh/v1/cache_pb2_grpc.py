@@ -44,6 +44,11 @@ class CacheServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreRequest.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreResponse.FromString,
                 _registered_method=True)
+        self.StoreMany = channel.unary_unary(
+                '/stagemesh.v1.CacheService/StoreMany',
+                request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreManyRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreManyResponse.FromString,
+                _registered_method=True)
         self.Leases = channel.unary_unary(
                 '/stagemesh.v1.CacheService/Leases',
                 request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLeasesRequest.SerializeToString,
@@ -72,6 +77,13 @@ class CacheServiceServicer:
 
     def Store(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreMany(self, request, context):
+        """Stores what waits at a router in one call: a call costs several times what keeping an entry does.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -108,6 +120,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Store,
                     request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreRequest.FromString,
                     response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreResponse.SerializeToString,
+            ),
+            'StoreMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreMany,
+                    request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreManyRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreManyResponse.SerializeToString,
             ),
             'Leases': grpc.unary_unary_rpc_method_handler(
                     servicer.Leases,
@@ -179,6 +196,33 @@ class CacheService:
             '/stagemesh.v1.CacheService/Store',
             stagemesh_dot_v1_dot_cache__pb2.CacheStoreRequest.SerializeToString,
             stagemesh_dot_v1_dot_cache__pb2.CacheStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StoreMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stagemesh.v1.CacheService/StoreMany',
+            stagemesh_dot_v1_dot_cache__pb2.CacheStoreManyRequest.SerializeToString,
+            stagemesh_dot_v1_dot_cache__pb2.CacheStoreManyResponse.FromString,
             options,
             channel_credentials,
             insecure,
