@@ -7,6 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RolloutState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLLOUT_STATE_UNSPECIFIED: _ClassVar[RolloutState]
+    ROLLOUT_STATE_LOADING: _ClassVar[RolloutState]
+    ROLLOUT_STATE_SHARING: _ClassVar[RolloutState]
+    ROLLOUT_STATE_DRAINING: _ClassVar[RolloutState]
+    ROLLOUT_STATE_BACKING_OUT: _ClassVar[RolloutState]
+    ROLLOUT_STATE_DONE: _ClassVar[RolloutState]
+    ROLLOUT_STATE_ROLLED_BACK: _ClassVar[RolloutState]
+
 class RowKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ROW_KIND_UNSPECIFIED: _ClassVar[RowKind]
@@ -20,6 +30,19 @@ class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REPLICA_STATE_READY: _ClassVar[ReplicaState]
     REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
     REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
+
+class RolloutAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLLOUT_ACTION_UNSPECIFIED: _ClassVar[RolloutAction]
+    ROLLOUT_ACTION_PROMOTE: _ClassVar[RolloutAction]
+    ROLLOUT_ACTION_ABORT: _ClassVar[RolloutAction]
+ROLLOUT_STATE_UNSPECIFIED: RolloutState
+ROLLOUT_STATE_LOADING: RolloutState
+ROLLOUT_STATE_SHARING: RolloutState
+ROLLOUT_STATE_DRAINING: RolloutState
+ROLLOUT_STATE_BACKING_OUT: RolloutState
+ROLLOUT_STATE_DONE: RolloutState
+ROLLOUT_STATE_ROLLED_BACK: RolloutState
 ROW_KIND_UNSPECIFIED: RowKind
 ROW_KIND_TOKEN: RowKind
 ROW_KIND_SAMPLE: RowKind
@@ -28,9 +51,12 @@ REPLICA_STATE_LOADING: ReplicaState
 REPLICA_STATE_READY: ReplicaState
 REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
+ROLLOUT_ACTION_UNSPECIFIED: RolloutAction
+ROLLOUT_ACTION_PROMOTE: RolloutAction
+ROLLOUT_ACTION_ABORT: RolloutAction
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified", "zones", "scaling")
+    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified", "zones", "scaling", "rollout", "plan")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +82,8 @@ class ModelSpec(_message.Message):
     UNCERTIFIED_FIELD_NUMBER: _ClassVar[int]
     ZONES_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     hub_revision: str
@@ -81,7 +109,103 @@ class ModelSpec(_message.Message):
     uncertified: bool
     zones: _containers.RepeatedScalarFieldContainer[str]
     scaling: Scaling
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
+    rollout: Rollout
+    plan: PlacementPlan
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., rollout: _Optional[_Union[Rollout, _Mapping]] = ..., plan: _Optional[_Union[PlacementPlan, _Mapping]] = ...) -> None: ...
+
+class Rollout(_message.Message):
+    __slots__ = ("next", "state", "kind", "share", "steps", "step", "hold_s", "reason", "started_unix_ms", "step_unix_ms", "from_revision", "to_revision", "ready_s")
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    HOLD_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    STEP_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    FROM_REVISION_FIELD_NUMBER: _ClassVar[int]
+    TO_REVISION_FIELD_NUMBER: _ClassVar[int]
+    READY_S_FIELD_NUMBER: _ClassVar[int]
+    next: ModelSpec
+    state: RolloutState
+    kind: str
+    share: float
+    steps: _containers.RepeatedScalarFieldContainer[float]
+    step: int
+    hold_s: int
+    reason: str
+    started_unix_ms: int
+    step_unix_ms: int
+    from_revision: str
+    to_revision: str
+    ready_s: int
+    def __init__(self, next: _Optional[_Union[ModelSpec, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., kind: _Optional[str] = ..., share: _Optional[float] = ..., steps: _Optional[_Iterable[float]] = ..., step: _Optional[int] = ..., hold_s: _Optional[int] = ..., reason: _Optional[str] = ..., started_unix_ms: _Optional[int] = ..., step_unix_ms: _Optional[int] = ..., from_revision: _Optional[str] = ..., to_revision: _Optional[str] = ..., ready_s: _Optional[int] = ...) -> None: ...
+
+class PlacementPlan(_message.Message):
+    __slots__ = ("objective", "stages", "tokens_per_s", "latency_ms", "optimal", "why", "unix_ms", "node_labels", "pins", "auto_recut", "fixed_stages", "fixed_replicas")
+    class NodeLabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    OPTIMAL_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    NODE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    AUTO_RECUT_FIELD_NUMBER: _ClassVar[int]
+    FIXED_STAGES_FIELD_NUMBER: _ClassVar[int]
+    FIXED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    objective: str
+    stages: _containers.RepeatedCompositeFieldContainer[PlannedStage]
+    tokens_per_s: float
+    latency_ms: float
+    optimal: bool
+    why: _containers.RepeatedScalarFieldContainer[str]
+    unix_ms: int
+    node_labels: _containers.ScalarMap[str, str]
+    pins: _containers.RepeatedCompositeFieldContainer[PlacementPin]
+    auto_recut: bool
+    fixed_stages: int
+    fixed_replicas: int
+    def __init__(self, objective: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[PlannedStage, _Mapping]]] = ..., tokens_per_s: _Optional[float] = ..., latency_ms: _Optional[float] = ..., optimal: _Optional[bool] = ..., why: _Optional[_Iterable[str]] = ..., unix_ms: _Optional[int] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ..., auto_recut: _Optional[bool] = ..., fixed_stages: _Optional[int] = ..., fixed_replicas: _Optional[int] = ...) -> None: ...
+
+class PlannedStage(_message.Message):
+    __slots__ = ("nodes", "tokens_per_s", "pass_ms")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PASS_MS_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    tokens_per_s: float
+    pass_ms: float
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ..., tokens_per_s: _Optional[float] = ..., pass_ms: _Optional[float] = ...) -> None: ...
+
+class PlacementPin(_message.Message):
+    __slots__ = ("layers", "zone", "node_labels", "nodes")
+    class NodeLabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    NODE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    layers: str
+    zone: str
+    node_labels: _containers.ScalarMap[str, str]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, layers: _Optional[str] = ..., zone: _Optional[str] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Scaling(_message.Message):
     __slots__ = ("min_replicas", "max_replicas", "target_queue_ms", "target_kv", "idle_s")
@@ -308,7 +432,14 @@ class ServiceRecord(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., id: _Optional[str] = ..., address: _Optional[str] = ..., http_address: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix_ms: _Optional[int] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
-    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate", "zones", "scaling")
+    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate", "zones", "scaling", "canary", "canary_s", "plan", "auto_recut", "node_labels", "pins")
+    class NodeLabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -322,6 +453,12 @@ class DeployRequest(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ZONES_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    CANARY_S_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    AUTO_RECUT_FIELD_NUMBER: _ClassVar[int]
+    NODE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
     source: str
     name: str
     hub_revision: str
@@ -335,7 +472,13 @@ class DeployRequest(_message.Message):
     certificate: str
     zones: _containers.RepeatedScalarFieldContainer[str]
     scaling: Scaling
-    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
+    canary: float
+    canary_s: int
+    plan: str
+    auto_recut: bool
+    node_labels: _containers.ScalarMap[str, str]
+    pins: _containers.RepeatedCompositeFieldContainer[PlacementPin]
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., canary: _Optional[float] = ..., canary_s: _Optional[int] = ..., plan: _Optional[str] = ..., auto_recut: _Optional[bool] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ...) -> None: ...
 
 class DeployResponse(_message.Message):
     __slots__ = ("model",)
@@ -424,20 +567,40 @@ class ReplicaReport(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., revision: _Optional[str] = ..., queue_ms: _Optional[float] = ..., busy: _Optional[float] = ..., kv: _Optional[float] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., passes_per_s: _Optional[float] = ..., pass_ms: _Optional[float] = ...) -> None: ...
 
 class ModelReport(_message.Message):
-    __slots__ = ("model", "arrivals", "active", "waiting", "held", "revisions")
+    __slots__ = ("model", "arrivals", "active", "waiting", "held", "revisions", "trials")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARRIVALS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    TRIALS_FIELD_NUMBER: _ClassVar[int]
     model: str
     arrivals: int
     active: int
     waiting: int
     held: int
     revisions: _containers.RepeatedCompositeFieldContainer[RevisionReport]
-    def __init__(self, model: _Optional[str] = ..., arrivals: _Optional[int] = ..., active: _Optional[int] = ..., waiting: _Optional[int] = ..., held: _Optional[int] = ..., revisions: _Optional[_Iterable[_Union[RevisionReport, _Mapping]]] = ...) -> None: ...
+    trials: _containers.RepeatedCompositeFieldContainer[RevisionTrial]
+    def __init__(self, model: _Optional[str] = ..., arrivals: _Optional[int] = ..., active: _Optional[int] = ..., waiting: _Optional[int] = ..., held: _Optional[int] = ..., revisions: _Optional[_Iterable[_Union[RevisionReport, _Mapping]]] = ..., trials: _Optional[_Iterable[_Union[RevisionTrial, _Mapping]]] = ...) -> None: ...
+
+class RevisionTrial(_message.Message):
+    __slots__ = ("revision", "step_unix_ms", "generation", "requests", "errors", "running", "pace")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STEP_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
+    revision: str
+    step_unix_ms: int
+    generation: int
+    requests: int
+    errors: int
+    running: int
+    pace: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, revision: _Optional[str] = ..., step_unix_ms: _Optional[int] = ..., generation: _Optional[int] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., running: _Optional[int] = ..., pace: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RevisionReport(_message.Message):
     __slots__ = ("revision", "requests", "errors", "latency_ms_sum", "latency_ms_squares")
@@ -458,6 +621,46 @@ class ReportPace(_message.Message):
     PERIOD_MS_FIELD_NUMBER: _ClassVar[int]
     period_ms: int
     def __init__(self, period_ms: _Optional[int] = ...) -> None: ...
+
+class RolloutRequest(_message.Message):
+    __slots__ = ("name", "action")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    action: RolloutAction
+    def __init__(self, name: _Optional[str] = ..., action: _Optional[_Union[RolloutAction, str]] = ...) -> None: ...
+
+class RolloutResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
+
+class RecutRequest(_message.Message):
+    __slots__ = ("name", "dry_run", "force")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dry_run: bool
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., dry_run: _Optional[bool] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class RecutResponse(_message.Message):
+    __slots__ = ("model", "begun", "reason", "plan", "present_tokens_per_s", "partitions")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    begun: bool
+    reason: str
+    plan: PlacementPlan
+    present_tokens_per_s: float
+    partitions: _containers.RepeatedCompositeFieldContainer[Partition]
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., begun: _Optional[bool] = ..., reason: _Optional[str] = ..., plan: _Optional[_Union[PlacementPlan, _Mapping]] = ..., present_tokens_per_s: _Optional[float] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ...) -> None: ...
 
 class ListDeploymentsRequest(_message.Message):
     __slots__ = ()

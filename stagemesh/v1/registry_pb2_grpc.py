@@ -64,6 +64,16 @@ class RegistryServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_registry__pb2.LoadReport.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_registry__pb2.ReportPace.FromString,
                 _registered_method=True)
+        self.Rollout = channel.unary_unary(
+                '/stagemesh.v1.RegistryService/Rollout',
+                request_serializer=stagemesh_dot_v1_dot_registry__pb2.RolloutRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_registry__pb2.RolloutResponse.FromString,
+                _registered_method=True)
+        self.Recut = channel.unary_unary(
+                '/stagemesh.v1.RegistryService/Recut',
+                request_serializer=stagemesh_dot_v1_dot_registry__pb2.RecutRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_registry__pb2.RecutResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -108,6 +118,20 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rollout(self, request, context):
+        """Decides on a rollout that is under way: brings it to its end, or takes it back. Any registry takes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Recut(self, request, context):
+        """Plans a deployed model anew from what its nodes measure, and moves its cuts and places where that pays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +164,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=stagemesh_dot_v1_dot_registry__pb2.LoadReport.FromString,
                     response_serializer=stagemesh_dot_v1_dot_registry__pb2.ReportPace.SerializeToString,
+            ),
+            'Rollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollout,
+                    request_deserializer=stagemesh_dot_v1_dot_registry__pb2.RolloutRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_registry__pb2.RolloutResponse.SerializeToString,
+            ),
+            'Recut': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recut,
+                    request_deserializer=stagemesh_dot_v1_dot_registry__pb2.RecutRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_registry__pb2.RecutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -304,6 +338,60 @@ class RegistryService:
             '/stagemesh.v1.RegistryService/Report',
             stagemesh_dot_v1_dot_registry__pb2.LoadReport.SerializeToString,
             stagemesh_dot_v1_dot_registry__pb2.ReportPace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stagemesh.v1.RegistryService/Rollout',
+            stagemesh_dot_v1_dot_registry__pb2.RolloutRequest.SerializeToString,
+            stagemesh_dot_v1_dot_registry__pb2.RolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stagemesh.v1.RegistryService/Recut',
+            stagemesh_dot_v1_dot_registry__pb2.RecutRequest.SerializeToString,
+            stagemesh_dot_v1_dot_registry__pb2.RecutResponse.FromString,
             options,
             channel_credentials,
             insecure,
