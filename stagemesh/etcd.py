@@ -165,6 +165,18 @@ class Etcd:
         self._leases.add(lease)
         return lease
 
+    async def grant(self, ttl_s: int) -> int:
+        """A lease that nobody refreshes: its keys go after `ttl_s` seconds, whatever becomes of this process."""
+        request = rpc.LeaseGrantRequest(TTL=ttl_s)
+        reply, _ = await self._channel.call(
+            lambda channel, timeout: rpc.LeaseStub(channel).LeaseGrant(request, timeout=timeout)
+        )
+        return int(reply.ID)
+
+    async def put_under(self, key: str, value: bytes, lease_id: int) -> None:
+        """Write the key under what `grant` gave; raises `errors.NotFound` when that is gone."""
+        await self._channel.kv("Put", rpc.PutRequest(key=key.encode(), value=value, lease=lease_id))
+
     async def watch(self, prefix: str) -> AsyncGenerator[Snapshot | Change, None]:
         """First a `Snapshot` of `prefix`, then each `Change`; after a break a new `Snapshot`. Never ends.
 

@@ -52,6 +52,11 @@ def scale_key(name: str) -> str:
     return f"{SCALES}{name}"
 
 
+def event_key(unix_ms: int, mark: str) -> str:
+    """Key of an event; `mark` tells events of one millisecond apart. Keys sort by time."""
+    return f"{EVENTS}{unix_ms:013d}-{mark}"
+
+
 def node_key(node_id: str) -> str:
     """Key of a node's record."""
     return f"{NODES}{node_id}"

@@ -19,8 +19,10 @@ from stagemesh.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 
 from .config import RegistryConfig
 from .controller import Controller
+from .events import Events
 from .leadership import Leadership
 from .mirror import Mirror
+from .scales import Scales
 from .servicer import Registry
 
 _SERVICE = "stagemesh.v1.RegistryService"
@@ -45,11 +47,15 @@ async def main() -> None:
         await etcd.start()
         stack.push_async_callback(etcd.close)
 
+        events = await stack.enter_async_context(Events(etcd, registry_id))
         mirror = Mirror(etcd)
+        scales = Scales(etcd, mirror)
         leadership = Leadership(etcd, registry_id, config.lease_ttl_s)
         controller = Controller(etcd, mirror, leadership, config.patience())
         server = GrpcServer(config.host, config.port)
-        add_RegistryServiceServicer_to_server(Registry(etcd, mirror, controller), server.server)
+        add_RegistryServiceServicer_to_server(
+            Registry(etcd, mirror, controller, scales, events), server.server
+        )
         port = await server.start([_SERVICE])
         stack.push_async_callback(server.stop, _GRACE_S)
 

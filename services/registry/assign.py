@@ -10,7 +10,7 @@ from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
 from .board import Board, Decision, count_on
 from .placement import choose_node, current_of, fits, new_assignment, stale_of, why_not
-from .world import History, World, bytes_needed, is_current, replicas_wanted
+from .world import History, World, bytes_needed, is_current
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _remove_hopeless(board: Board, history: History, patience: Patience, now: fl
 def _remove_surplus(board: Board, spec: ModelSpec) -> None:
     """Remove replicas beyond the wanted count, and those on draining nodes once they are replaced."""
     for stage in range(len(spec.partitions)):
-        wanted = replicas_wanted(spec, stage)
+        wanted = board.world.wanted(spec, stage)
         staying, leaving = current_of(board, spec, stage)
         ready = sum(map(board.world.ready, staying))
         if ready >= wanted:
@@ -109,6 +109,8 @@ def _remove_stale(board: Board, spec: ModelSpec) -> None:
     if not stale:
         return
     for stage in range(len(spec.partitions)):
+        if not board.world.wanted(spec, stage):
+            continue  # it sleeps: nobody waits for the newer one, nor for this one
         current = [held for held in board.of(spec.name, stage) if is_current(spec, held)]
         serving = sum(map(board.world.ready, current))
         if serving == 0 or serving + sum(map(board.world.failed, current)) < len(current):
@@ -125,7 +127,7 @@ def _place_missing(board: Board, history: History, rng: Random) -> dict[str, lis
             staying, _ = current_of(board, spec, stage)
             missing += [
                 (nth, -partition.parameter_bytes, name, stage)
-                for nth in range(len(staying), replicas_wanted(spec, stage))
+                for nth in range(len(staying), board.world.wanted(spec, stage))
             ]
     pending: dict[str, list[str]] = {}
     for nth, _, name, stage in sorted(missing):
@@ -173,7 +175,7 @@ def _spread(board: Board, history: History, spec: ModelSpec, rng: Random) -> Non
     """
     for stage in range(len(spec.partitions)):
         staying, leaving = current_of(board, spec, stage)
-        settled = len(staying) == replicas_wanted(spec, stage) and all(map(board.world.ready, staying))
+        settled = len(staying) == board.world.wanted(spec, stage) and all(map(board.world.ready, staying))
         if leaving or not settled:
             continue
         homes = {held.node_id for held in staying}

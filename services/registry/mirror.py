@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from stagemesh import records
 from stagemesh.etcd import Etcd, Snapshot
-from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaRecord
+from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaRecord, ScaleRecord
 
 from .world import World
 
@@ -21,11 +21,12 @@ _KINDS: dict[str, type[Message]] = {
     records.NODES: NodeRecord,
     records.ASSIGNMENTS: Assignment,
     records.REPLICAS: ReplicaRecord,
+    records.SCALES: ScaleRecord,
 }
 
 
 # What no lease brings back when the store is lost: only a registry remembers it.
-_DESIRED = (records.MODELS, records.ASSIGNMENTS)
+_DESIRED = (records.MODELS, records.ASSIGNMENTS, records.SCALES)
 
 
 class Mirror:
@@ -53,6 +54,8 @@ class Mirror:
             async for event in events:
                 if isinstance(event, Snapshot):
                     self._on_snapshot(event)
+                elif event.key.startswith(records.EVENTS):
+                    continue  # they say what was done, and ask for nothing
                 elif event.value is None:
                     self.forget(event.key)
                 else:
@@ -93,6 +96,7 @@ class Mirror:
             nodes={record.node_id: record for record in self._all(records.NODES, NodeRecord)},
             assignments={record.replica_id: record for record in self._all(records.ASSIGNMENTS, Assignment)},
             replicas={record.replica_id: record for record in self._all(records.REPLICAS, ReplicaRecord)},
+            scales={record.model: record for record in self._all(records.SCALES, ScaleRecord)},
         )
 
     def _all(self, prefix: str, kind: type[M]) -> list[M]:

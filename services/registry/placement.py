@@ -6,7 +6,7 @@ from random import Random
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
 from .board import Board, count_on
-from .world import History, bytes_needed, is_current, replicas_wanted
+from .world import History, bytes_needed, is_current
 
 
 def choose_node(
@@ -81,7 +81,7 @@ def new_assignment(spec: ModelSpec, stage: int, node: NodeRecord, rng: Random) -
 
 def why_not(board: Board, spec: ModelSpec, stage: int, nth: int) -> str:
     """One line, with the numbers, on why the nth replica (from 0) has no node."""
-    head = f"stage {stage}, replica {nth + 1} of {replicas_wanted(spec, stage)}"
+    head = f"stage {stage}, replica {nth + 1} of {board.world.wanted(spec, stage)}"
     nodes = board.usable_nodes()
     if not nodes:
         draining = f" ({len(board.world.nodes)} draining)" if board.world.nodes else ""

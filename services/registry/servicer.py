@@ -21,12 +21,16 @@ from stagemesh.v1.registry_pb2 import (
     ScaleResponse,
     UndeployRequest,
     UndeployResponse,
+    WakeRequest,
+    WakeResponse,
 )
 from stagemesh.v1.registry_pb2_grpc import RegistryServiceServicer
 
 from .controller import Controller
 from .desired import build_spec, check_deploy, same_settings, scaled
+from .events import Events
 from .mirror import Mirror
+from .scales import Scales
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +45,14 @@ _Read = tuple[checkpoint.Checkpoint, str, str]
 class Registry(RegistryServiceServicer):
     """Desired state is written with compare-and-put, so that requests at several registries do not get lost."""
 
-    def __init__(self, etcd: Etcd, mirror: Mirror, controller: Controller) -> None:
+    def __init__(
+        self, etcd: Etcd, mirror: Mirror, controller: Controller, scales: Scales, events: Events
+    ) -> None:
         self._etcd = etcd
         self._mirror = mirror
         self._controller = controller
+        self._scales = scales
+        self._events = events
         self._readers = asyncio.Semaphore(_READERS)
 
     async def Deploy(self, request: DeployRequest, context: grpc.aio.ServicerContext) -> DeployResponse:
@@ -80,8 +88,17 @@ class Registry(RegistryServiceServicer):
         if not await self._etcd.delete(key):
             raise _unknown(request.name)
         self._mirror.forget(key)
+        await self._scales.forget(request.name)
         log.info("registry.undeployed model=%s", request.name)
         return UndeployResponse()
+
+    async def Wake(self, request: WakeRequest, context: grpc.aio.ServicerContext) -> WakeResponse:
+        """Give a model that sleeps its replicas again; the leading registry places them at once."""
+        name = records.check_name(request.name)
+        woken = await self._scales.wake(name, "a request came for it")
+        if woken:
+            self._events.note("scale.wake", name, "a request came while it slept")
+        return WakeResponse(woken=woken)
 
     async def ListModels(
         self, request: ListDeploymentsRequest, context: grpc.aio.ServicerContext
@@ -95,6 +112,7 @@ class Registry(RegistryServiceServicer):
                     model=spec,
                     replicas=[record for record in by_stage if record.model == name],
                     pending=self._controller.pending.get(name, []),
+                    scale=world.scales.get(name),
                 )
                 for name, spec in sorted(world.models.items())
             ]

@@ -62,7 +62,7 @@ class MembershipWatch:
                     self._membership.snapshot(event.items, now)
                     self._listed.set()
                     log.info("membership.listed %r", self._membership)
-                elif isinstance(event, Change):
+                elif isinstance(event, Change) and not event.key.startswith(records.EVENTS):
                     self._membership.change(event.key, event.value, now)
 
     async def _tick(self) -> None:
