@@ -17,6 +17,7 @@ from stagemesh import records
 from stagemesh.errors import CheckpointError, StagemeshError, Unavailable
 from stagemesh.etcd import Etcd, Lease
 from stagemesh.malloc import return_free_blocks
+from stagemesh.revisions import spec_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaState
 
 from . import metrics
@@ -122,7 +123,7 @@ class Hosting:
             found = await self._etcd.get(records.model_key(assignment.model))
             if found is None:
                 raise CheckpointError("the model was undeployed meanwhile")
-            spec = records.from_json(found.value, ModelSpec)
+            spec = _wanted(records.from_json(found.value, ModelSpec), assignment)
             async with self._loading:  # one at a time: each must see what the one before it took
                 async with asyncio.timeout(self._config.load_timeout_s) as limit:
                     replica = await self._replica(hosted, spec)
@@ -309,6 +310,14 @@ class Hosting:
     def _unwatch(self, replica: Replica) -> None:
         if self._watcher is not None:
             self._watcher.unwatch(replica.engine)
+
+
+def _wanted(model: ModelSpec, assignment: Assignment) -> ModelSpec:
+    """The spec of the assignment's revision: the deployed one, or the candidate of a rollout."""
+    spec = spec_of(model, assignment.revision)
+    if spec is None:
+        raise CheckpointError("its revision is not wanted any more")
+    return spec
 
 
 def _key(assignment: Assignment) -> str:
