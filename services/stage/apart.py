@@ -6,16 +6,21 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from .precedence import give_way
+
 T = TypeVar("T")
 
 
-async def apart(work: Callable[[], T], name: str, ended: Callable[[], None] = lambda: None) -> T:
+async def apart(
+    work: Callable[[], T], name: str, ended: Callable[[], None] = lambda: None, nice: int = 0
+) -> T:
     """Run `work` and return its result; cancelling the caller leaves it to run on.
 
     Args:
         work: whatever blocks.
         name: of the thread.
         ended: called on the loop when it is over, cancelled or not.
+        nice: how far it gives way to other threads.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -31,6 +36,7 @@ async def apart(work: Callable[[], T], name: str, ended: Callable[[], None] = la
 
     def run() -> None:
         result, failure = None, None
+        give_way(nice)
         try:
             result = work()
         except BaseException as error:

@@ -60,6 +60,12 @@ class StageConfig(ServiceConfig):
         le=2**14,
         description="MiB of shared memory that a link to a replica on the same host may use; 0 is none",
     )
+    nice: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="how far computing gives way to whatever else runs on this machine; 0 not at all",
+    )
     data_dir: Path | None = Field(
         None, description="folder that keeps what was measured here; without, the user's cache folder"
     )

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from stagemesh.errors import Unavailable
 
+from .precedence import give_way
 from .short import ShortPasses
 from .watchdog import PassTimes
 
@@ -71,9 +72,9 @@ class _Job:
 
 
 class Engine:
-    """Runs callables in the order in which they came, never two at once."""
+    """Runs callables in the order in which they came, never two at once, on a thread that is so much nicer."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, nice: int = 0) -> None:
         # Passes submitted whose `then` has not been called yet.
         self.waiting = 0
         # Moving average of a pass, in milliseconds.
@@ -85,6 +86,7 @@ class Engine:
         self.running: _Job | None = None
         self.times = PassTimes()
         self._name = name
+        self._nice = nice
         self._short = ShortPasses()
         # Whether a pass ran on the loop's thread since the loop last turned.
         self.ran_this_turn = False
@@ -185,6 +187,7 @@ class Engine:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """The compute thread."""
+        give_way(self._nice)
         while (job := self._jobs.get()) is not None:
             outcome = self._compute(job)
             try:

@@ -151,7 +151,7 @@ class Hosting:
             self._reading.pop(assignment.replica_id, None)
 
         load = partial(load_assigned, spec, assignment, self._config.device, free, self._config.fast)
-        model = await apart(load, f"load-{assignment.replica_id}", read)
+        model = await apart(load, f"load-{assignment.replica_id}", read, self._config.nice)
         kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
         replica = Replica(
             assignment.replica_id,
@@ -160,6 +160,7 @@ class Hosting:
             model,
             kv_bytes,
             self._config.journal_mb * 2**20,
+            self._config.nice,
         )
         replica.links.shared_memory_bytes = self._config.shared_memory_mb * 2**20
         if self._watcher is not None:

@@ -61,13 +61,14 @@ class Replica:
         model: Partition,
         kv_bytes: int,
         journal_bytes: int = 2**27,
+        nice: int = 0,
     ) -> None:
         self.replica_id = replica_id
         self.model_name = model_name
         self.stage = stage
         self.model = model
         self.pool = KVPool(kv_bytes, model.kv_layout)
-        self.engine = Engine(replica_id)
+        self.engine = Engine(replica_id, nice)
         self.sessions: dict[int, ReplicaSession] = {}
         self.on_result: Callable[[StepResult, TensorView | None, list[HopRecord]], None] | None = None
         # Frames that came in and are not done with.

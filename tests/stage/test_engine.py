@@ -1,6 +1,8 @@
 """Passes run in order, one at a time: short ones on the loop's thread, long ones never."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -156,4 +158,22 @@ async def test_idle_time_is_counted_from_the_end_of_the_pass_before() -> None:
     engine.submit(sleeping(0.03), lambda _: None)
     third = (await one(engine, sleeping(0))).timing
     assert third.queue_us >= 30_000 > third.idle_us(0)
+    engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux only")
+async def test_passes_give_way_to_the_loop_and_its_thread_does_not() -> None:
+    engine = Engine("e", nice=3)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    nice, _ = await engine.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert nice == min(before + 3, 19)
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux only")
+async def test_as_nice_as_it_gets() -> None:
+    engine = Engine("e", nice=19)
+    nice, _ = await engine.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert nice == 19
     engine.close()

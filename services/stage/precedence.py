@@ -1,0 +1,20 @@
+"""Computing gives way: what moves frames, on this machine, goes before what computes on them.
+
+On a machine that several services share, a pass that takes every core delays the router's next request, etcd's next
+heartbeat and the frames of the neighbour stage by whole time slices, while a pass loses next to nothing by waiting for
+them: they need the processor briefly. Threads that a thread starts, as torch's, inherit its niceness.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+
+
+def give_way(nice: int) -> None:
+    """Make the calling thread nicer by `nice` (0..19) than its process; elsewhere than on Linux nothing happens."""
+    if not nice or sys.platform != "linux":
+        return
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):  # not permitted: it works as before
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + nice, 19))
