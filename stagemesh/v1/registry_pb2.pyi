@@ -281,7 +281,7 @@ class Partition(_message.Message):
     def __init__(self, first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., parameter_bytes: _Optional[int] = ...) -> None: ...
 
 class NodeRecord(_message.Message):
-    __slots__ = ("node_id", "address", "host", "pid", "device", "device_name", "memory_bytes", "threads", "gflops", "memory_gbps", "zone", "labels", "draining", "started_unix_ms", "version", "layer_profiles", "disk_gbps", "links")
+    __slots__ = ("node_id", "address", "host", "pid", "device", "device_name", "memory_bytes", "threads", "gflops", "memory_gbps", "zone", "labels", "draining", "started_unix_ms", "version", "layer_profiles", "disk_gbps", "links", "keeps")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +314,7 @@ class NodeRecord(_message.Message):
     LAYER_PROFILES_FIELD_NUMBER: _ClassVar[int]
     DISK_GBPS_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     address: str
     host: str
@@ -332,7 +333,22 @@ class NodeRecord(_message.Message):
     layer_profiles: _containers.RepeatedCompositeFieldContainer[LayerProfile]
     disk_gbps: float
     links: _containers.MessageMap[str, LinkProfile]
-    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., gflops: _Optional[float] = ..., memory_gbps: _Optional[float] = ..., zone: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., draining: _Optional[bool] = ..., started_unix_ms: _Optional[int] = ..., version: _Optional[str] = ..., layer_profiles: _Optional[_Iterable[_Union[LayerProfile, _Mapping]]] = ..., disk_gbps: _Optional[float] = ..., links: _Optional[_Mapping[str, LinkProfile]] = ...) -> None: ...
+    keeps: _containers.RepeatedCompositeFieldContainer[KeptPartition]
+    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., gflops: _Optional[float] = ..., memory_gbps: _Optional[float] = ..., zone: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., draining: _Optional[bool] = ..., started_unix_ms: _Optional[int] = ..., version: _Optional[str] = ..., layer_profiles: _Optional[_Iterable[_Union[LayerProfile, _Mapping]]] = ..., disk_gbps: _Optional[float] = ..., links: _Optional[_Mapping[str, LinkProfile]] = ..., keeps: _Optional[_Iterable[_Union[KeptPartition, _Mapping]]] = ...) -> None: ...
+
+class KeptPartition(_message.Message):
+    __slots__ = ("checkpoint", "dtype", "first_layer", "end_layer", "bytes")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: str
+    dtype: str
+    first_layer: int
+    end_layer: int
+    bytes: int
+    def __init__(self, checkpoint: _Optional[str] = ..., dtype: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class LayerProfile(_message.Message):
     __slots__ = ("shape", "layer_ms", "overhead_ms")
