@@ -132,18 +132,20 @@ class LostReplica(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., replica_id: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SessionEvent(_message.Message):
-    __slots__ = ("tokens", "finish_reason", "loads", "timings", "lost")
+    __slots__ = ("tokens", "finish_reason", "loads", "timings", "lost", "reused_tokens")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[Token]
     finish_reason: FinishReason
     loads: _containers.RepeatedCompositeFieldContainer[ReplicaLoad]
     timings: _containers.RepeatedCompositeFieldContainer[StageTiming]
     lost: LostReplica
-    def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., loads: _Optional[_Iterable[_Union[ReplicaLoad, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ...) -> None: ...
+    reused_tokens: int
+    def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., loads: _Optional[_Iterable[_Union[ReplicaLoad, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ..., reused_tokens: _Optional[int] = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("id", "position", "logprob", "alternatives")
@@ -166,20 +168,50 @@ class TokenAlternative(_message.Message):
     def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class ReplicaLoad(_message.Message):
-    __slots__ = ("replica_id", "queue_depth", "sessions", "step_ms", "kv_bytes_used", "kv_bytes_total")
+    __slots__ = ("replica_id", "queue_depth", "sessions", "step_ms", "kv_bytes_used", "kv_bytes_total", "prompt_tokens", "prompt_token_us", "decode_ms")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_USED_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     queue_depth: int
     sessions: int
     step_ms: float
     kv_bytes_used: int
     kv_bytes_total: int
-    def __init__(self, replica_id: _Optional[str] = ..., queue_depth: _Optional[int] = ..., sessions: _Optional[int] = ..., step_ms: _Optional[float] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ...) -> None: ...
+    prompt_tokens: int
+    prompt_token_us: float
+    decode_ms: float
+    def __init__(self, replica_id: _Optional[str] = ..., queue_depth: _Optional[int] = ..., sessions: _Optional[int] = ..., step_ms: _Optional[float] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_token_us: _Optional[float] = ..., decode_ms: _Optional[float] = ...) -> None: ...
+
+class WatchPrefixesRequest(_message.Message):
+    __slots__ = ("replica_id",)
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    def __init__(self, replica_id: _Optional[str] = ...) -> None: ...
+
+class PrefixReport(_message.Message):
+    __slots__ = ("since", "sequence", "full", "more", "held", "dropped", "load")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    since: int
+    sequence: int
+    full: bool
+    more: bool
+    held: bytes
+    dropped: bytes
+    load: ReplicaLoad
+    def __init__(self, since: _Optional[int] = ..., sequence: _Optional[int] = ..., full: _Optional[bool] = ..., more: _Optional[bool] = ..., held: _Optional[bytes] = ..., dropped: _Optional[bytes] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("stage", "replica_id", "steps", "queue_us", "compute_us", "encode_us", "network_us", "bubble_us", "rows")
@@ -406,7 +438,7 @@ class Feedback(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credits: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
 
 class SessionError(_message.Message):
-    __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing", "lost", "retry_after_ms")
+    __slots__ = ("session", "epoch", "code", "message", "stage", "field", "prefix_missing", "lost", "retry_after_ms", "prefix_tokens")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -416,6 +448,7 @@ class SessionError(_message.Message):
     PREFIX_MISSING_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     session: int
     epoch: int
     code: int
@@ -425,7 +458,8 @@ class SessionError(_message.Message):
     prefix_missing: bool
     lost: LostReplica
     retry_after_ms: int
-    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ..., prefix_missing: _Optional[bool] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    prefix_tokens: int
+    def __init__(self, session: _Optional[int] = ..., epoch: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., stage: _Optional[int] = ..., field: _Optional[str] = ..., prefix_missing: _Optional[bool] = ..., lost: _Optional[_Union[LostReplica, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., prefix_tokens: _Optional[int] = ...) -> None: ...
 
 class GetNodeStatusRequest(_message.Message):
     __slots__ = ()

@@ -59,6 +59,11 @@ class StageServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_stage__pb2.Frame.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_stage__pb2.Feedback.FromString,
                 _registered_method=True)
+        self.WatchPrefixes = channel.unary_stream(
+                '/stagemesh.v1.StageService/WatchPrefixes',
+                request_serializer=stagemesh_dot_v1_dot_stage__pb2.WatchPrefixesRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_stage__pb2.PrefixReport.FromString,
+                _registered_method=True)
         self.GetNodeStatus = channel.unary_unary(
                 '/stagemesh.v1.StageService/GetNodeStatus',
                 request_serializer=stagemesh_dot_v1_dot_stage__pb2.GetNodeStatusRequest.SerializeToString,
@@ -108,6 +113,14 @@ class StageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchPrefixes(self, request, context):
+        """Replica -> router: which blocks of prompts the replica holds, all of them first and then what changes, together
+        with its load. One long-lived stream for each router that balances by prefixes; never polled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetNodeStatus(self, request, context):
         """What this node runs now, with its load. For operators; nothing in the data plane polls it.
         """
@@ -142,6 +155,11 @@ def add_StageServiceServicer_to_server(servicer, server):
                     servicer.Relay,
                     request_deserializer=stagemesh_dot_v1_dot_stage__pb2.Frame.FromString,
                     response_serializer=stagemesh_dot_v1_dot_stage__pb2.Feedback.SerializeToString,
+            ),
+            'WatchPrefixes': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPrefixes,
+                    request_deserializer=stagemesh_dot_v1_dot_stage__pb2.WatchPrefixesRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_stage__pb2.PrefixReport.SerializeToString,
             ),
             'GetNodeStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetNodeStatus,
@@ -284,6 +302,33 @@ class StageService:
             '/stagemesh.v1.StageService/Relay',
             stagemesh_dot_v1_dot_stage__pb2.Frame.SerializeToString,
             stagemesh_dot_v1_dot_stage__pb2.Feedback.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPrefixes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stagemesh.v1.StageService/WatchPrefixes',
+            stagemesh_dot_v1_dot_stage__pb2.WatchPrefixesRequest.SerializeToString,
+            stagemesh_dot_v1_dot_stage__pb2.PrefixReport.FromString,
             options,
             channel_credentials,
             insecure,
