@@ -6,6 +6,7 @@ Applied again and again to a world in which nodes do as told, it comes to rest: 
 from dataclasses import dataclass, field
 from random import Random
 
+from stagemesh.revisions import rolls_out, specs_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
 from .board import Board, Decision, count_on
@@ -36,12 +37,13 @@ def decide(world: World, history: History, patience: Patience, now: float, rng: 
     """Return the plan for this world. `history` is `observe(...)` of it at `now`; `rng` makes replica ids."""
     board = Board(world)
     _remove_hopeless(board, history, patience, now)
-    for _, spec in sorted(world.models.items()):
+    for spec in world.specs():
         _remove_surplus(board, spec)
+    for _, spec in sorted(world.models.items()):
         _remove_stale(board, spec)
     pending = _place_missing(board, history, rng)
     for name, spec in sorted(world.models.items()):
-        if name not in pending:
+        if name not in pending and not rolls_out(spec):
             _spread(board, history, spec, rng)
     return Plan(board.decisions, pending)
 
@@ -60,7 +62,7 @@ def _remove_hopeless(board: Board, history: History, patience: Patience, now: fl
             board.unassign(held, "the model is not deployed")
         elif absent_since is not None and now - absent_since >= patience.node_grace_s:
             board.unassign(held, f"node {held.node_id} is gone")
-        elif board.world.failed(held) and not is_current(spec, held):
+        elif board.world.failed(held) and board.world.spec_of(held) is None:
             board.unassign(held, "it failed, and its revision is no longer wanted")
         elif failed_since is not None:
             backoff_s = failed_backoff_s(history.failures_of(held), patience)
@@ -120,19 +122,26 @@ def _remove_stale(board: Board, spec: ModelSpec) -> None:
 
 
 def _place_missing(board: Board, history: History, rng: Random) -> dict[str, list[str]]:
-    """Give every missing replica a node; first replicas before second ones, large partitions before small."""
-    missing: list[tuple[int, int, str, int]] = []
-    for name, spec in board.world.models.items():
+    """Give every missing replica a node; first replicas before second ones, large partitions before small.
+
+    What is deployed comes before candidates, so that these take no memory from what serves.
+    """
+    missing: list[tuple[bool, int, int, str, int]] = []
+    for spec in board.world.specs():
+        candidate = spec is not board.world.models[spec.name]
         for stage, partition in enumerate(spec.partitions):
             staying, _ = current_of(board, spec, stage)
             missing += [
-                (nth, -partition.parameter_bytes, name, stage)
+                (candidate, nth, -partition.parameter_bytes, spec.name, stage)
                 for nth in range(len(staying), board.world.wanted(spec, stage))
             ]
     pending: dict[str, list[str]] = {}
-    for nth, _, name, stage in sorted(missing):
-        spec = board.world.models[name]
-        node = choose_node(board, history, spec, stage) or _make_room(board, history, spec, stage)
+    for candidate, nth, _, name, stage in sorted(missing):
+        spec = specs_of(board.world.models[name])[candidate]
+        node = choose_node(board, history, spec, stage)
+        # The first of a candidate may take the place of what the deployed one's last route can spare.
+        if node is None and (nth == 0 or not candidate):
+            node = _make_room(board, history, spec, stage)
         if node is None:
             pending.setdefault(name, []).append(why_not(board, spec, stage, nth))
         else:
@@ -156,10 +165,15 @@ def _make_room(board: Board, history: History, spec: ModelSpec, stage: int) -> N
 
 
 def _spare(board: Board, spec: ModelSpec) -> list[Assignment]:
-    """Replicas of older revisions, without one ready replica for each of their stages."""
+    """Replicas of other revisions, without one ready replica for each of their stages.
+
+    A candidate's are never spare to what is deployed: whoever loses them, loses the rollout.
+    """
     kept: set[tuple[str, int, int]] = set()
     spare: list[Assignment] = []
-    for held in stale_of(board, spec):
+    deployed = spec is board.world.models.get(spec.name)
+    others = [held for held in board.of(spec.name) if not is_current(spec, held)]
+    for held in stale_of(board, spec) if deployed else others:
         place = (held.revision, held.stages, held.stage)
         if board.world.ready(held) and place not in kept:
             kept.add(place)

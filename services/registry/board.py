@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from stagemesh.revisions import spec_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
 from .world import World, bytes_needed
@@ -96,7 +97,8 @@ class Board:
 
     def needed_bytes(self, held: Assignment, node: NodeRecord) -> int:
         """Memory set aside for one assignment on a node."""
-        return bytes_needed(self.world.models.get(held.model, _UNKNOWN), held.partition, node)
+        spec = self.world.models.get(held.model, _UNKNOWN)
+        return bytes_needed(spec_of(spec, held.revision) or spec, held.partition, node)
 
     def free_bytes(self, node: NodeRecord) -> int:
         """Memory not set aside on a node."""

@@ -61,8 +61,8 @@ def current_of(board: Board, spec: ModelSpec, stage: int) -> tuple[list[Assignme
 
 
 def stale_of(board: Board, spec: ModelSpec) -> list[Assignment]:
-    """The model's assignments of older revisions or other cuts."""
-    return [held for held in board.of(spec.name) if not is_current(spec, held)]
+    """The model's assignments that nothing wants: of older revisions, other cuts, or a candidate taken back."""
+    return [held for held in board.of(spec.name) if board.world.spec_of(held) is None]
 
 
 def new_assignment(spec: ModelSpec, stage: int, node: NodeRecord, rng: Random) -> Assignment:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from stagemesh.revisions import specs_of
 from stagemesh.v1.registry_pb2 import (
     REPLICA_STATE_FAILED,
     REPLICA_STATE_READY,
@@ -36,6 +37,16 @@ class World:
     def wanted(self, spec: ModelSpec, stage: int) -> int:
         """Replicas wanted of a stage now."""
         return replicas_wanted(spec, stage, self.scales.get(spec.name))
+
+    def specs(self) -> list[ModelSpec]:
+        """Every spec that has replicas, by name: what is deployed, and after it the candidate of its rollout."""
+        return [one for _, spec in sorted(self.models.items()) for one in specs_of(spec)]
+
+    def spec_of(self, assignment: Assignment) -> ModelSpec | None:
+        """The spec that the assignment is of, if any wants it now."""
+        model = self.models.get(assignment.model)
+        found = specs_of(model) if model is not None else []
+        return next((one for one in found if is_current(one, assignment)), None)
 
     def ready(self, assignment: Assignment) -> bool:
         """Whether the replica of this assignment serves."""
@@ -76,7 +87,7 @@ def observe(history: History, world: World, now: float) -> History:
         if assignment.node_id not in world.nodes
     }
     failed: dict[str, float] = {}
-    wanted = {(spec.name, spec.revision) for spec in world.models.values()}
+    wanted = {(spec.name, spec.revision) for spec in world.specs()}
     failures = {key: dict(counts) for key, counts in history.failures.items() if key[:2] in wanted}
     for replica_id, assignment in world.assignments.items():
         key, node_id = _stage_key(assignment), assignment.node_id
