@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CacheLookupRequest(_message.Message):
-    __slots__ = ("tenant", "key", "max_age_s", "want_lease", "wait_ms")
+    __slots__ = ("tenant", "key", "max_age_s", "want_lease", "wait_ms", "near_hits")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_S_FIELD_NUMBER: _ClassVar[int]
     WANT_LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    NEAR_HITS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     key: bytes
     max_age_s: int
     want_lease: bool
     wait_ms: int
-    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., max_age_s: _Optional[int] = ..., want_lease: _Optional[bool] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+    near_hits: int
+    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., max_age_s: _Optional[int] = ..., want_lease: _Optional[bool] = ..., wait_ms: _Optional[int] = ..., near_hits: _Optional[int] = ...) -> None: ...
 
 class CacheLookupResponse(_message.Message):
     __slots__ = ("hit", "value", "digest", "age_s", "lease", "lease_ttl_ms", "busy", "tags", "ttl_left_ms")
@@ -153,7 +155,7 @@ class CacheStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CacheStats(_message.Message):
-    __slots__ = ("entries", "bytes_used", "bytes_budget", "hits", "misses", "stores", "evictions", "expirations", "rejected", "invalidated", "computed", "taken_over", "coalesced", "gave_up_waiting", "waiting", "behind", "writes_dropped", "writes_waiting", "restored")
+    __slots__ = ("entries", "bytes_used", "bytes_budget", "hits", "misses", "stores", "evictions", "expirations", "rejected", "invalidated", "computed", "taken_over", "coalesced", "gave_up_waiting", "waiting", "behind", "writes_dropped", "writes_waiting", "restored", "near_hits")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     BYTES_USED_FIELD_NUMBER: _ClassVar[int]
     BYTES_BUDGET_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +175,7 @@ class CacheStats(_message.Message):
     WRITES_DROPPED_FIELD_NUMBER: _ClassVar[int]
     WRITES_WAITING_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FIELD_NUMBER: _ClassVar[int]
+    NEAR_HITS_FIELD_NUMBER: _ClassVar[int]
     entries: int
     bytes_used: int
     bytes_budget: int
@@ -192,7 +195,8 @@ class CacheStats(_message.Message):
     writes_dropped: int
     writes_waiting: int
     restored: int
-    def __init__(self, entries: _Optional[int] = ..., bytes_used: _Optional[int] = ..., bytes_budget: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., stores: _Optional[int] = ..., evictions: _Optional[int] = ..., expirations: _Optional[int] = ..., rejected: _Optional[int] = ..., invalidated: _Optional[int] = ..., computed: _Optional[int] = ..., taken_over: _Optional[int] = ..., coalesced: _Optional[int] = ..., gave_up_waiting: _Optional[int] = ..., waiting: _Optional[int] = ..., behind: _Optional[str] = ..., writes_dropped: _Optional[int] = ..., writes_waiting: _Optional[int] = ..., restored: _Optional[int] = ...) -> None: ...
+    near_hits: int
+    def __init__(self, entries: _Optional[int] = ..., bytes_used: _Optional[int] = ..., bytes_budget: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., stores: _Optional[int] = ..., evictions: _Optional[int] = ..., expirations: _Optional[int] = ..., rejected: _Optional[int] = ..., invalidated: _Optional[int] = ..., computed: _Optional[int] = ..., taken_over: _Optional[int] = ..., coalesced: _Optional[int] = ..., gave_up_waiting: _Optional[int] = ..., waiting: _Optional[int] = ..., behind: _Optional[str] = ..., writes_dropped: _Optional[int] = ..., writes_waiting: _Optional[int] = ..., restored: _Optional[int] = ..., near_hits: _Optional[int] = ...) -> None: ...
 
 class CachedGeneration(_message.Message):
     __slots__ = ("chunks", "finish_reason", "prompt_tokens")
