@@ -7,7 +7,7 @@ the next one when an endpoint does not answer.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ from aetcd import rpc
 from stagemesh.errors import FailedPrecondition, NotFound, StagemeshError, Unavailable
 from stagemesh.etcd_channel import EtcdChannel
 from stagemesh.etcd_lease import Lease
+from stagemesh.etcd_txn import Delete, Guard, Put, Write, holds, request_of
 from stagemesh.etcd_watch import Change, Snapshot, prefix_end, watch_prefix
 
-__all__ = ["Change", "Etcd", "KeyValue", "Lease", "Snapshot"]
+__all__ = ["Change", "Delete", "Etcd", "Guard", "KeyValue", "Lease", "Put", "Snapshot", "Write"]
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,16 @@ class Etcd:
         # A first attempt whose answer was lost may have been applied: then the key is ours as asked.
         current = reply.responses[0].response_range.kvs
         return attempts > 1 and any(item.value == value and item.lease == lease_id for item in current)
+
+    async def transact(self, guards: Sequence[Guard], writes: Sequence[Write]) -> int:
+        """Do all writes if every guard holds at that moment, else none; the store's revision then, or 0.
+
+        When the answer to a first attempt was lost and the keys are found as asked, it counts as done.
+        """
+        reply, attempts = await self._channel.kv_counted("Txn", request_of(guards, writes))
+        if reply.succeeded or (attempts > 1 and holds(writes, reply)):
+            return int(reply.header.revision)
+        return 0
 
     async def lease(self, ttl_s: int) -> Lease:
         """Grant a supervised lease; it is refreshed until `Lease.revoke` or `close`."""

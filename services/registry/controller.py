@@ -9,11 +9,11 @@ from random import Random
 
 from stagemesh import metrics, records
 from stagemesh.errors import StagemeshError
-from stagemesh.etcd import Etcd
+from stagemesh.etcd import Delete, Etcd, Guard, Put
 
 from .assign import Patience, Plan, decide
 from .board import Assign, Decision
-from .leadership import Leadership
+from .leadership import Fenced, Leadership
 from .mirror import Mirror
 from .world import History, observe
 
@@ -51,6 +51,9 @@ class Controller:
         self._decisions = metrics.counter(
             "stagemesh_registry_decisions_total", "Assignments written or removed.", ("kind",)
         )
+        self._fenced = metrics.counter(
+            "stagemesh_registry_fenced_total", "Times that a former leader was kept from writing."
+        )
 
     def __repr__(self) -> str:
         return f"<Controller {self._leadership!r} {self._mirror!r} pending={sum(map(len, self.pending.values()))}>"
@@ -61,6 +64,10 @@ class Controller:
         while True:
             try:
                 await self._step()
+            except Fenced as error:
+                log.warning("registry.fenced: %s", error)
+                self._fenced.inc()
+                self._note_leadership()
             except StagemeshError as error:
                 log.warning("registry.step_failed: %s", error)
             except Exception:
@@ -81,26 +88,35 @@ class Controller:
             leads = await self._leadership.refresh()
         finally:
             self._note_leadership()
+        term = self._leadership.term
+        # All that former leaders wrote lies before the term: until it has arrived here, a replica that they assigned would
+        # seem to be missing.
+        leads = leads and self._mirror.has_seen(self._leadership.name, term)
         if leads:
-            await self._keep_store()
+            await self._keep_store(term)
         plan = self._plan()
         self._note_pending(plan)
         if leads:
             for decision in plan.decisions:
                 if not self._leadership.leads:
                     return
-                await self._apply(decision)
+                await self._apply(decision, term)
 
-    async def _keep_store(self) -> None:
+    async def _keep_store(self, term: int) -> None:
         """Mark a store that has no mark, and give one that was lost its desired state again."""
         for key, record in list(self._mirror.unwritten.items()):
             # What somebody wrote there since is newer: the watch brings it.
-            await self._etcd.compare_and_put(key, records.to_json(record), expected_mod_revision=0)
+            await self._create(key, records.to_json(record), term)
             self._mirror.unwritten.pop(key, None)
         if self._mirror.mark is None:
             mark = uuid.uuid4().hex.encode()
-            if await self._etcd.compare_and_put(records.STORE, mark, expected_mod_revision=0):
+            if await self._create(records.STORE, mark, term):
                 self._mirror.mark = mark
+
+    async def _create(self, key: str, value: bytes, term: int) -> int:
+        """Write a key that is not there; the revision, 0 if it is."""
+        absent = Guard(key, create_revision=0)
+        return await self._leadership.commit([Put(key, value)], guards=[absent], term=term)
 
     def _plan(self) -> Plan:
         if self._mirror.snapshots != self._snapshots:
@@ -112,16 +128,17 @@ class Controller:
         self._history = observe(self._history, world, now)
         return decide(world, self._history, self._patience, now, self._rng)
 
-    async def _apply(self, decision: Decision) -> None:
+    async def _apply(self, decision: Decision, term: int) -> None:
         if isinstance(decision, Assign):
             assignment = decision.assignment
             key = records.assignment_key(assignment.node_id, assignment.replica_id)
-            await self._etcd.compare_and_put(key, records.to_json(assignment), expected_mod_revision=0)
-            self._mirror.note(key, assignment)
+            revision = await self._create(key, records.to_json(assignment), term)
+            self._mirror.note(key, assignment, revision)
             kind, node_id, replica_id = "assign", assignment.node_id, assignment.replica_id
         else:
-            await self._etcd.delete(records.assignment_key(decision.node_id, decision.replica_id))
-            self._mirror.forget(records.assignment_key(decision.node_id, decision.replica_id))
+            key = records.assignment_key(decision.node_id, decision.replica_id)
+            revision = await self._leadership.commit([Delete(key)], term=term)
+            self._mirror.forget(key, revision)
             kind, node_id, replica_id = "unassign", decision.node_id, decision.replica_id
         self._decisions.labels(kind).inc()
         log.info("registry.%s replica=%s node=%s: %s", kind, replica_id, node_id, decision.reason)
