@@ -79,6 +79,10 @@ class Engine:
         self.waiting = 0
         # Moving average of a pass, in milliseconds.
         self.step_ms = 0.0
+        # Passes that are done; microseconds that they waited, and that they took.
+        self.passes = 0
+        self.queued_us = 0
+        self.computed_us = 0
         # Passes that ran on the loop's thread.
         self.on_loop = 0
         # Passes that began, and the one that runs now; with what is usual, for whoever looks for one that hangs.
@@ -178,7 +182,11 @@ class Engine:
     def _end(self, job: _Job, outcome: Outcome[Any]) -> None:
         """On the loop, in order."""
         self.waiting -= 1
-        ms = outcome.timing.compute_us / 1000
+        timing = outcome.timing
+        self.passes += 1
+        self.queued_us += timing.queue_us
+        self.computed_us += timing.compute_us
+        ms = timing.compute_us / 1000
         self.step_ms = ms if self.step_ms == 0 else self.step_ms + _EWMA * (ms - self.step_ms)
         if job.size is not None:
             self._short.observe(job.size, ms)
