@@ -19,6 +19,7 @@ from stagemesh.grpc_server import GrpcServer, run, serve_until_signal
 from stagemesh.loop_lag import LoopLag
 from stagemesh.metrics import serve_metrics
 from stagemesh.oip import open_inference_pb2_grpc as oip_grpc
+from stagemesh.reporting import Reporter
 from stagemesh.tracing import setup_tracing, shutdown_tracing
 from stagemesh.v1 import inference_pb2_grpc, registry_pb2
 
@@ -101,7 +102,9 @@ async def main() -> None:
             pid=os.getpid(),
             started_unix_ms=int(time.time() * 1000),
         )
-        async with announce(etcd, record, ttl_s=config.lease_ttl_s):
+        demand = core.telemetry.demand
+        reporter = Reporter(etcd, record.id, lambda covers_s: demand.report(record.id, covers_s))
+        async with announce(etcd, record, ttl_s=config.lease_ttl_s), reporter:
             await door.set_serving(True)
             print(
                 f"router ready: gRPC {config.host}:{grpc_port}, HTTP http://{config.host}:{http.port}, "

@@ -100,6 +100,8 @@ class RouterCore:
         self.telemetry.active.set_function(lambda: admission.active)
         self.telemetry.waiting.set_function(lambda: admission.waiting)
         self.telemetry.watch_queue(admission)
+        self.telemetry.demand.known = self.membership.models
+        self.telemetry.demand.waiting = lambda model: admission.lane(model).waiting
         self.telemetry.etcd_connected.set_function(lambda: float(etcd.connected))
 
     def __repr__(self) -> str:

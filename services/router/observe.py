@@ -48,12 +48,14 @@ class Observed:
         )
 
     def __enter__(self) -> "Observed":
+        self._telemetry.demand.began(self._model)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
     ) -> None:
         code = code_of(error)
+        self._telemetry.demand.over(self._model)
         model = "unknown" if isinstance(error, NotFound) else self._model
         self._telemetry.requests.labels(model, code).inc()
         if error is None:

@@ -15,6 +15,7 @@ from stagemesh.tracing import tracer
 
 from .admission.priority import Priority
 from .admission.queue import Admission, Refused, Ticket
+from .demand import Demand
 
 NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 """Instead of a span while tracing is off: entering it costs nothing, and it takes every call."""
@@ -48,9 +49,10 @@ def _seconds(name: str, text: str, labels: tuple[str, ...]) -> Labelled[Histogra
 
 
 class Telemetry:
-    """Every metric of the router, and how it opens spans."""
+    """Every metric of the router, what the registry is told of demand, and how it opens spans."""
 
     def __init__(self) -> None:
+        self.demand = Demand()
         self.requests = _counter("stagemesh_requests_total", "Requests by outcome.", ("model", "code"))
         self.duration = _seconds(
             "stagemesh_request_duration_seconds", "From arrival to the last byte.", ("model",)
