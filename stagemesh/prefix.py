@@ -7,6 +7,8 @@ from collections.abc import Sequence
 # Positions of one block.
 BLOCK = 16
 DIGEST_BYTES = 16
+SHORT_BYTES = 8
+"""Of a digest that routers are told. Two prompts that share them by chance cost time: stages compare all of it."""
 
 
 def digests(token_ids: Sequence[int]) -> list[bytes]:

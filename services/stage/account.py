@@ -3,10 +3,11 @@
 import time
 
 from stagemesh import tracing
-from stagemesh.v1.stage_pb2 import HopRecord, ReplicaLoad
+from stagemesh.v1.stage_pb2 import HopRecord, ReplicaLoad, StepKind
 
 from . import metrics
 from .engine import Timing
+from .pass_costs import PassCosts
 from .passes import Work
 
 # The load travels with a session's first pass, and otherwise at most that often.
@@ -20,10 +21,12 @@ class Account:
     Attributes:
         occupied_since: Unix seconds at which the replica got its first session of those it has now; time without
             any session is no bubble.
+        costs: of prompts and decode steps.
     """
 
     def __init__(self, replica_id: str, model_name: str, stage: int) -> None:
         self.occupied_since = 0.0
+        self.costs = PassCosts()
         self._replica_id = replica_id
         self._stage = stage
         self._times = metrics.pass_times(model_name, stage)
@@ -58,6 +61,9 @@ class Account:
     def passed(self, hop: HopRecord, timing: Timing, work: Work) -> None:
         """Count a pass whose frames are on their way."""
         self._times.observe(hop)
+        if not work.stateless:
+            prompts = sum(step.tokens for _, step in work.steps if step.kind == StepKind.STEP_KIND_PREFILL)
+            self.costs.passed(hop.compute_us, prompts)
         traced = tracing.enabled()
         for session in work.sessions:
             session.passes += 1

@@ -16,7 +16,7 @@ from stagemesh.errors import (
     StagemeshError,
     from_code,
 )
-from stagemesh.prefix import digests
+from stagemesh.prefix import BLOCK, digests
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
@@ -53,6 +53,9 @@ log = logging.getLogger(__name__)
 MAX_SESSION_TOKENS = 2**20
 # Passes at the compute thread: one that runs, and one that it finds when it is done.
 _QUEUED = 2
+# Epochs here for each of the router's: a beginning that a stage no longer had is repeated in the next one, from what
+# that stage still has, and then from position 0.
+_EPOCHS = 4
 
 
 class Head:
@@ -66,12 +69,14 @@ class Head:
         self._chunk_tokens = chunk_tokens
         self._depth = Depth(stages)
         self._tokens = metrics.TOKENS.labels(replica.model_name)
+        self._reused = metrics.REUSED_TOKENS.labels(replica.model_name)
         self._pace = Pace()
         self._wake = asyncio.Event()
         # Passes that are under way here, and how many of them are not computed yet.
         self._passes: set[asyncio.Task[None]] = set()
         self._computing = 0
         replica.on_result = self._on_result
+        replica.prompt_tokens = lambda: self._schedule.prompt_tokens
         replica.links.on_error = self._on_error
         self._pump = asyncio.create_task(self._run(), name=f"head-{replica.replica_id}")
 
@@ -117,9 +122,11 @@ class Head:
             prefix = digests(request.token_ids[: request.prompt_tokens])
             open_.prefix_digests = b"".join(prefix)
             open_.reused_tokens = self._replica.pool.reusable(prefix, len(request.token_ids))
-        # The router's epochs are the even ones: a beginning that had to be repeated takes the next, odd one.
         opening = Step(
-            session=request.session, epoch=2 * request.epoch, kind=StepKind.STEP_KIND_PREFILL, open=open_
+            session=request.session,
+            epoch=_EPOCHS * request.epoch,
+            kind=StepKind.STEP_KIND_PREFILL,
+            open=open_,
         )
         own = self._replica.open_session(opening, 0, otel_context.get_current())
         session = HeadSession(
@@ -155,6 +162,10 @@ class Head:
                 if finish:
                     event.finish_reason = finish
                     finished = True
+                if first:
+                    event.reused_tokens = session.own.open.reused_tokens
+                    if not request.held:
+                        self._reused.inc(event.reused_tokens)
                 if first or finished:
                     event.timings.extend(session.timings.stages())
                     first = False
@@ -243,7 +254,7 @@ class Head:
             failure = from_session_error(error, session.own.open)
             if error.prefix_missing and session.own.open.reused_tokens:
                 try:
-                    return self._begin_again(session)
+                    return self._begin_again(session, error.prefix_tokens)
                 except StagemeshError as refused:
                     failure = refused
             session.events.put_nowait(failure)
@@ -254,7 +265,6 @@ class Head:
         lane = own.next_hop.replica_id if own.next_hop is not None else ""
         if not own.open.resume:
             session.acknowledged = own.open.reused_tokens
-            metrics.REUSED_TOKENS.labels(self._replica.model_name).inc(session.acknowledged)
         session.chunks.clear()
         if own.repeats is not None:
             self._schedule.wait(own.session, lane, own.repeats + 1)
@@ -263,13 +273,14 @@ class Head:
         self._schedule.add(own.session, session.token_ids[session.acknowledged :], lane, session.acknowledged)
         self._wake.set()
 
-    def _begin_again(self, session: HeadSession) -> None:
-        """A stage no longer had the prompt's beginning: compute all of it."""
+    def _begin_again(self, session: HeadSession, kept: int) -> None:
+        """A stage had only `kept` positions of the prompt's beginning: compute what is beyond, or, told so again, all of it."""
         metrics.PREFIXES_MISSED.labels(self._replica.model_name).inc()
         own = session.own
         opening = Step(session=own.session, epoch=own.epoch + 1, kind=StepKind.STEP_KIND_PREFILL)
         opening.open.CopyFrom(own.open)
-        opening.open.reused_tokens = 0
+        first = own.epoch % _EPOCHS == 0 and not kept % BLOCK
+        opening.open.reused_tokens = min(kept, own.open.reused_tokens - BLOCK) if first else 0
         opening.open.resume = False
         session.own = self._replica.open_session(opening, 0, own.trace)
         self._begin(session)
@@ -303,7 +314,7 @@ class Head:
             raise InvalidArgument("route: it does not begin at this replica", field="route")
         if not 0 < request.stage < len(request.route):
             raise InvalidArgument("stage: not one behind this replica", field="stage")
-        epoch = 2 * request.epoch
+        epoch = _EPOCHS * request.epoch
         if epoch <= own.epoch:
             raise InvalidArgument("epoch: it is not newer than the session's", field="epoch")
         self._schedule.remove(own.session)

@@ -47,6 +47,11 @@ def _nothing() -> None:
     """For those who wait for nothing."""
 
 
+def _none() -> int:
+    """For replicas that no prompt waits at."""
+    return 0
+
+
 class Replica:
     """A partition with its sessions, its compute thread and its links.
 
@@ -71,6 +76,8 @@ class Replica:
         self.engine = Engine(replica_id, nice)
         self.sessions: dict[int, ReplicaSession] = {}
         self.on_result: Callable[[StepResult, TensorView | None, list[HopRecord]], None] | None = None
+        # Tokens of prompts that wait at the head.
+        self.prompt_tokens: Callable[[], int] = _none
         # Frames that came in and are not done with.
         self.held = 0
         self._account = Account(replica_id, model_name, stage)
@@ -102,6 +109,9 @@ class Replica:
             step_ms=self.engine.step_ms,
             kv_bytes_used=self.pool.used_bytes,
             kv_bytes_total=self.pool.budget_bytes,
+            prompt_tokens=self.prompt_tokens(),
+            prompt_token_us=self._account.costs.token_us,
+            decode_ms=self._account.costs.decode_us / 1000,
         )
 
     # ---- sessions ----

@@ -148,6 +148,11 @@ class Schedule:
         """Sessions whose prompts are not through yet."""
         return len(self._sessions) - self._decoding
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of prompts that have not been sent yet."""
+        return sum(len(running.pending) for running in self._prompts.values())
+
     def next_pass(self, chunk: int, *, plain: bool = False, together: int = 0) -> list[PlannedStep]:
         """The steps of the next micro-batch; empty when nothing may go now.
 

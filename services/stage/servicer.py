@@ -15,15 +15,18 @@ from stagemesh.v1.stage_pb2 import (
     GetNodeStatusRequest,
     NodeStatus,
     OpenSession,
+    PrefixReport,
     RerouteRequest,
     RerouteResponse,
     RouteHop,
     SessionEvent,
+    WatchPrefixesRequest,
 )
 
 from .forward_stream import forward_stream
 from .head import Head
 from .hosted import Hosted
+from .prefix_reports import watch_prefixes
 from .relay import relay
 from .replica import Replica
 
@@ -89,6 +92,14 @@ class StageServicer:
             async for feedback in answers:
                 yield feedback
 
+    async def watch_prefixes(
+        self, request: WatchPrefixesRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[PrefixReport]:
+        """Replica -> router: which blocks of prompts it holds."""
+        async with aclosing(watch_prefixes(request.replica_id, self._replica)) as reports:
+            async for report in reports:
+                yield report
+
     async def get_node_status(
         self, request: GetNodeStatusRequest, context: grpc.aio.ServicerContext
     ) -> NodeStatus:
@@ -123,6 +134,9 @@ class StageServicer:
                 ),
                 "ForwardStream": grpc.stream_stream_rpc_method_handler(self.forward_stream, None, None),
                 "Relay": grpc.stream_stream_rpc_method_handler(self.relay, None, Feedback.SerializeToString),
+                "WatchPrefixes": grpc.unary_stream_rpc_method_handler(
+                    self.watch_prefixes, WatchPrefixesRequest.FromString, PrefixReport.SerializeToString
+                ),
                 "GetNodeStatus": grpc.unary_unary_rpc_method_handler(
                     self.get_node_status, GetNodeStatusRequest.FromString, NodeStatus.SerializeToString
                 ),

@@ -99,6 +99,7 @@ def session_error(
         stage=stage,
         field=error.field,
         prefix_missing=isinstance(error, PrefixMissing),
+        prefix_tokens=error.kept if isinstance(error, PrefixMissing) else 0,
         lost=lost,
         retry_after_ms=error.retry_after_ms,
     )

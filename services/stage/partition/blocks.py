@@ -9,11 +9,13 @@ there is such a gap, since that is read faster.
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from .holdings import Holdings
+
 _FREE, _TAKEN = 1, 0
 
 
 class Blocks:
-    """`total` blocks, numbered from 0."""
+    """`total` blocks, numbered from 0; `holdings` tells others which digests they can be found by."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -22,6 +24,7 @@ class Blocks:
         self._references: dict[int, int] = {}
         self._digest_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
+        self.holdings = Holdings(self._block_of)
         # Nobody's, but still findable; the longest unused first.
         self._idle: OrderedDict[int, None] = OrderedDict()
 
@@ -84,7 +87,9 @@ class Blocks:
 
     def _forget(self, block: int) -> None:
         del self._idle[block]
-        del self._block_of[self._digest_of.pop(block)]
+        digest = self._digest_of.pop(block)
+        del self._block_of[digest]
+        self.holdings.changed(digest)
         self._map[block] = _FREE
         self._free += 1
 
@@ -93,6 +98,7 @@ class Blocks:
         if digest not in self._block_of and block not in self._digest_of:
             self._block_of[digest] = block
             self._digest_of[block] = digest
+            self.holdings.changed(digest)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give back what `take` returned."""

@@ -51,7 +51,11 @@ class KVLayout:
 
 
 class PrefixMissing(ResourceExhausted):
-    """A block that the session was to begin with is no longer here."""
+    """A block that the session was to begin with is no longer here; the first `kept` positions still are."""
+
+    def __init__(self, message: str, kept: int = 0) -> None:
+        super().__init__(message)
+        self.kept = kept
 
 
 class OwnState(Protocol):
@@ -167,8 +171,11 @@ class KVPool:
             ResourceExhausted: the budget has no room now.
         """
         shared = prefix[: reused // BLOCK]
-        if len(shared) * BLOCK != reused or self.blocks.known(shared) < len(shared):
-            raise PrefixMissing("KV memory: the beginning of the session is not kept here any more")
+        known = self.blocks.known(shared)
+        if len(shared) * BLOCK != reused or known < len(shared):
+            raise PrefixMissing(
+                "KV memory: the beginning of the session is not kept here any more", known * BLOCK
+            )
         blocks = self.blocks.take(self.layout.blocks(capacity), shared)
         if blocks is None:
             needed = self.layout.sequence_bytes(capacity)
