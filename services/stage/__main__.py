@@ -20,6 +20,7 @@ from stagemesh.malloc import keep_large_blocks
 from stagemesh.metrics import serve_metrics
 from stagemesh.process import leave
 from stagemesh.records import check_name
+from stagemesh.reporting import Reporter
 from stagemesh.tracing import setup_tracing, shutdown_tracing
 from stagemesh.v1.registry_pb2 import NodeRecord
 
@@ -79,7 +80,8 @@ async def main() -> None:
         print(f"stage node {node_id} on {record.address}: {device}, {record.threads} threads", flush=True)
         stop = asyncio.create_task(serve_until_signal(), name="signals")
         hangs = asyncio.create_task(node.given_up.wait(), name="hangs")
-        await asyncio.wait({stop, follower, hangs}, return_when=asyncio.FIRST_COMPLETED)
+        async with Reporter(etcd, node_id, node.load_report):
+            await asyncio.wait({stop, follower, hangs}, return_when=asyncio.FIRST_COMPLETED)
         await server.set_serving(False)
         await node.drain()
         for task in (follower, stop, hangs):

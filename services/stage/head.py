@@ -77,6 +77,7 @@ class Head:
         self._computing = 0
         replica.on_result = self._on_result
         replica.prompt_tokens = lambda: self._schedule.prompt_tokens
+        self._waits = replica.step_waits
         replica.links.on_error = self._on_error
         self._pump = asyncio.create_task(self._run(), name=f"head-{replica.replica_id}")
 
@@ -361,6 +362,7 @@ class Head:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            self._waits.look(self._schedule.ready, time.monotonic())
             while self._computing < _QUEUED:
                 planned = self._schedule.next_pass(
                     self._pace.chunk, plain=self._pace.stale, together=self._depth.now
@@ -368,9 +370,11 @@ class Head:
                 if not planned:
                     break
                 self._computing += 1
+                self._waits.steps += len(planned)
                 task = asyncio.create_task(self._pass(self._work(planned)))
                 self._passes.add(task)
                 task.add_done_callback(self._passes.discard)
+            self._waits.look(self._schedule.ready, time.monotonic())
 
     def _work(self, planned: list[PlannedStep]) -> Work:
         steps: list[tuple[ReplicaSession, Step]] = []

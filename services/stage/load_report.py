@@ -13,18 +13,20 @@ class Totals:
 
     Attributes:
         passes: that are done.
-        queued_us: microseconds that steps waited for them, in all.
-        steps: that waited; a pass counts as one where steps are not counted.
-        computed_us: microseconds that passes took, in all.
+        queued_us: microseconds that they waited for their turn, in all.
+        computed_us: microseconds that they took, in all.
+        steps: of a head: that went into passes.
+        waited_us: microseconds that these waited before, in all.
         kv: share of KV memory in use, 0..1.
         running: sessions.
         waiting: sessions that have something to compute and are in no pass.
     """
 
     passes: int
-    queued_us: float
-    steps: int
+    queued_us: int
     computed_us: int
+    steps: int = 0
+    waited_us: float = 0.0
     kv: float = 0.0
     running: int = 0
     waiting: int = 0
@@ -57,13 +59,15 @@ class LoadReports:
             last = before.get(replica.replica_id, totals)
             passes, steps = totals.passes - last.passes, totals.steps - last.steps
             computed_us = totals.computed_us - last.computed_us
+            queued_us = (totals.queued_us - last.queued_us) / passes if passes else 0.0
+            waited_us = (totals.waited_us - last.waited_us) / steps if steps else 0.0
             report.replicas.append(
                 ReplicaReport(
                     replica_id=replica.replica_id,
                     model=replica.model_name,
                     stage=replica.stage,
                     revision=revision,
-                    queue_ms=(totals.queued_us - last.queued_us) / 1000 / steps if steps else 0.0,
+                    queue_ms=(queued_us + waited_us) / 1000,
                     # A pass is counted when it ends, so a long one may have begun before.
                     busy=min(computed_us / 1e6 / covers_s, 1.0) if covers_s > 0 else 0.0,
                     kv=totals.kv,

@@ -11,12 +11,13 @@ import time
 from stagemesh import records
 from stagemesh.etcd import Change, Etcd, Lease, Snapshot
 from stagemesh.loop_lag import LoopLag
-from stagemesh.v1.registry_pb2 import Assignment, NodeRecord, ReplicaRecord, ReplicaState
+from stagemesh.v1.registry_pb2 import Assignment, LoadReport, NodeRecord, ReplicaRecord, ReplicaState
 from stagemesh.v1.stage_pb2 import NodeStatus
 
 from .config import StageConfig
 from .hosted import Hosted
 from .hosting import Hosting
+from .load_report import LoadReports
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Node:
         self._lag = lag
         self._hosting = Hosting(config, record, etcd, lease)
         self._hosted = self._hosting.hosted
+        self._load_reports = LoadReports(record.node_id)
         self._ending: set[asyncio.Task[None]] = set()
         self._missing_since: dict[str, float] = {}
 
@@ -71,6 +73,15 @@ class Node:
         return NodeStatus(
             node_id=self._record.node_id, partitions=partitions, loop_lag_ms=self._lag.milliseconds
         )
+
+    def load_report(self, covers_s: float) -> LoadReport:
+        """For the registry: what each replica that serves had to do in the last so many seconds."""
+        serving = [
+            (hosted.replica, hosted.assignment.revision)
+            for hosted in self._hosted.values()
+            if hosted.replica is not None and hosted.serves
+        ]
+        return self._load_reports.make(serving, covers_s)
 
     async def run(self) -> None:
         """Announce the node and follow its assignments until cancelled."""

@@ -28,6 +28,7 @@ from .account import Account
 from .countdown import Countdown
 from .engine import Engine, Outcome
 from .links import Links
+from .load_report import Totals
 from .outgoing import outgoing
 from .partition.interface import Partition
 from .partition.kv import KVPool
@@ -35,6 +36,7 @@ from .passes import Computed, Work, compute, next_hops, received
 from .recovery import Recovery
 from .session import ReplicaSession, session_error
 from .short import size_of
+from .step_waits import StepWaits
 from .spans import record_session
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,8 @@ class Replica:
         self.model = model
         self.pool = KVPool(kv_bytes, model.kv_layout)
         self.engine = Engine(replica_id, nice)
+        # Of a head: until steps are in a pass.
+        self.step_waits = StepWaits()
         self.sessions: dict[int, ReplicaSession] = {}
         self.on_result: Callable[[StepResult, TensorView | None, list[HopRecord]], None] | None = None
         # Tokens of prompts that wait at the head.
@@ -112,6 +116,20 @@ class Replica:
             prompt_tokens=self.prompt_tokens(),
             prompt_token_us=self._account.costs.token_us,
             decode_ms=self._account.costs.decode_us / 1000,
+        )
+
+    def totals(self) -> Totals:
+        """What it did since it was loaded, and what it holds now."""
+        engine, waits, budget = self.engine, self.step_waits, self.pool.budget_bytes
+        return Totals(
+            engine.passes,
+            engine.queued_us,
+            engine.computed_us,
+            waits.steps,
+            waits.waited_us,
+            kv=self.pool.used_bytes / budget if budget else 0.0,
+            running=len(self.sessions),
+            waiting=waits.waiting,
         )
 
     # ---- sessions ----

@@ -139,6 +139,11 @@ class Schedule:
                 self._leave(flight, session)
 
     @property
+    def ready(self) -> int:
+        """Sessions with something to send."""
+        return len(self._decodes) + len(self._prompts)
+
+    @property
     def decoding(self) -> int:
         """Sessions that decode."""
         return self._decoding
