@@ -18,6 +18,7 @@ from .loads import Loads
 from .policies import Ask
 from .routing import Routing, blame
 from .telemetry import Telemetry
+from .waking import Waking
 
 log = logging.getLogger(__name__)
 Route = list[stage_pb2.RouteHop]
@@ -49,14 +50,26 @@ class Attempts:
     """Chooses routes, counts what runs on them, and takes the loads that come back."""
 
     def __init__(
-        self, routing: Routing, loads: Loads, channels: Channels, telemetry: Telemetry, rng: random.Random
+        self,
+        routing: Routing,
+        loads: Loads,
+        channels: Channels,
+        telemetry: Telemetry,
+        rng: random.Random,
+        waking: Waking | None = None,
     ) -> None:
         self.routing = routing
         self.loads = loads
         self.channels = channels
         self.telemetry = telemetry
         self.rng = rng
+        self._waking = waking
         self._budgets: dict[str, RetryBudget] = {}
+
+    async def awake(self, spec: registry_pb2.ModelSpec, ctx: RequestContext) -> None:
+        """Return when the model has a route, if it slept; see `Waking.hold` for what it raises."""
+        if self._waking is not None and self._waking.needed(spec):
+            await self._waking.hold(spec, ctx.deadline)
 
     def choose(
         self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str], ask: Ask

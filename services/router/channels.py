@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import grpc.aio
 
 from stagemesh.grpc_server import create_channel
-from stagemesh.v1 import cache_pb2_grpc, stage_pb2, stage_pb2_grpc
+from stagemesh.v1 import cache_pb2_grpc, registry_pb2_grpc, stage_pb2, stage_pb2_grpc
 
 from .forward_stream import ForwardStream
 
@@ -51,6 +51,10 @@ class Channels:
         if stub is None:
             stub = self._caches[address] = cache_pb2_grpc.CacheServiceStub(self._channel(address))
         return stub
+
+    def registry(self, address: str) -> registry_pb2_grpc.RegistryServiceStub:
+        """Stub of the registry at host:port; calls are rare."""
+        return registry_pb2_grpc.RegistryServiceStub(self._channel(address))
 
     def connect(self, addresses: Iterable[str]) -> None:
         """Begin to connect to these, so that the first call to each does not spend its time on that."""

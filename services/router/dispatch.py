@@ -19,6 +19,7 @@ from .loads import Loads
 from .routing import Routing, blame
 from .session_run import Opening, SessionRun
 from .telemetry import Telemetry
+from .waking import Waking
 
 STREAM_BYTES = 2**18
 """Larger micro-batches make a call of their own: they would hold up the small ones on the shared stream."""
@@ -30,9 +31,15 @@ class Dispatch:
     """Chooses routes and talks to their heads; keeps the in-flight counts and takes the loads that come back."""
 
     def __init__(
-        self, routing: Routing, loads: Loads, channels: Channels, telemetry: Telemetry, rng: random.Random
+        self,
+        routing: Routing,
+        loads: Loads,
+        channels: Channels,
+        telemetry: Telemetry,
+        rng: random.Random,
+        waking: Waking | None = None,
     ) -> None:
-        self._attempts = Attempts(routing, loads, channels, telemetry, rng)
+        self._attempts = Attempts(routing, loads, channels, telemetry, rng, waking)
         self._loads = loads
         self._channels = channels
         self._telemetry = telemetry
@@ -79,6 +86,7 @@ class Dispatch:
         self._attempts.begun(spec)
         while True:
             attempt += 1
+            await self._attempts.awake(spec, ctx)
             route = self._attempts.choose(spec, ctx, span, avoid, ask)
             try:
                 return route, await self._forward(request(route), route, spec, ctx, span, nbytes)

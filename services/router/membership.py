@@ -24,6 +24,8 @@ class Membership:
         self.replicas: dict[str, registry_pb2.ReplicaRecord] = {}
         self.nodes: dict[str, registry_pb2.NodeRecord] = {}
         self.services: dict[str, registry_pb2.ServiceRecord] = {}
+        # What the autoscaler decided, by model.
+        self.scales: dict[str, registry_pb2.ScaleRecord] = {}
         self.undecodable = 0
         self.listed = False
         self.version = 0
@@ -100,6 +102,13 @@ class Membership:
         stages = self.ready(spec)
         return bool(stages) and all(stages)
 
+    def asleep(self, spec: registry_pb2.ModelSpec) -> bool:
+        """Whether it has no replicas because nobody asked for it for a while; the next request wakes it."""
+        if not spec.HasField("scaling") or spec.scaling.min_replicas:
+            return False
+        decided = self.scales.get(spec.name)
+        return decided is not None and not any(decided.replicas)
+
     def services_of(self, kind: str) -> list[registry_pb2.ServiceRecord]:
         """Services of a kind ("cache", "registry", "router"), by id."""
         return [record for _, record in sorted(self.services.items()) if record.kind == kind]
@@ -107,7 +116,9 @@ class Membership:
     def addresses(self) -> set[str]:
         """Every address that this router may dial."""
         replicas = {record.address for record in self.replicas.values()}
-        return replicas | {record.address for record in self.services.values()}
+        # Channels to nodes outlive their replicas: a model that wakes there need not connect again.
+        nodes = {record.address for record in self.nodes.values()}
+        return replicas | nodes | {record.address for record in self.services.values()}
 
     def _keys(self) -> list[str]:
         return [
@@ -115,6 +126,7 @@ class Membership:
             *(records.REPLICAS + name for name in self.replicas),
             *(records.NODES + name for name in self.nodes),
             *(records.SERVICES + name for name in self.services),
+            *(records.SCALES + name for name in self.scales),
         ]
 
     def _put(self, key: str, value: bytes) -> None:
@@ -135,6 +147,10 @@ class Membership:
             elif key.startswith(records.SERVICES):
                 name = key.removeprefix(records.SERVICES)
                 self.services[name] = records.from_json(value, registry_pb2.ServiceRecord)
+            elif key.startswith(records.SCALES):
+                self.scales[key.removeprefix(records.SCALES)] = records.from_json(
+                    value, registry_pb2.ScaleRecord
+                )
         except ValueError:
             self.undecodable += 1
 
@@ -146,6 +162,7 @@ class Membership:
             (records.REPLICAS, self.replicas),
             (records.NODES, self.nodes),
             (records.SERVICES, self.services),
+            (records.SCALES, self.scales),
         ):
             if key.startswith(prefix):
                 table.pop(key.removeprefix(prefix), None)  # type: ignore[attr-defined]

@@ -108,6 +108,20 @@ class Telemetry:
             "took their place.",
             ("model", "priority", "reason"),
         )
+        self.held = gauge("stagemesh_requests_held", "Requests that wait for their model to wake.")
+        self.wakes = _counter(
+            "stagemesh_model_wakes_total", "Times that a registry was asked to wake a model.", ("model",)
+        )
+        self.woken = _seconds(
+            "stagemesh_model_wake_seconds",
+            "From the first request to a model that sleeps until every stage of it was ready.",
+            ("model",),
+        )
+        self.not_held = _counter(
+            "stagemesh_requests_not_held_total",
+            "Requests to models that sleep, refused because as many waited already as may.",
+            ("model",),
+        )
         self.etcd_connected = gauge("stagemesh_etcd_connected", "1 while etcd answers this process.")
 
     def watch_queue(self, admission: Admission) -> None:

@@ -64,6 +64,7 @@ def _model(model: inference_pb2.ModelInfo) -> dict[str, Any]:
     return {
         "name": spec.name,
         "ready": model.ready,
+        "asleep": model.asleep,
         "source": spec.source,
         "revision": spec.revision,
         "task": spec.task,
@@ -152,7 +153,7 @@ def _show(mesh: inference_pb2.MeshStatus) -> None:
         table.add_row(*_row(item))
     console.print(table)
     for model in mesh.models:
-        ready = "ready" if model.ready else "not ready"
+        ready = "ready" if model.ready else "asleep" if model.asleep else "not ready"
         console.print(f"{model.spec.name}: {ready}, {model.spec.architecture}, {model.spec.task}")
     console.print(f"{len(mesh.nodes)} nodes, etcd {'connected' if mesh.etcd_connected else 'NOT connected'}")
 

@@ -36,11 +36,12 @@ def get_model(core: Core) -> Handler:
 
 
 def health(core: Core) -> Any:
-    """Return the endpoint of `/health`: 200 when a model is ready or none is deployed, else 503."""
+    """Return the endpoint of `/health`: 200 when a model is ready, or sleeps, or none is deployed, else 503."""
 
     async def handle(request: Request) -> Response:
         models = core.models()
-        ready = sum(info.ready for info in models)
+        # A model that sleeps serves: it wakes for the first request.
+        ready = sum(info.ready or info.asleep for info in models)
         status = "draining" if core.draining else "ok" if ready or not models else "loading"
         document = {"status": status, "models": len(models), "models_ready": ready}
         return JSONResponse(document, status_code=200 if status == "ok" else 503)
@@ -57,6 +58,7 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "owned_by": "stagemesh",
         # Beyond OpenAI's.
         "ready": info.ready,
+        "asleep": info.asleep,
         "task": spec.task,
         "context_length": spec.context_length,
     }

@@ -44,13 +44,14 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
     async def ModelReady(
         self, request: oip.ModelReadyRequest, rpc: grpc.aio.ServicerContext
     ) -> oip.ModelReadyResponse:
-        """Whether each stage of the model has a ready replica; false for an unknown model."""
+        """Whether requests are taken: each stage has a ready replica, or the model sleeps; false for an unknown one."""
         open_context(self._core, rpc)
         try:
             spec = self._spec(request.name, request.version)
         except NotFound:
             return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=self._core.membership.is_ready(spec))
+        known = self._core.membership
+        return oip.ModelReadyResponse(ready=known.is_ready(spec) or known.asleep(spec))
 
     async def ServerMetadata(
         self, request: oip.ServerMetadataRequest, rpc: grpc.aio.ServicerContext
