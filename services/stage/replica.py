@@ -36,8 +36,8 @@ from .passes import Computed, Work, compute, next_hops, received
 from .recovery import Recovery
 from .session import ReplicaSession, session_error
 from .short import size_of
-from .step_waits import StepWaits
 from .spans import record_session
+from .step_waits import StepWaits
 
 log = logging.getLogger(__name__)
 
