@@ -1,7 +1,7 @@
 """Registries inside the test's process, on a real etcd: each with a client, a mirror and a controller of its own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from random import Random
 
 from stagemesh.services.registry.assign import Patience
@@ -10,7 +10,7 @@ from stagemesh.services.registry.leadership import Leadership
 from stagemesh.services.registry.mirror import Mirror
 
 from stagemesh import records
-from stagemesh.etcd import Etcd
+from stagemesh.etcd import Change, Etcd, Snapshot
 from stagemesh.v1.registry_pb2 import ModelSpec, NodeRecord, Partition
 
 MIB = 2**20
@@ -36,7 +36,10 @@ def node_of(node_id: str, memory: int = 64 * MIB, **more: object) -> NodeRecord:
 
 
 class InProcess:
-    """One registry, but for its RPCs. `before_write` is awaited before each of the controller's transactions."""
+    """One registry, but for its RPCs.
+
+    `before_write` is awaited before each of the controller's transactions. Clearing `sees` holds up its watch.
+    """
 
     def __init__(self, endpoint: str, name: str, ttl_s: int = 2, seed: int = 0) -> None:
         self.etcd = Etcd(endpoint)
@@ -44,7 +47,17 @@ class InProcess:
         self.leadership = Leadership(self.etcd, name, ttl_s)
         self.controller = Controller(self.etcd, self.mirror, self.leadership, Patience(), Random(seed))
         self.before_write: Callable[[], Awaitable[None]] | None = None
+        self.sees = asyncio.Event()
+        self.sees.set()
         self.tasks: list[asyncio.Task[None]] = []
+        watch = self.etcd.watch
+
+        async def held_up(prefix: str) -> AsyncGenerator[Snapshot | Change, None]:
+            async for event in watch(prefix):
+                await self.sees.wait()
+                yield event
+
+        self.etcd.watch = held_up  # type: ignore[method-assign]
         transact = self.etcd.transact
 
         async def hooked(*args: object, **more: object) -> int:

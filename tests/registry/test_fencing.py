@@ -109,6 +109,32 @@ async def test_a_leader_that_stood_still_between_plan_and_write_assigns_nothing(
     written.task.cancel()
 
 
+async def test_a_new_leader_whose_watch_lags_behind_waits_for_what_was_assigned_before(
+    etcd, etcd_server, until
+) -> None:
+    await put_world(etcd, *(node_of(f"n{n}") for n in range(3)))
+    written = Written(etcd)
+    old = await InProcess(etcd_server.endpoint, "old").start()
+    await until(lambda: old.leadership.leads)
+    new = await InProcess(etcd_server.endpoint, "new").start()
+    await put_world(etcd, spec_of("m", 6, 2))
+    await until(lambda: "m" in new.mirror.world().models)
+    new.sees.clear()
+    await until(lambda: len(written.keys) == 12)
+    await put_world(etcd, spec_of("more", 2, 1))
+    await until(lambda: len(written.keys) == 14)
+    await old.die()
+    await until(lambda: new.leadership.leads)
+    await asyncio.sleep(0.3)
+    new.sees.set()
+    await put_world(etcd, spec_of("last", 2, 1))
+    await until(lambda: len(written.keys) >= 16)
+    await asyncio.sleep(0.2)
+    assert len(written.keys) == 16, "nothing was ever assigned twice"
+    await new.die()
+    written.task.cancel()
+
+
 async def test_whoever_dies_in_the_middle_of_a_deployment_the_next_one_finishes_it(
     etcd, etcd_server, until
 ) -> None:
