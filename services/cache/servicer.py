@@ -1,5 +1,6 @@
 """The cache's RPCs, on top of the store."""
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -18,6 +19,8 @@ from stagemesh.v1.cache_pb2 import (
     CacheLookupResponse,
     CacheStats,
     CacheStatsRequest,
+    CacheStoreManyRequest,
+    CacheStoreManyResponse,
     CacheStoreRequest,
     CacheStoreResponse,
 )
@@ -32,6 +35,9 @@ from .validity import Validity, ValidityWatch
 KEY_BYTES = 32
 MAX_TENANT = 256
 MAX_LEASES = 4096
+MAX_ENTRIES = 1024
+SLICE = 16
+"""Of many entries in one call so many are kept at a time; lookups go on in between."""
 MAX_WAIT_S = 60.0
 
 
@@ -56,6 +62,7 @@ class CacheServicer(CacheServiceServicer):
         self._watch = watch
         self._default_ttl_s = default_ttl_s
         self._measures = measures
+        self._near_hits = 0
 
     def __repr__(self) -> str:
         return f"CacheServicer({self._store!r}, {self._flights!r})"
@@ -68,6 +75,7 @@ class CacheServicer(CacheServiceServicer):
         Raises `InvalidArgument` for a malformed key or tenant.
         """
         _check_key(request.tenant, request.key)
+        self._near_hits += request.near_hits
         found = await self._look(request)
         self._measures.lookup(hit=found is not None)
         if found is not None:
@@ -92,33 +100,51 @@ class CacheServicer(CacheServiceServicer):
         self, request: CacheStoreRequest, context: grpc.aio.ServicerContext
     ) -> CacheStoreResponse:
         """Keep a value if its digest is right and it is not too large; otherwise say why not."""
+        reason = self._keep(request)
+        return CacheStoreResponse(stored=not reason, reason=reason)
+
+    async def StoreMany(
+        self, request: CacheStoreManyRequest, context: grpc.aio.ServicerContext
+    ) -> CacheStoreManyResponse:
+        """Keep each; a malformed one is refused with the reason, and the others are kept all the same."""
+        if len(request.entries) > MAX_ENTRIES:
+            raise InvalidArgument(f"entries: at most {MAX_ENTRIES} at once", field="entries")
+        answer = CacheStoreManyResponse()
+        for index, entry in enumerate(request.entries):
+            if index % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            try:
+                reason = self._keep(entry)
+            except InvalidArgument as error:
+                reason = self._store.reject(error.message)
+            answer.results.add(stored=not reason, reason=reason)
+        return answer
+
+    def _keep(self, request: CacheStoreRequest) -> str:
+        """Why it is not kept, or ""; raises `InvalidArgument` for what is malformed."""
         _check_key(request.tenant, request.key)
         if len(request.tags) > MAX_TAGS or any(not 0 < len(tag) <= MAX_TAG for tag in request.tags):
             raise InvalidArgument(f"tags: at most {MAX_TAGS}, of 1 to {MAX_TAG} characters", field="tags")
         at = request.tenant, request.key
+        value, given = request.value, request.digest  # each look at a field is a copy
         with self._measures.timed("store"):
-            digest = hashlib.sha256(request.key)
-            digest.update(request.value)
-            if not hmac.compare_digest(digest.digest(), request.digest):
+            digest = hashlib.sha256(at[1])
+            digest.update(value)
+            if not hmac.compare_digest(digest.digest(), given):
                 reason = self._store.reject("the digest is not the SHA-256 of key and value")
                 self._flights.release(request.lease)
-            elif self._validity.outdated(request.tenant, request.tags, request.begun_ms_ago / 1000):
+            elif self._validity.outdated(at[0], request.tags, request.begun_ms_ago / 1000):
                 reason = self._store.reject("it was invalidated while it was computed")
                 self._flights.release(request.lease)
             else:
-                reason = self._store.store(
-                    *at,
-                    request.value,
-                    request.digest,
-                    ttl_s=request.ttl_s or self._default_ttl_s,
-                    tags=request.tags,
-                )
+                ttl_s = request.ttl_s or self._default_ttl_s
+                reason = self._store.store(*at, value, given, ttl_s=ttl_s, tags=request.tags)
                 if reason:  # too large for anybody who waits for it, too
                     self._flights.dissolve(at)
                 else:
                     self._flights.landed(at)
         self._measures.store(kept=not reason)
-        return CacheStoreResponse(stored=not reason, reason=reason)
+        return reason
 
     async def Leases(
         self, request: CacheLeasesRequest, context: grpc.aio.ServicerContext
@@ -165,6 +191,7 @@ class CacheServicer(CacheServiceServicer):
             writes_dropped=behind.stats.writes_dropped,
             writes_waiting=behind.stats.writes_waiting,
             restored=behind.stats.restored,
+            near_hits=self._near_hits,
         )
 
     async def _look(self, request: CacheLookupRequest) -> tuple[Entry, float] | None:
@@ -186,7 +213,15 @@ class CacheServicer(CacheServiceServicer):
 
 def _hit(found: tuple[Entry, float]) -> CacheLookupResponse:
     entry, age_s = found
-    return CacheLookupResponse(hit=True, value=entry.value, digest=entry.digest, age_s=age_s)
+    left_s = entry.expires_at - entry.stored_at - age_s
+    return CacheLookupResponse(
+        hit=True,
+        value=entry.value,
+        digest=entry.digest,
+        age_s=age_s,
+        tags=entry.tags,
+        ttl_left_ms=max(int(left_s * 1000), 0),
+    )
 
 
 def _check_key(tenant: str, key: bytes) -> None:

@@ -34,12 +34,20 @@ class RouterConfig(ServiceConfig):
         gt=0,
         description="requests that would wait longer for their turn than that, and than others run, are refused",
     )
+    max_held: int = Field(
+        128, ge=0, description="requests that wait while their model, which slept, wakes; more are refused"
+    )
     cache_timeout_ms: int = Field(50, ge=1, le=60_000, description="how long the cache may take to answer")
     cache_wait_s: float = Field(
         30.0,
         ge=0,
         le=60,
         description="seconds to wait for the answer of one who computes the same; 0: everybody computes",
+    )
+    cache_near_bytes: int = Field(
+        32 * 2**20,
+        ge=0,
+        description="byte budget of copies of cached answers that the router gives without asking the cache; 0: none",
     )
     cache_replay: Literal["chunks", "whole"] = Field(
         "chunks", description="send a kept generation in the chunks it was made in, or whole"

@@ -23,6 +23,7 @@ from .admission.queue import Admission
 from .auth import Auth, load_keys
 from .cache.client import CacheClient
 from .cache.controls import CacheControls, controls_of
+from .cache.near import NearCache
 from .cache.use import embed_use, infer_use
 from .channels import Channels
 from .choices import Choices, got_on
@@ -45,6 +46,7 @@ from .telemetry import Telemetry
 from .text.tokenizers import ModelText, Texts
 from .validate import check_generate, check_model, check_task, check_texts, check_token_ids
 from .validate_tensors import Batch, check_infer, token_batch
+from .waking import Waking
 from .warm import Warmer
 
 __all__ = ["RequestContext", "RouterCore"]
@@ -87,15 +89,27 @@ class RouterCore:
         )
         self.loads.health.notice = HealthMetrics()
         routing = Routing(self.membership, self.loads, default_policy=config.policy, zone=config.zone)
-        self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng)
+        self.waking = Waking(
+            self.membership,
+            self.channels,
+            self.telemetry,
+            max_held=config.max_held,
+            # While it slept nothing was done, which says nothing of what it gets done.
+            on_awake=lambda model: self._gate.admission.lane(model).throughput.woke(time.monotonic()),
+        )
+        self._dispatch = Dispatch(routing, self.loads, self.channels, self.telemetry, self._rng, self.waking)
+        near = NearCache(config.cache_near_bytes, time.monotonic, lambda: etcd.connected)
         self._cache = CacheClient(
             self.membership,
             self.channels,
             self.telemetry,
             timeout_ms=config.cache_timeout_ms,
             wait_s=config.cache_wait_s,
+            near=near,
         )
-        self._watch = MembershipWatch(etcd, self.membership, self.loads, self.channels, Warmer(self.texts))
+        self._watch = MembershipWatch(
+            etcd, self.membership, self.loads, self.channels, Warmer(self.texts), self.waking.changed, near
+        )
         admission = self._gate.admission
         self.telemetry.active.set_function(lambda: admission.active)
         self.telemetry.waiting.set_function(lambda: admission.waiting)
@@ -114,6 +128,7 @@ class RouterCore:
 
     async def __aexit__(self, *_: object) -> None:
         await self._watch.__aexit__()
+        await self.waking.close()
         await self._cache.close()
         await self.channels.close()
         await self.texts.close()
@@ -244,9 +259,11 @@ class RouterCore:
         return response
 
     def models(self) -> list[inference_pb2.ModelInfo]:
-        """Every deployed model, by name, and whether each of its stages has a ready replica."""
+        """Every deployed model, by name, and whether each of its stages has a ready replica, or it sleeps."""
         return [
-            inference_pb2.ModelInfo(spec=spec, ready=self.membership.is_ready(spec))
+            inference_pb2.ModelInfo(
+                spec=spec, ready=self.membership.is_ready(spec), asleep=self.membership.asleep(spec)
+            )
             for _, spec in sorted(self.membership.models.items())
         ]
 

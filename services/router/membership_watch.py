@@ -1,13 +1,15 @@
-"""Feeds `membership` from the watch on etcd, and tidies up behind it."""
+"""Feeds `membership` from the watch on etcd, tells of changes, and tidies up behind it."""
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 
 from stagemesh import records
 from stagemesh.etcd import Change, Etcd, Snapshot
 
+from .cache.near import NearCache
 from .channels import Channels
 from .loads import Loads
 from .membership import Membership
@@ -21,13 +23,22 @@ class MembershipWatch:
     """Two tasks: one follows the watch, one lets the grace periods run out. `async with` owns both."""
 
     def __init__(
-        self, etcd: Etcd, membership: Membership, loads: Loads, channels: Channels, warmer: Warmer
+        self,
+        etcd: Etcd,
+        membership: Membership,
+        loads: Loads,
+        channels: Channels,
+        warmer: Warmer,
+        changed: Callable[[], None] = lambda: None,
+        near: NearCache | None = None,
     ) -> None:
         self._etcd = etcd
         self._membership = membership
         self._loads = loads
         self._channels = channels
         self._warmer = warmer
+        self._changed = changed
+        self._near = near
         self._listed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -60,10 +71,15 @@ class MembershipWatch:
                 now = time.monotonic()
                 if isinstance(event, Snapshot):
                     self._membership.snapshot(event.items, now)
+                    if self._near is not None:
+                        self._near.listed(event.items)
                     self._listed.set()
                     log.info("membership.listed %r", self._membership)
                 elif isinstance(event, Change) and not event.key.startswith(records.EVENTS):
+                    if self._near is not None:
+                        self._near.change(event.key, event.value)
                     self._membership.change(event.key, event.value, now)
+                self._changed()
 
     async def _tick(self) -> None:
         connected, version = True, -1
@@ -79,6 +95,9 @@ class MembershipWatch:
                 log.warning("membership.disconnected: going on with %r", self._membership)
             connected = self._etcd.connected
             self._membership.expire(time.monotonic())
+            if self._near is not None:
+                self._near.expire()
+            self._changed()
             if version != self._membership.version:
                 version = self._membership.version
                 self._warmer.update(self._membership.models.values())

@@ -9,7 +9,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span
 
-from stagemesh.metrics import counter
+from stagemesh.metrics import counter, gauge
 from stagemesh.v1 import cache_pb2, inference_pb2
 
 from ..channels import Channels
@@ -18,6 +18,8 @@ from ..telemetry import Labelled, Telemetry
 from .choice import PAUSE_S, Pauses, rank_caches
 from .flight import Asked, CacheUse, HeldLeases, Lease
 from .key import cache_tags, value_digest
+from .near import NearCache
+from .stores import Stores
 
 log = logging.getLogger(__name__)
 MAX_VALUE_BYTES = 8 * 2**20
@@ -26,9 +28,6 @@ MAX_LOOKUPS = 32
 the cache and time out there, though it is as fast as ever."""
 MAX_WAITS = 1024
 """Requests that wait for another one's answer at once; more compute for themselves."""
-MAX_STORES = 64
-"""Stores under way at once; beyond that answers are not stored."""
-STORE_TIMEOUT_S = 2.0
 WAIT_MARGIN_S = 1.0
 """How much longer than asked for a cache may take to end a wait."""
 
@@ -44,7 +43,8 @@ M = TypeVar("M", bound=Message)
 class CacheClient:
     """Lookups answer in `timeout_ms` or count as errors; stores happen in the background.
 
-    One who asks for what another is computing waits for that up to `wait_s`; 0 turns that off.
+    One who asks for what another is computing waits for that up to `wait_s`; 0 turns that off. What lies in `near` is
+    given without asking.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class CacheClient:
         *,
         timeout_ms: int,
         wait_s: float = 30.0,
+        near: NearCache | None = None,
     ) -> None:
         self._membership = membership
         self._channels = channels
@@ -62,7 +63,8 @@ class CacheClient:
         self._timeout_s = timeout_ms / 1000
         self._wait_s = wait_s
         self._pauses = Pauses()
-        self._stores: set[asyncio.Task[None]] = set()
+        self.near = NearCache(0, time.monotonic) if near is None else near
+        self._near_untold = 0
         self._room = asyncio.Semaphore(MAX_LOOKUPS)
         self._waiting = 0
         self._leases = HeldLeases(channels)
@@ -82,14 +84,39 @@ class CacheClient:
         self._dropped = Labelled(
             counter("stagemesh_cache_unstored_total", "Answers that were not stored, by reason.", ("reason",))
         )
+        self._near_hits = counter(
+            "stagemesh_cache_near_hits_total", "Hits from the router's own copies; hits count these too."
+        )
+        gauge("stagemesh_cache_near_entries", "Copies of entries that the router holds.").set_function(
+            lambda: len(self.near)
+        )
+        gauge("stagemesh_cache_near_bytes", "Bytes of these copies, overhead included.").set_function(
+            lambda: self.near.bytes_used
+        )
+        self._stores = Stores(
+            channels,
+            self._leases,
+            dropped=lambda reason: self._dropped.labels(reason).inc(),
+            failed=self._fault,
+            replaced=self.near.forget,
+        )
 
     def __repr__(self) -> str:
         return f"CacheClient({self._waiting} waiting, {self._leases!r}, {self._pauses!r})"
 
     async def ask(self, use: CacheUse[M], parent: Span | None = None) -> Asked[M]:
         """HIT with the value, MISS, or ERROR; BYPASS when nobody was asked. Never raises for the cache's sake."""
-        ranked = self._ranked(use.key) if use.key is not None else []
-        if use.key is None or not use.controls.lookup or not ranked:
+        if use.key is None or not use.controls.lookup:
+            self._telemetry.cache_lookups.labels("bypass").inc()
+            return self._asked(use, BYPASS)
+        copy = self.near.find(use.tenant, use.key, use.controls.max_age_s)
+        if copy is not None:
+            self._near_hits.inc()
+            self._near_untold += 1
+            self._telemetry.cache_lookups.labels("hit").inc()
+            return Asked(HIT, use.kind.FromString(copy.value))
+        ranked = self._ranked(use.key)
+        if not ranked:
             self._telemetry.cache_lookups.labels("bypass").inc()
             return self._asked(use, BYPASS)
         asked = Asked[M](ERROR)
@@ -109,7 +136,7 @@ class CacheClient:
 
     async def close(self) -> None:
         """Let the stores under way end; each has a deadline."""
-        await asyncio.gather(*self._stores, return_exceptions=True)
+        await self._stores.close()
         await self._leases.close()
 
     async def _ask(self, use: CacheUse[M], address: str, others: bool) -> tuple[Asked[M], bool]:
@@ -122,11 +149,17 @@ class CacheClient:
             # Those that waited for room need not try what failed meanwhile.
             if self._pauses.paused(address, time.monotonic()):
                 return self._asked(use, ERROR), False
+            asked_at = time.monotonic()
+            request.near_hits = min(self._near_untold, 2**32 - 1)
+            self._near_untold -= request.near_hits
             answer = await self._call(address, request, self._timeout_s)
+            if answer is None:
+                self._near_untold += request.near_hits
+            request.near_hits = 0
         if answer is None:
             return self._asked(use, ERROR), False
         if not answer.busy:
-            return self._heard(use, address, answer, waited=False), False
+            return self._heard(use, address, answer, asked_at), False
         left = min(self._wait_s, use.deadline - time.monotonic() - WAIT_MARGIN_S)
         if left <= 0 or self._waiting >= MAX_WAITS:
             self._flights.labels("alone").inc()
@@ -139,15 +172,22 @@ class CacheClient:
             self._waiting -= 1
         if answer is None:
             return self._asked(use, ERROR), others
-        return self._heard(use, address, answer, waited=True), False
+        return self._heard(use, address, answer, asked_at, waited=True), False
 
     def _heard(
-        self, use: CacheUse[M], address: str, answer: cache_pb2.CacheLookupResponse, *, waited: bool
+        self,
+        use: CacheUse[M],
+        address: str,
+        answer: cache_pb2.CacheLookupResponse,
+        asked_at: float,
+        *,
+        waited: bool = False,
     ) -> Asked[M]:
         if answer.hit:
             value = self._believed(use, address, answer)
-            if value is None:
+            if value is None or use.key is None:
                 return self._asked(use, ERROR)
+            self.near.keep(use.tenant, use.key, answer, asked_at)
             if waited:
                 self._flights.labels("coalesced").inc()
             return Asked(HIT, value)
@@ -192,55 +232,42 @@ class CacheClient:
         if use.key is None or not use.controls.store:
             return Asked(status)
 
-        def keep(value: M, lease: Lease | None, seconds: float) -> None:
-            self._store_soon(use, value, lease, seconds)
+        def keep(value: M, lease: Lease | None, begun_at: float) -> None:
+            self._store_soon(use, value, lease, begun_at)
 
         return Asked(status, lease=lease, keep=keep, give_back=self._leases.give_back)
 
-    def _store_soon(self, use: CacheUse[M], value: M, lease: Lease | None, seconds: float) -> None:
+    def _store_soon(self, use: CacheUse[M], value: M, lease: Lease | None, begun_at: float) -> None:
         """Store in the background; dropped when the value is large, or the cache is busy or paused."""
         assert use.key is not None
+        tags = cache_tags(use.spec, use.controls.namespace, use.controls.tags)
         fault = use.fault(value)
         data = b"" if fault else value.SerializeToString(deterministic=True)
         if not fault and len(data) > MAX_VALUE_BYTES:
             fault = "too large"
+        if not fault and self.near.invalidated(use.tenant, tags, begun_at):
+            fault = "invalidated"
         address = lease.address if lease is not None else ""
         if not address or self._pauses.paused(address, time.monotonic()):
             address = self._pauses.first(self._ranked(use.key), time.monotonic())
         if not fault and not address:
             fault = "no cache"
-        if not fault and len(self._stores) >= MAX_STORES:
+        if not fault:
+            entry = cache_pb2.CacheStoreRequest(
+                tenant=use.tenant,
+                key=use.key,
+                value=data,
+                digest=value_digest(use.key, data),
+                ttl_s=use.controls.ttl_s or use.spec.cache_ttl_s,
+                tags=tags,
+                lease=lease.id if lease is not None else b"",
+            )
+            if self._stores.add(address, entry, begun_at, lease):
+                return
             fault = "too many at once"
-        if fault:
-            self._dropped.labels(fault).inc()
-            if lease is not None:
-                self._leases.give_back(lease, dissolve=fault == "too large")
-            return
-        request = cache_pb2.CacheStoreRequest(
-            tenant=use.tenant,
-            key=use.key,
-            value=data,
-            digest=value_digest(use.key, data),
-            ttl_s=use.controls.ttl_s or use.spec.cache_ttl_s,
-            tags=cache_tags(use.spec, use.controls.namespace, use.controls.tags),
-            lease=lease.id if lease is not None else b"",
-            begun_ms_ago=int(seconds * 1000) + 1,
-        )
-        task = asyncio.create_task(self._store(address, request, lease))
-        self._stores.add(task)
-        task.add_done_callback(self._stores.discard)
-
-    async def _store(self, address: str, request: cache_pb2.CacheStoreRequest, lease: Lease | None) -> None:
-        try:
-            answer = await self._channels.cache(address).Store(request, timeout=STORE_TIMEOUT_S)
-            if not answer.stored:
-                self._dropped.labels("refused").inc()
-                log.debug("cache.refused: %s", answer.reason)
-        except grpc.aio.AioRpcError as error:
-            self._fault(address, error.code().name)
-            self._dropped.labels("failed").inc()
-        finally:
-            self._leases.drop(lease)
+        self._dropped.labels(fault).inc()
+        if lease is not None:
+            self._leases.give_back(lease, dissolve=fault == "too large")
 
     def _fault(self, address: str, why: str) -> None:
         log.warning("cache.failed: %s at %s, left alone for %.0f s", why, address, PAUSE_S)

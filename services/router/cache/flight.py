@@ -85,7 +85,7 @@ class Asked(Generic[M]):
         """Keep the whole answer, in the background; nothing happens where it must not be kept."""
         lease, self._lease = self._lease, None
         if self._keep is not None:
-            self._keep(value, lease, time.monotonic() - self._begun)
+            self._keep(value, lease, self._begun)
 
 
 class HeldLeases:
