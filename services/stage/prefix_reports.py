@@ -77,13 +77,14 @@ def _load(replica_id: str, find: Callable[[str], Replica | None]) -> ReplicaLoad
 def parts(report: Report, most: int = PART) -> Iterator[PrefixReport]:
     """The report as messages of at most `most` blocks each; at least one."""
     changes = [(digest, True) for digest in report.held] + [(digest, False) for digest in report.dropped]
-    for at in range(0, max(len(changes), 1), most):
+    for part, at in enumerate(range(0, max(len(changes), 1), most)):
         some = changes[at : at + most]
         yield PrefixReport(
             since=report.since,
             sequence=report.sequence,
             full=report.full and not at,
             more=at + most < len(changes),
+            part=part,
             held=b"".join(digest[:SHORT_BYTES] for digest, is_held in some if is_held),
             dropped=b"".join(digest[:SHORT_BYTES] for digest, is_held in some if not is_held),
         )

@@ -196,7 +196,7 @@ class WatchPrefixesRequest(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ...) -> None: ...
 
 class PrefixReport(_message.Message):
-    __slots__ = ("since", "sequence", "full", "more", "held", "dropped", "load")
+    __slots__ = ("since", "sequence", "full", "more", "held", "dropped", "load", "part")
     SINCE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,7 @@ class PrefixReport(_message.Message):
     HELD_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     since: int
     sequence: int
     full: bool
@@ -211,7 +212,8 @@ class PrefixReport(_message.Message):
     held: bytes
     dropped: bytes
     load: ReplicaLoad
-    def __init__(self, since: _Optional[int] = ..., sequence: _Optional[int] = ..., full: _Optional[bool] = ..., more: _Optional[bool] = ..., held: _Optional[bytes] = ..., dropped: _Optional[bytes] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
+    part: int
+    def __init__(self, since: _Optional[int] = ..., sequence: _Optional[int] = ..., full: _Optional[bool] = ..., more: _Optional[bool] = ..., held: _Optional[bytes] = ..., dropped: _Optional[bytes] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ..., part: _Optional[int] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("stage", "replica_id", "steps", "queue_us", "compute_us", "encode_us", "network_us", "bubble_us", "rows")
