@@ -17,11 +17,13 @@ from stagemesh.metrics import serve_metrics
 from stagemesh.v1.registry_pb2 import ServiceRecord
 from stagemesh.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 
+from .autoscale import Autoscale
 from .config import RegistryConfig
 from .controller import Controller
 from .events import Events
 from .leadership import Leadership
 from .mirror import Mirror
+from .reports import ReportDoor, clocked
 from .scales import Scales
 from .servicer import Registry
 
@@ -52,9 +54,11 @@ async def main() -> None:
         scales = Scales(etcd, mirror)
         leadership = Leadership(etcd, registry_id, config.lease_ttl_s)
         controller = Controller(etcd, mirror, leadership, config.patience())
+        autoscale = Autoscale(etcd, mirror, leadership, controller, events, config.scaling())
+        reports = ReportDoor(leadership, [clocked(autoscale.take)])
         server = GrpcServer(config.host, config.port)
         add_RegistryServiceServicer_to_server(
-            Registry(etcd, mirror, controller, scales, events), server.server
+            Registry(etcd, mirror, controller, scales, events, reports), server.server
         )
         port = await server.start([_SERVICE])
         stack.push_async_callback(server.stop, _GRACE_S)
@@ -62,6 +66,7 @@ async def main() -> None:
         tasks = [
             asyncio.create_task(mirror.follow(), name="mirror"),
             asyncio.create_task(controller.run(), name="controller"),
+            asyncio.create_task(autoscale.run(), name="autoscale"),
             asyncio.create_task(_report_health(server, etcd, mirror), name="health"),
         ]
         stack.push_async_callback(leadership.resign)

@@ -5,6 +5,9 @@ from pydantic import Field
 from stagemesh.config import ServiceConfig
 
 from .assign import Patience
+from .autoscale import Settings
+from .scaling.autoscaler import Patience as ScalingPatience
+from .scaling.limits import Defaults
 
 
 class RegistryConfig(ServiceConfig):
@@ -23,6 +26,49 @@ class RegistryConfig(ServiceConfig):
         le=3600,
         description="seconds before a replica that failed to load is tried again elsewhere",
     )
+
+    target_queue_ms: float = Field(
+        20.0,
+        gt=0,
+        le=600_000,
+        description="milliseconds that a step may wait for its pass, of a model that scales itself and names no target",
+    )
+    target_kv: float = Field(0.8, gt=0, le=1, description="share of KV memory that may be in use, likewise")
+    idle_s: float = Field(
+        300.0, gt=0, le=2_592_000, description="seconds without a request before a model that may sleep does"
+    )
+    scale_up_after_s: float = Field(
+        3.0, ge=0, le=3600, description="seconds for which a stage has to be above its target before it grows"
+    )
+    scale_up_cooldown_s: float = Field(
+        10.0, ge=0, le=3600, description="seconds after a change before a stage grows"
+    )
+    scale_down_after_s: float = Field(
+        60.0, ge=0, le=86_400, description="seconds for which a stage has to do with less before it shrinks"
+    )
+    scale_down_cooldown_s: float = Field(
+        30.0, ge=0, le=86_400, description="seconds after a change before a stage shrinks"
+    )
+    consolidate_after_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="seconds for which nodes have to be little used before replicas that scale are packed onto fewer of "
+        "them; 0: never",
+    )
+
+    def scaling(self) -> Settings:
+        """What models that scale themselves aim at, and how patient the autoscaler is."""
+        return Settings(
+            Defaults(self.target_queue_ms, self.target_kv, self.idle_s),
+            ScalingPatience(
+                self.scale_up_after_s,
+                self.scale_up_cooldown_s,
+                self.scale_down_after_s,
+                self.scale_down_cooldown_s,
+            ),
+            self.consolidate_after_s,
+        )
 
     def patience(self) -> Patience:
         """How long the controller waits before it acts."""

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from collections.abc import Callable
 
 import grpc
@@ -16,7 +18,9 @@ from stagemesh.v1.registry_pb2 import (
     DeployResponse,
     ListDeploymentsRequest,
     ListDeploymentsResponse,
+    LoadReport,
     ModelSpec,
+    ReportPace,
     ScaleRequest,
     ScaleResponse,
     UndeployRequest,
@@ -30,6 +34,7 @@ from .controller import Controller
 from .desired import build_spec, check_deploy, same_settings, scaled
 from .events import Events
 from .mirror import Mirror
+from .reports import ReportDoor
 from .scales import Scales
 
 log = logging.getLogger(__name__)
@@ -46,13 +51,14 @@ class Registry(RegistryServiceServicer):
     """Desired state is written with compare-and-put, so that requests at several registries do not get lost."""
 
     def __init__(
-        self, etcd: Etcd, mirror: Mirror, controller: Controller, scales: Scales, events: Events
+        self, etcd: Etcd, mirror: Mirror, controller: Controller, scales: Scales, events: Events, reports: ReportDoor
     ) -> None:
         self._etcd = etcd
         self._mirror = mirror
         self._controller = controller
         self._scales = scales
         self._events = events
+        self._reports = reports
         self._readers = asyncio.Semaphore(_READERS)
 
     async def Deploy(self, request: DeployRequest, context: grpc.aio.ServicerContext) -> DeployResponse:
@@ -99,6 +105,14 @@ class Registry(RegistryServiceServicer):
         if woken:
             self._events.note("scale.wake", name, "a request came while it slept")
         return WakeResponse(woken=woken)
+
+    async def Report(
+        self, request_iterator: AsyncIterator[LoadReport], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[ReportPace]:
+        """Take what a node or a router has to do, for as long as this registry leads."""
+        async with aclosing(self._reports.stream(request_iterator)) as paces:  # type: ignore[type-var]
+            async for pace in paces:
+                yield pace
 
     async def ListModels(
         self, request: ListDeploymentsRequest, context: grpc.aio.ServicerContext
