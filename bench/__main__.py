@@ -26,6 +26,7 @@ QUESTIONS = {
     "threads": "One process with a compute thread, or a compute process beside a gRPC process?",
     "plan": "What does planning for unequal nodes bring beside simpler splits, and how long does it take?",
     "compiled": "Is torch.compile worth its compile time, beside packed weights and the stage's own fast path?",
+    "cache": "How fast is a kept answer, beside a bare call and a service in front of Redis, and how many are kept a second?",
     "balance": "How near does the balance of 1,000 unequal replicas come to a policy that knows everything?",
 }
 

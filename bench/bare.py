@@ -1,4 +1,4 @@
-"""A gRPC server that echoes bytes and nothing else, with gRPC's default settings: what a call costs at least.
+"""A gRPC server that echoes bytes, or answers anything with 4 KiB, and nothing else, with gRPC's default settings: what a call costs at least.
 
 Started as `python -m bench.bare --port-file FILE`.
 """
@@ -13,10 +13,15 @@ from bench.children import announce_port
 from stagemesh.process import serve_until_signal
 
 SERVICE = "bench.Bare"
+_ANSWER = bytes(4096)
 
 
 async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
     return request
+
+
+async def _answer(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    return _ANSWER
 
 
 async def _echo_stream(
@@ -30,6 +35,7 @@ async def main(port_file: str) -> None:
     """Serve until the benchmark ends this process."""
     server = grpc.aio.server()
     echo = {
+        "Answer": grpc.unary_unary_rpc_method_handler(_answer),
         "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "PingPong": grpc.stream_stream_rpc_method_handler(_echo_stream),
     }
