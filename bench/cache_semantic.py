@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bench.options import Options, say
 from bench.paired import interleaved, paired_ratio
 from bench.result import Bound, Result, Series
-from stagemesh.services.cache.semantic.index import SemanticIndex  # type: ignore[import-not-found]
+from services.cache.semantic.index import SemanticIndex
 
 ENTRIES, QUICK_ENTRIES = 100_000, 2_000
 DIMENSION = 384
