@@ -199,14 +199,18 @@ class CacheStats(_message.Message):
     def __init__(self, entries: _Optional[int] = ..., bytes_used: _Optional[int] = ..., bytes_budget: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., stores: _Optional[int] = ..., evictions: _Optional[int] = ..., expirations: _Optional[int] = ..., rejected: _Optional[int] = ..., invalidated: _Optional[int] = ..., computed: _Optional[int] = ..., taken_over: _Optional[int] = ..., coalesced: _Optional[int] = ..., gave_up_waiting: _Optional[int] = ..., waiting: _Optional[int] = ..., behind: _Optional[str] = ..., writes_dropped: _Optional[int] = ..., writes_waiting: _Optional[int] = ..., restored: _Optional[int] = ..., near_hits: _Optional[int] = ...) -> None: ...
 
 class CachedGeneration(_message.Message):
-    __slots__ = ("chunks", "finish_reason", "prompt_tokens")
+    __slots__ = ("chunks", "finish_reason", "prompt_tokens", "compute_ms", "partition")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
     chunks: _containers.RepeatedCompositeFieldContainer[CachedChunk]
     finish_reason: str
     prompt_tokens: int
-    def __init__(self, chunks: _Optional[_Iterable[_Union[CachedChunk, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    compute_ms: int
+    partition: bytes
+    def __init__(self, chunks: _Optional[_Iterable[_Union[CachedChunk, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., compute_ms: _Optional[int] = ..., partition: _Optional[bytes] = ...) -> None: ...
 
 class CachedChunk(_message.Message):
     __slots__ = ("text", "token_ids")

@@ -27,7 +27,7 @@ from stagemesh.v1 import stage_pb2 as stagemesh_dot_v1_dot_stage__pb2
 from stagemesh.v1 import tensor_pb2 as stagemesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstagemesh/v1/inference.proto\x12\x0cstagemesh.v1\x1a\x1bstagemesh/v1/registry.proto\x1a\x18stagemesh/v1/stage.proto\x1a\x19stagemesh/v1/tensor.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x08Messages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.stagemesh.v1.Message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x91\x07\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12&\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x16.stagemesh.v1.MessagesH\x00\x12(\n\x06tokens\x18\x04 \x01(\x0b\x32\x16.stagemesh.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\t \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\x07\x88\x01\x01\x12\x17\n\x0f\x63\x61\x63he_no_lookup\x18\x0f \x01(\x08\x12\x16\n\x0e\x63\x61\x63he_no_store\x18\x10 \x01(\x08\x12\x1d\n\x10presence_penalty\x18\x11 \x01(\x02H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x12 \x01(\x02H\t\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x13 \x01(\x02H\n\x88\x01\x01\x12@\n\nlogit_bias\x18\x14 \x03(\x0b\x32,.stagemesh.v1.GenerateRequest.LogitBiasEntry\x12\x0e\n\x01n\x18\x15 \x01(\x05H\x0b\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x16 \x01(\x05H\x0c\x88\x01\x01\x12$\n\x06resume\x18\x17 \x01(\x0b\x32\x14.stagemesh.v1.Resume\x12\x31\n\rcache_control\x18\x18 \x01(\x0b\x32\x1a.stagemesh.v1.CacheControl\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05inputB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x0b\n\t_logprobsB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x04\n\x02_nB\r\n\x0b_min_tokens\"\xd3\x01\n\x0c\x43\x61\x63heControl\x12\x10\n\x08no_cache\x18\x01 \x01(\x08\x12\x10\n\x08no_store\x18\x02 \x01(\x08\x12\x12\n\x05ttl_s\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tmax_age_s\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x11\n\tnamespace\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x0f\n\x07sampled\x18\x07 \x01(\x08\x12)\n\x06replay\x18\x08 \x01(\x0e\x32\x19.stagemesh.v1.CacheReplayB\x08\n\x06_ttl_sB\x0c\n\n_max_age_s\"C\n\x06Resume\x12\r\n\x05token\x18\x01 \x01(\x0c\x12*\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x19.stagemesh.v1.AnswerSoFar\"U\n\x0b\x41nswerSoFar\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\ncharacters\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\xb6\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12#\n\x06tokens\x18\x02 \x03(\x0b\x32\x13.stagemesh.v1.Token\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.stagemesh.v1.Usage\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12(\n\x05\x63\x61\x63he\x18\x06 \x01(\x0e\x32\x19.stagemesh.v1.CacheStatus\x12%\n\x05route\x18\x07 \x03(\x0b\x32\x16.stagemesh.v1.RouteHop\x12*\n\x07timings\x18\x08 \x03(\x0b\x32\x19.stagemesh.v1.StageTiming\x12\r\n\x05index\x18\t \x01(\r\x12\x14\n\x0cresume_token\x18\n \x01(\x0c\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\xb8\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.stagemesh.v1.Tensor\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12\x17\n\x0f\x63\x61\x63he_no_lookup\x18\x04 \x01(\x08\x12\x16\n\x0e\x63\x61\x63he_no_store\x18\x05 \x01(\x08\x12\x31\n\rcache_control\x18\x06 \x01(\x0b\x32\x1a.stagemesh.v1.CacheControl\"\xbc\x01\n\rInferResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12%\n\x07outputs\x18\x03 \x03(\x0b\x32\x14.stagemesh.v1.Tensor\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12(\n\x05\x63\x61\x63he\x18\x05 \x01(\x0e\x32\x19.stagemesh.v1.CacheStatus\x12%\n\x05route\x18\x06 \x03(\x0b\x32\x16.stagemesh.v1.RouteHop\"\x87\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12&\n\x06tokens\x18\x03 \x03(\x0b\x32\x16.stagemesh.v1.TokenIds\x12\x31\n\rcache_control\x18\x04 \x01(\x0b\x32\x1a.stagemesh.v1.CacheControl\"\xc2\x01\n\rEmbedResponse\x12(\n\nembeddings\x18\x01 \x01(\x0b\x32\x14.stagemesh.v1.Tensor\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.stagemesh.v1.Usage\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12(\n\x05\x63\x61\x63he\x18\x04 \x01(\x0e\x32\x19.stagemesh.v1.CacheStatus\x12%\n\x05route\x18\x05 \x03(\x0b\x32\x16.stagemesh.v1.RouteHop\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.stagemesh.v1.ModelInfo\"Q\n\tModelInfo\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.stagemesh.v1.ModelSpec\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x0e\n\x06\x61sleep\x18\x03 \x01(\x08\"\x16\n\x14GetMeshStatusRequest\"\xd4\x01\n\nMeshStatus\x12-\n\x08replicas\x18\x01 \x03(\x0b\x32\x1b.stagemesh.v1.ReplicaStatus\x12\'\n\x06models\x18\x02 \x03(\x0b\x32\x17.stagemesh.v1.ModelInfo\x12-\n\x08services\x18\x03 \x03(\x0b\x32\x1b.stagemesh.v1.ServiceRecord\x12\x16\n\x0e\x65tcd_connected\x18\x04 \x01(\x08\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.stagemesh.v1.NodeRecord\"\xa7\x01\n\rReplicaStatus\x12+\n\x06record\x18\x01 \x01(\x0b\x32\x1b.stagemesh.v1.ReplicaRecord\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.stagemesh.v1.ReplicaLoad\x12\x17\n\x0fsessions_routed\x18\x03 \x01(\r\x12\x17\n\x0fsessions_active\x18\x04 \x01(\r\x12\x0e\n\x06health\x18\x05 \x01(\t*\\\n\x0b\x43\x61\x63heReplay\x12\x1c\n\x18\x43\x41\x43HE_REPLAY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41\x43HE_REPLAY_CHUNKS\x10\x01\x12\x16\n\x12\x43\x41\x43HE_REPLAY_WHOLE\x10\x02*\x89\x01\n\x0b\x43\x61\x63heStatus\x12\x1c\n\x18\x43\x41\x43HE_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_STATUS_HIT\x10\x01\x12\x15\n\x11\x43\x41\x43HE_STATUS_MISS\x10\x02\x12\x17\n\x13\x43\x41\x43HE_STATUS_BYPASS\x10\x03\x12\x16\n\x12\x43\x41\x43HE_STATUS_ERROR\x10\x04\x32\x83\x03\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.stagemesh.v1.GenerateRequest\x1a\x1e.stagemesh.v1.GenerateResponse0\x01\x12@\n\x05Infer\x12\x1a.stagemesh.v1.InferRequest\x1a\x1b.stagemesh.v1.InferResponse\x12@\n\x05\x45mbed\x12\x1a.stagemesh.v1.EmbedRequest\x1a\x1b.stagemesh.v1.EmbedResponse\x12O\n\nListModels\x12\x1f.stagemesh.v1.ListModelsRequest\x1a .stagemesh.v1.ListModelsResponse\x12M\n\rGetMeshStatus\x12\".stagemesh.v1.GetMeshStatusRequest\x1a\x18.stagemesh.v1.MeshStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstagemesh/v1/inference.proto\x12\x0cstagemesh.v1\x1a\x1bstagemesh/v1/registry.proto\x1a\x18stagemesh/v1/stage.proto\x1a\x19stagemesh/v1/tensor.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x08Messages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.stagemesh.v1.Message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x91\x07\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12&\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x16.stagemesh.v1.MessagesH\x00\x12(\n\x06tokens\x18\x04 \x01(\x0b\x32\x16.stagemesh.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\t \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\x07\x88\x01\x01\x12\x17\n\x0f\x63\x61\x63he_no_lookup\x18\x0f \x01(\x08\x12\x16\n\x0e\x63\x61\x63he_no_store\x18\x10 \x01(\x08\x12\x1d\n\x10presence_penalty\x18\x11 \x01(\x02H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x12 \x01(\x02H\t\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x13 \x01(\x02H\n\x88\x01\x01\x12@\n\nlogit_bias\x18\x14 \x03(\x0b\x32,.stagemesh.v1.GenerateRequest.LogitBiasEntry\x12\x0e\n\x01n\x18\x15 \x01(\x05H\x0b\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x16 \x01(\x05H\x0c\x88\x01\x01\x12$\n\x06resume\x18\x17 \x01(\x0b\x32\x14.stagemesh.v1.Resume\x12\x31\n\rcache_control\x18\x18 \x01(\x0b\x32\x1a.stagemesh.v1.CacheControl\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05inputB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x0b\n\t_logprobsB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x04\n\x02_nB\r\n\x0b_min_tokens\"\xe8\x01\n\x0c\x43\x61\x63heControl\x12\x10\n\x08no_cache\x18\x01 \x01(\x08\x12\x10\n\x08no_store\x18\x02 \x01(\x08\x12\x12\n\x05ttl_s\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tmax_age_s\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x11\n\tnamespace\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x0f\n\x07sampled\x18\x07 \x01(\x08\x12)\n\x06replay\x18\x08 \x01(\x0e\x32\x19.stagemesh.v1.CacheReplay\x12\x13\n\x0bno_semantic\x18\t \x01(\x08\x42\x08\n\x06_ttl_sB\x0c\n\n_max_age_s\"C\n\x06Resume\x12\r\n\x05token\x18\x01 \x01(\x0c\x12*\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x19.stagemesh.v1.AnswerSoFar\"U\n\x0b\x41nswerSoFar\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\ncharacters\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\xe3\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12#\n\x06tokens\x18\x02 \x03(\x0b\x32\x13.stagemesh.v1.Token\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.stagemesh.v1.Usage\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12(\n\x05\x63\x61\x63he\x18\x06 \x01(\x0e\x32\x19.stagemesh.v1.CacheStatus\x12%\n\x05route\x18\x07 \x03(\x0b\x32\x16.stagemesh.v1.RouteHop\x12*\n\x07timings\x18\x08 \x03(\x0b\x32\x19.stagemesh.v1.StageTiming\x12\r\n\x05index\x18\t \x01(\r\x12\x14\n\x0cresume_token\x18\n \x01(\x0c\x12+\n\x08semantic\x18\x0b \x01(\x0b\x32\x19.stagemesh.v1.SemanticHit\":\n\x0bSemanticHit\x12\x12\n\nsimilarity\x18\x01 \x01(\x02\x12\x17\n\x0f\x66\x61lse_hit_bound\x18\x02 \x01(\x02\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\xb8\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.stagemesh.v1.Tensor\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12\x17\n\x0f\x63\x61\x63he_no_lookup\x18\x04 \x01(\x08\x12\x16\n\x0e\x63\x61\x63he_no_store\x18\x05 \x01(\x08\x12\x31\n\rcache_control\x18\x06 \x01(\x0b\x32\x1a.stagemesh.v1.CacheControl\"\xbc\x01\n\rInferResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12%\n\x07outputs\x18\x03 \x03(\x0b\x32\x14.stagemesh.v1.Tensor\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12(\n\x05\x63\x61\x63he\x18\x05 \x01(\x0e\x32\x19.stagemesh.v1.CacheStatus\x12%\n\x05route\x18\x06 \x03(\x0b\x32\x16.stagemesh.v1.RouteHop\"\x87\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12&\n\x06tokens\x18\x03 \x03(\x0b\x32\x16.stagemesh.v1.TokenIds\x12\x31\n\rcache_control\x18\x04 \x01(\x0b\x32\x1a.stagemesh.v1.CacheControl\"\xc2\x01\n\rEmbedResponse\x12(\n\nembeddings\x18\x01 \x01(\x0b\x32\x14.stagemesh.v1.Tensor\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.stagemesh.v1.Usage\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12(\n\x05\x63\x61\x63he\x18\x04 \x01(\x0e\x32\x19.stagemesh.v1.CacheStatus\x12%\n\x05route\x18\x05 \x03(\x0b\x32\x16.stagemesh.v1.RouteHop\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.stagemesh.v1.ModelInfo\"Q\n\tModelInfo\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.stagemesh.v1.ModelSpec\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x0e\n\x06\x61sleep\x18\x03 \x01(\x08\"\x16\n\x14GetMeshStatusRequest\"\xd4\x01\n\nMeshStatus\x12-\n\x08replicas\x18\x01 \x03(\x0b\x32\x1b.stagemesh.v1.ReplicaStatus\x12\'\n\x06models\x18\x02 \x03(\x0b\x32\x17.stagemesh.v1.ModelInfo\x12-\n\x08services\x18\x03 \x03(\x0b\x32\x1b.stagemesh.v1.ServiceRecord\x12\x16\n\x0e\x65tcd_connected\x18\x04 \x01(\x08\x12\'\n\x05nodes\x18\x05 \x03(\x0b\x32\x18.stagemesh.v1.NodeRecord\"\xa7\x01\n\rReplicaStatus\x12+\n\x06record\x18\x01 \x01(\x0b\x32\x1b.stagemesh.v1.ReplicaRecord\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.stagemesh.v1.ReplicaLoad\x12\x17\n\x0fsessions_routed\x18\x03 \x01(\r\x12\x17\n\x0fsessions_active\x18\x04 \x01(\r\x12\x0e\n\x06health\x18\x05 \x01(\t*\\\n\x0b\x43\x61\x63heReplay\x12\x1c\n\x18\x43\x41\x43HE_REPLAY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41\x43HE_REPLAY_CHUNKS\x10\x01\x12\x16\n\x12\x43\x41\x43HE_REPLAY_WHOLE\x10\x02*\xa4\x01\n\x0b\x43\x61\x63heStatus\x12\x1c\n\x18\x43\x41\x43HE_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_STATUS_HIT\x10\x01\x12\x15\n\x11\x43\x41\x43HE_STATUS_MISS\x10\x02\x12\x17\n\x13\x43\x41\x43HE_STATUS_BYPASS\x10\x03\x12\x16\n\x12\x43\x41\x43HE_STATUS_ERROR\x10\x04\x12\x19\n\x15\x43\x41\x43HE_STATUS_SEMANTIC\x10\x05\x32\x83\x03\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.stagemesh.v1.GenerateRequest\x1a\x1e.stagemesh.v1.GenerateResponse0\x01\x12@\n\x05Infer\x12\x1a.stagemesh.v1.InferRequest\x1a\x1b.stagemesh.v1.InferResponse\x12@\n\x05\x45mbed\x12\x1a.stagemesh.v1.EmbedRequest\x1a\x1b.stagemesh.v1.EmbedResponse\x12O\n\nListModels\x12\x1f.stagemesh.v1.ListModelsRequest\x1a .stagemesh.v1.ListModelsResponse\x12M\n\rGetMeshStatus\x12\".stagemesh.v1.GetMeshStatusRequest\x1a\x18.stagemesh.v1.MeshStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_CACHEREPLAY']._serialized_start=3195
-  _globals['_CACHEREPLAY']._serialized_end=3287
-  _globals['_CACHESTATUS']._serialized_start=3290
-  _globals['_CACHESTATUS']._serialized_end=3427
+  _globals['_CACHEREPLAY']._serialized_start=3321
+  _globals['_CACHEREPLAY']._serialized_end=3413
+  _globals['_CACHESTATUS']._serialized_start=3416
+  _globals['_CACHESTATUS']._serialized_end=3580
   _globals['_MESSAGE']._serialized_start=128
   _globals['_MESSAGE']._serialized_end=168
   _globals['_MESSAGES']._serialized_start=170
@@ -51,35 +51,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=935
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=983
   _globals['_CACHECONTROL']._serialized_start=1165
-  _globals['_CACHECONTROL']._serialized_end=1376
-  _globals['_RESUME']._serialized_start=1378
-  _globals['_RESUME']._serialized_end=1445
-  _globals['_ANSWERSOFAR']._serialized_start=1447
-  _globals['_ANSWERSOFAR']._serialized_end=1532
-  _globals['_GENERATERESPONSE']._serialized_start=1535
-  _globals['_GENERATERESPONSE']._serialized_end=1845
-  _globals['_USAGE']._serialized_start=1847
-  _globals['_USAGE']._serialized_end=1904
-  _globals['_INFERREQUEST']._serialized_start=1907
-  _globals['_INFERREQUEST']._serialized_end=2091
-  _globals['_INFERRESPONSE']._serialized_start=2094
-  _globals['_INFERRESPONSE']._serialized_end=2282
-  _globals['_EMBEDREQUEST']._serialized_start=2285
-  _globals['_EMBEDREQUEST']._serialized_end=2420
-  _globals['_EMBEDRESPONSE']._serialized_start=2423
-  _globals['_EMBEDRESPONSE']._serialized_end=2617
-  _globals['_LISTMODELSREQUEST']._serialized_start=2619
-  _globals['_LISTMODELSREQUEST']._serialized_end=2638
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2640
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2701
-  _globals['_MODELINFO']._serialized_start=2703
-  _globals['_MODELINFO']._serialized_end=2784
-  _globals['_GETMESHSTATUSREQUEST']._serialized_start=2786
-  _globals['_GETMESHSTATUSREQUEST']._serialized_end=2808
-  _globals['_MESHSTATUS']._serialized_start=2811
-  _globals['_MESHSTATUS']._serialized_end=3023
-  _globals['_REPLICASTATUS']._serialized_start=3026
-  _globals['_REPLICASTATUS']._serialized_end=3193
-  _globals['_INFERENCESERVICE']._serialized_start=3430
-  _globals['_INFERENCESERVICE']._serialized_end=3817
+  _globals['_CACHECONTROL']._serialized_end=1397
+  _globals['_RESUME']._serialized_start=1399
+  _globals['_RESUME']._serialized_end=1466
+  _globals['_ANSWERSOFAR']._serialized_start=1468
+  _globals['_ANSWERSOFAR']._serialized_end=1553
+  _globals['_GENERATERESPONSE']._serialized_start=1556
+  _globals['_GENERATERESPONSE']._serialized_end=1911
+  _globals['_SEMANTICHIT']._serialized_start=1913
+  _globals['_SEMANTICHIT']._serialized_end=1971
+  _globals['_USAGE']._serialized_start=1973
+  _globals['_USAGE']._serialized_end=2030
+  _globals['_INFERREQUEST']._serialized_start=2033
+  _globals['_INFERREQUEST']._serialized_end=2217
+  _globals['_INFERRESPONSE']._serialized_start=2220
+  _globals['_INFERRESPONSE']._serialized_end=2408
+  _globals['_EMBEDREQUEST']._serialized_start=2411
+  _globals['_EMBEDREQUEST']._serialized_end=2546
+  _globals['_EMBEDRESPONSE']._serialized_start=2549
+  _globals['_EMBEDRESPONSE']._serialized_end=2743
+  _globals['_LISTMODELSREQUEST']._serialized_start=2745
+  _globals['_LISTMODELSREQUEST']._serialized_end=2764
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2766
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2827
+  _globals['_MODELINFO']._serialized_start=2829
+  _globals['_MODELINFO']._serialized_end=2910
+  _globals['_GETMESHSTATUSREQUEST']._serialized_start=2912
+  _globals['_GETMESHSTATUSREQUEST']._serialized_end=2934
+  _globals['_MESHSTATUS']._serialized_start=2937
+  _globals['_MESHSTATUS']._serialized_end=3149
+  _globals['_REPLICASTATUS']._serialized_start=3152
+  _globals['_REPLICASTATUS']._serialized_end=3319
+  _globals['_INFERENCESERVICE']._serialized_start=3583
+  _globals['_INFERENCESERVICE']._serialized_end=3970
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,7 @@ class CacheStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_STATUS_MISS: _ClassVar[CacheStatus]
     CACHE_STATUS_BYPASS: _ClassVar[CacheStatus]
     CACHE_STATUS_ERROR: _ClassVar[CacheStatus]
+    CACHE_STATUS_SEMANTIC: _ClassVar[CacheStatus]
 CACHE_REPLAY_UNSPECIFIED: CacheReplay
 CACHE_REPLAY_CHUNKS: CacheReplay
 CACHE_REPLAY_WHOLE: CacheReplay
@@ -31,6 +32,7 @@ CACHE_STATUS_HIT: CacheStatus
 CACHE_STATUS_MISS: CacheStatus
 CACHE_STATUS_BYPASS: CacheStatus
 CACHE_STATUS_ERROR: CacheStatus
+CACHE_STATUS_SEMANTIC: CacheStatus
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
@@ -112,7 +114,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[Messages, _Mapping]] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., cache_no_lookup: _Optional[bool] = ..., cache_no_store: _Optional[bool] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., n: _Optional[int] = ..., min_tokens: _Optional[int] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., cache_control: _Optional[_Union[CacheControl, _Mapping]] = ...) -> None: ...
 
 class CacheControl(_message.Message):
-    __slots__ = ("no_cache", "no_store", "ttl_s", "max_age_s", "namespace", "tags", "sampled", "replay")
+    __slots__ = ("no_cache", "no_store", "ttl_s", "max_age_s", "namespace", "tags", "sampled", "replay", "no_semantic")
     NO_CACHE_FIELD_NUMBER: _ClassVar[int]
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +123,7 @@ class CacheControl(_message.Message):
     TAGS_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FIELD_NUMBER: _ClassVar[int]
+    NO_SEMANTIC_FIELD_NUMBER: _ClassVar[int]
     no_cache: bool
     no_store: bool
     ttl_s: int
@@ -129,7 +132,8 @@ class CacheControl(_message.Message):
     tags: _containers.RepeatedScalarFieldContainer[str]
     sampled: bool
     replay: CacheReplay
-    def __init__(self, no_cache: _Optional[bool] = ..., no_store: _Optional[bool] = ..., ttl_s: _Optional[int] = ..., max_age_s: _Optional[int] = ..., namespace: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., sampled: _Optional[bool] = ..., replay: _Optional[_Union[CacheReplay, str]] = ...) -> None: ...
+    no_semantic: bool
+    def __init__(self, no_cache: _Optional[bool] = ..., no_store: _Optional[bool] = ..., ttl_s: _Optional[int] = ..., max_age_s: _Optional[int] = ..., namespace: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., sampled: _Optional[bool] = ..., replay: _Optional[_Union[CacheReplay, str]] = ..., no_semantic: _Optional[bool] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("token", "answers")
@@ -152,7 +156,7 @@ class AnswerSoFar(_message.Message):
     def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., characters: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("text", "tokens", "finish_reason", "usage", "request_id", "cache", "route", "timings", "index", "resume_token")
+    __slots__ = ("text", "tokens", "finish_reason", "usage", "request_id", "cache", "route", "timings", "index", "resume_token", "semantic")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +167,7 @@ class GenerateResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: _containers.RepeatedCompositeFieldContainer[_stage_pb2.Token]
     finish_reason: str
@@ -173,7 +178,16 @@ class GenerateResponse(_message.Message):
     timings: _containers.RepeatedCompositeFieldContainer[_stage_pb2.StageTiming]
     index: int
     resume_token: bytes
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[_stage_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., request_id: _Optional[str] = ..., cache: _Optional[_Union[CacheStatus, str]] = ..., route: _Optional[_Iterable[_Union[_stage_pb2.RouteHop, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[_stage_pb2.StageTiming, _Mapping]]] = ..., index: _Optional[int] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+    semantic: SemanticHit
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[_stage_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., request_id: _Optional[str] = ..., cache: _Optional[_Union[CacheStatus, str]] = ..., route: _Optional[_Iterable[_Union[_stage_pb2.RouteHop, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[_stage_pb2.StageTiming, _Mapping]]] = ..., index: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., semantic: _Optional[_Union[SemanticHit, _Mapping]] = ...) -> None: ...
+
+class SemanticHit(_message.Message):
+    __slots__ = ("similarity", "false_hit_bound")
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    FALSE_HIT_BOUND_FIELD_NUMBER: _ClassVar[int]
+    similarity: float
+    false_hit_bound: float
+    def __init__(self, similarity: _Optional[float] = ..., false_hit_bound: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")

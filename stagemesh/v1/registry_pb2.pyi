@@ -56,7 +56,7 @@ ROLLOUT_ACTION_PROMOTE: RolloutAction
 ROLLOUT_ACTION_ABORT: RolloutAction
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified", "zones", "scaling", "rollout", "plan")
+    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified", "zones", "scaling", "semantic", "rollout", "plan")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class ModelSpec(_message.Message):
     UNCERTIFIED_FIELD_NUMBER: _ClassVar[int]
     ZONES_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -109,9 +110,10 @@ class ModelSpec(_message.Message):
     uncertified: bool
     zones: _containers.RepeatedScalarFieldContainer[str]
     scaling: Scaling
+    semantic: Semantic
     rollout: Rollout
     plan: PlacementPlan
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., rollout: _Optional[_Union[Rollout, _Mapping]] = ..., plan: _Optional[_Union[PlacementPlan, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., semantic: _Optional[_Union[Semantic, _Mapping]] = ..., rollout: _Optional[_Union[Rollout, _Mapping]] = ..., plan: _Optional[_Union[PlacementPlan, _Mapping]] = ...) -> None: ...
 
 class Rollout(_message.Message):
     __slots__ = ("next", "state", "kind", "share", "steps", "step", "hold_s", "reason", "started_unix_ms", "step_unix_ms", "from_revision", "to_revision", "ready_s")
@@ -206,6 +208,24 @@ class PlacementPin(_message.Message):
     node_labels: _containers.ScalarMap[str, str]
     nodes: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, layers: _Optional[str] = ..., zone: _Optional[str] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., nodes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Semantic(_message.Message):
+    __slots__ = ("enabled", "encoder", "allowed_false_hit_rate", "confidence", "verify_share", "min_similarity", "loose")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FALSE_HIT_RATE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MIN_SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    LOOSE_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    encoder: str
+    allowed_false_hit_rate: float
+    confidence: float
+    verify_share: float
+    min_similarity: float
+    loose: bool
+    def __init__(self, enabled: _Optional[bool] = ..., encoder: _Optional[str] = ..., allowed_false_hit_rate: _Optional[float] = ..., confidence: _Optional[float] = ..., verify_share: _Optional[float] = ..., min_similarity: _Optional[float] = ..., loose: _Optional[bool] = ...) -> None: ...
 
 class Scaling(_message.Message):
     __slots__ = ("min_replicas", "max_replicas", "target_queue_ms", "target_kv", "idle_s")
@@ -448,7 +468,7 @@ class ServiceRecord(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., id: _Optional[str] = ..., address: _Optional[str] = ..., http_address: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix_ms: _Optional[int] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
-    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate", "zones", "scaling", "canary", "canary_s", "plan", "auto_recut", "node_labels", "pins")
+    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate", "zones", "scaling", "semantic", "canary", "canary_s", "plan", "auto_recut", "node_labels", "pins")
     class NodeLabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -469,6 +489,7 @@ class DeployRequest(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ZONES_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
     CANARY_S_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -488,13 +509,14 @@ class DeployRequest(_message.Message):
     certificate: str
     zones: _containers.RepeatedScalarFieldContainer[str]
     scaling: Scaling
+    semantic: Semantic
     canary: float
     canary_s: int
     plan: str
     auto_recut: bool
     node_labels: _containers.ScalarMap[str, str]
     pins: _containers.RepeatedCompositeFieldContainer[PlacementPin]
-    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., canary: _Optional[float] = ..., canary_s: _Optional[int] = ..., plan: _Optional[str] = ..., auto_recut: _Optional[bool] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ...) -> None: ...
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., semantic: _Optional[_Union[Semantic, _Mapping]] = ..., canary: _Optional[float] = ..., canary_s: _Optional[int] = ..., plan: _Optional[str] = ..., auto_recut: _Optional[bool] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ...) -> None: ...
 
 class DeployResponse(_message.Message):
     __slots__ = ("model",)

@@ -1,6 +1,6 @@
 """What a caller wants of the cache: from headers or metadata, and from the request's own message. Pure.
 
-`Cache-Control` is HTTP's: `no-cache`, `no-store`, `max-age=S`; and with ours, `ttl=S`, `namespace=NAME`. The same and
+`Cache-Control` is HTTP's: `no-cache`, `no-store`, `max-age=S`; and with ours, `no-semantic`, `ttl=S`, `namespace=NAME`. The same and
 more can be said by headers of our own, `x-stagemesh-cache-NAME`. A control that is not known is refused by its name.
 """
 
@@ -18,7 +18,12 @@ PREFIX = "x-stagemesh-cache-"
 MAX_SECONDS = 10 * 365 * 86400
 MAX_TAGS = 8
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")
-_FLAGS = {"no-cache": "no_cache", "no-store": "no_store", "sampled": "sampled"}
+_FLAGS = {
+    "no-cache": "no_cache",
+    "no-store": "no_store",
+    "no-semantic": "no_semantic",
+    "sampled": "sampled",
+}
 # A proxy's or a browser's, and nothing is asked of us by them.
 _WITHOUT_EFFECT = ("no-transform", "max-stale", "stale-if-error")
 _TRUE = {"1": True, "true": True, "0": False, "false": False}
@@ -31,7 +36,8 @@ _REPLAYS: dict[int, Replay] = {0: "", 1: "chunks", 2: "whole"}
 class CacheControls:
     """`ttl_s` 0 is the model's own; `max_age_s` None is any age; `replay` "" is the router's own.
 
-    `no_cache` does not look up, `unstored` does not store, and `no_store` does neither.
+    `no_cache` does not look up, `unstored` does not store, and `no_store` does neither; `no_semantic` wants no answer that
+    was given to another question.
     """
 
     no_cache: bool = False
@@ -43,6 +49,7 @@ class CacheControls:
     tags: tuple[str, ...] = ()
     sampled: bool = False
     replay: Replay = ""
+    no_semantic: bool = False
 
     @property
     def lookup(self) -> bool:
@@ -113,7 +120,7 @@ def _with(controls: CacheControls, name: str, value: str, where: str) -> CacheCo
         return replace(controls, replay=value)  # type: ignore[arg-type]
     raise InvalidArgument(
         f"{where}: there is no control {name[:40]!r} of the cache"
-        + ("" if own else "; there are no-cache, no-store, max-age, ttl and namespace"),
+        + ("" if own else "; there are no-cache, no-store, no-semantic, max-age, ttl and namespace"),
         field=where,
     )
 
@@ -144,6 +151,7 @@ def _of_message(controls: CacheControls, given: inference_pb2.CacheControl) -> C
         no_cache=controls.no_cache or given.no_cache,
         no_store=controls.no_store or given.no_store,
         sampled=controls.sampled or given.sampled,
+        no_semantic=controls.no_semantic or given.no_semantic,
     )
 
 
