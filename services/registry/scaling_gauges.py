@@ -28,7 +28,9 @@ class ScalingGauges:
             "stagemesh_stage_kv_share", "Share of a stage's KV memory that sessions hold.", _STAGE
         )
         self._asleep = metrics.gauge(
-            "stagemesh_model_asleep", "1 while a model has no replicas because nobody asks for it.", ("model",)
+            "stagemesh_model_asleep",
+            "1 while a model has no replicas because nobody asks for it.",
+            ("model",),
         )
         self._running = metrics.gauge("stagemesh_model_running_requests", "Requests that run.", ("model",))
         self._waiting = metrics.gauge(
@@ -38,7 +40,9 @@ class ScalingGauges:
         )
         # The names that recipes for HPA and KEDA read; a stage is not known to them, so the fullest counts.
         self._vllm_running = metrics.gauge("vllm:num_requests_running", "Requests that run.", ("model_name",))
-        self._vllm_waiting = metrics.gauge("vllm:num_requests_waiting", "Requests that wait.", ("model_name",))
+        self._vllm_waiting = metrics.gauge(
+            "vllm:num_requests_waiting", "Requests that wait.", ("model_name",)
+        )
         self._vllm_kv = metrics.gauge(
             "vllm:kv_cache_usage_perc", "Share of KV memory in use, 1 is full.", ("model_name",)
         )
