@@ -23,7 +23,9 @@ from .controller import Controller
 from .events import Events
 from .leadership import Leadership
 from .mirror import Mirror
+from .models import Models
 from .reports import ReportDoor, clocked
+from .rollout.run import Rollouts
 from .scales import Scales
 from .servicer import Registry
 
@@ -55,10 +57,14 @@ async def main() -> None:
         leadership = Leadership(etcd, registry_id, config.lease_ttl_s)
         controller = Controller(etcd, mirror, leadership, config.patience())
         autoscale = Autoscale(etcd, mirror, leadership, controller, events, config.scaling())
-        reports = ReportDoor(leadership, [clocked(autoscale.take)])
+        models = Models(etcd, mirror)
+        rollouts = Rollouts(
+            models, mirror, leadership, events, lambda: controller.history, config.rollout_limits()
+        )
+        reports = ReportDoor(leadership, [clocked(autoscale.take), clocked(rollouts.take)])
         server = GrpcServer(config.host, config.port)
         add_RegistryServiceServicer_to_server(
-            Registry(etcd, mirror, controller, scales, events, reports), server.server
+            Registry(etcd, mirror, controller, scales, events, reports, models), server.server
         )
         port = await server.start([_SERVICE])
         stack.push_async_callback(server.stop, _GRACE_S)
@@ -66,6 +72,7 @@ async def main() -> None:
         tasks = [
             asyncio.create_task(mirror.follow(), name="mirror"),
             asyncio.create_task(controller.run(), name="controller"),
+            asyncio.create_task(rollouts.run(), name="rollouts"),
             asyncio.create_task(autoscale.run(), name="autoscale"),
             asyncio.create_task(_report_health(server, etcd, mirror), name="health"),
         ]

@@ -6,6 +6,7 @@ from stagemesh.config import ServiceConfig
 
 from .assign import Patience
 from .autoscale import Settings
+from .rollout.machine import Limits
 from .scaling.autoscaler import Patience as ScalingPatience
 from .scaling.limits import Defaults
 
@@ -26,6 +27,17 @@ class RegistryConfig(ServiceConfig):
         le=3600,
         description="seconds before a replica that failed to load is tried again elsewhere",
     )
+
+    rollout_drain_s: float = Field(
+        180.0,
+        ge=0,
+        le=86400,
+        description="seconds that sessions on what a rollout replaces may take to their end, at most",
+    )
+
+    def rollout_limits(self) -> Limits:
+        """How long a rollout waits for sessions."""
+        return Limits(drain_s=self.rollout_drain_s, blind_s=min(30.0, self.rollout_drain_s))
 
     target_queue_ms: float = Field(
         20.0,

@@ -58,6 +58,11 @@ class Controller:
     def __repr__(self) -> str:
         return f"<Controller {self._leadership!r} {self._mirror!r} pending={sum(map(len, self.pending.values()))}>"
 
+    @property
+    def history(self) -> History:
+        """What it remembers of nodes that are absent and loads that failed."""
+        return self._history
+
     async def run(self) -> None:
         """Control; does not return. Absences of etcd are waited out."""
         await self._mirror.synced.wait()

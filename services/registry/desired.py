@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from stagemesh import records
 from stagemesh.checkpoint import Checkpoint, partition_bytes
 from stagemesh.errors import InvalidArgument
+from stagemesh.revisions import rolls_out
 from stagemesh.v1.registry_pb2 import DeployRequest, ModelSpec, Partition, ScaleRequest
 
 from .certified import check_certified
 from .cuts import even_cuts
+from .rollout.begin import scale_candidate
 
 DTYPES = ("F32", "BF16", "F16", "F64")
 POLICIES = (
@@ -147,7 +149,10 @@ def scaled(spec: ModelSpec, request: ScaleRequest) -> ModelSpec:
     changed.CopyFrom(spec)
     if request.HasField("policy"):
         changed.policy = policy
+        if rolls_out(changed):
+            changed.rollout.next.policy = policy
     if request.replicas:
+        scale_candidate(changed, request.replicas, request.stage if request.HasField("stage") else None)
         changed.replicas[:] = [
             request.replicas if not request.HasField("stage") or request.stage == stage else wanted
             for stage, wanted in enumerate(spec.replicas)

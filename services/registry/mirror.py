@@ -9,7 +9,14 @@ from google.protobuf.message import Message
 
 from stagemesh import records
 from stagemesh.etcd import Change, Etcd, Snapshot
-from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaRecord, ScaleRecord
+from stagemesh.v1.registry_pb2 import (
+    Assignment,
+    ModelSpec,
+    NodeRecord,
+    ReplicaRecord,
+    ScaleRecord,
+    ServiceRecord,
+)
 
 from .world import World
 
@@ -22,6 +29,7 @@ _KINDS: dict[str, type[Message]] = {
     records.ASSIGNMENTS: Assignment,
     records.REPLICAS: ReplicaRecord,
     records.SCALES: ScaleRecord,
+    records.SERVICES: ServiceRecord,
 }
 
 
@@ -132,6 +140,14 @@ class Mirror:
             replicas={record.replica_id: record for record in self._all(records.REPLICAS, ReplicaRecord)},
             scales={record.model: record for record in self._all(records.SCALES, ScaleRecord)},
         )
+
+    def models(self) -> list[ModelSpec]:
+        """Every model's record."""
+        return self._all(records.MODELS, ModelSpec)
+
+    def routers(self) -> set[str]:
+        """Ids of the routers that are there."""
+        return {one.id for one in self._all(records.SERVICES, ServiceRecord) if one.kind == "router"}
 
     def _all(self, prefix: str, kind: type[M]) -> list[M]:
         return [

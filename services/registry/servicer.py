@@ -5,14 +5,16 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from collections.abc import Callable
 
 import grpc
 
 from stagemesh import checkpoint, records
-from stagemesh.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from stagemesh.errors import DeadlineExceeded, InvalidArgument, NotFound
 from stagemesh.etcd import Etcd
+from stagemesh.revisions import rolls_out
 from stagemesh.v1.registry_pb2 import (
+    ROLLOUT_ACTION_ABORT,
+    ROLLOUT_ACTION_PROMOTE,
     Deployment,
     DeployRequest,
     DeployResponse,
@@ -21,6 +23,8 @@ from stagemesh.v1.registry_pb2 import (
     LoadReport,
     ModelSpec,
     ReportPace,
+    RolloutRequest,
+    RolloutResponse,
     ScaleRequest,
     ScaleResponse,
     UndeployRequest,
@@ -31,10 +35,12 @@ from stagemesh.v1.registry_pb2 import (
 from stagemesh.v1.registry_pb2_grpc import RegistryServiceServicer
 
 from .controller import Controller
-from .desired import build_spec, check_deploy, same_settings, scaled
+from .desired import build_spec, check_deploy, scaled
 from .events import Events
 from .mirror import Mirror
+from .models import Models
 from .reports import ReportDoor
+from .rollout.begin import aborted, deployed, promoted, way_of
 from .scales import Scales
 
 log = logging.getLogger(__name__)
@@ -42,7 +48,6 @@ log = logging.getLogger(__name__)
 # A hub may be slow; a folder takes milliseconds.
 _READ_CHECKPOINT_S = 120.0
 _READERS = 4
-_ATTEMPTS = 20
 
 _Read = tuple[checkpoint.Checkpoint, str, str]
 
@@ -51,10 +56,18 @@ class Registry(RegistryServiceServicer):
     """Desired state is written with compare-and-put, so that requests at several registries do not get lost."""
 
     def __init__(
-        self, etcd: Etcd, mirror: Mirror, controller: Controller, scales: Scales, events: Events, reports: ReportDoor
+        self,
+        etcd: Etcd,
+        mirror: Mirror,
+        controller: Controller,
+        scales: Scales,
+        events: Events,
+        reports: ReportDoor,
+        models: Models,
     ) -> None:
         self._etcd = etcd
         self._mirror = mirror
+        self._models = models
         self._controller = controller
         self._scales = scales
         self._events = events
@@ -67,15 +80,39 @@ class Registry(RegistryServiceServicer):
         found, source, hub_revision = await self._read(request)
         wanted = build_spec(name, request, found, source=source, hub_revision=hub_revision)
 
-        def change(current: ModelSpec | None) -> ModelSpec:
-            if current is not None and same_settings(current, wanted):
-                return current
-            spec = ModelSpec()
-            spec.CopyFrom(wanted)
-            spec.created_unix_ms = current.created_unix_ms if current else int(time.time() * 1000)
-            return spec
+        way = way_of(request.canary, request.canary_s)
 
-        return DeployResponse(model=await self._update(name, change))
+        def change(current: ModelSpec | None) -> ModelSpec:
+            serves = current is not None and self._mirror.world().serves(current)
+            return deployed(current, wanted, way, serves=serves, now_ms=int(time.time() * 1000))
+
+        spec = await self._models.update(name, change)
+        if rolls_out(spec) and spec.rollout.to_revision == wanted.revision:
+            self._events.note(
+                "rollout.begun", name, f"revision {wanted.revision[:12]} beside {spec.revision[:12]}"
+            )
+        return DeployResponse(model=spec)
+
+    async def Rollout(self, request: RolloutRequest, context: grpc.aio.ServicerContext) -> RolloutResponse:
+        """Bring a rollout to its end, or take it back."""
+        name = records.check_name(request.name)
+        if request.action not in (ROLLOUT_ACTION_PROMOTE, ROLLOUT_ACTION_ABORT):
+            raise InvalidArgument("action: promote or abort", field="action")
+
+        def change(current: ModelSpec | None) -> ModelSpec:
+            now_ms = int(time.time() * 1000)
+            if current is None:
+                raise _unknown(name)
+            if request.action == ROLLOUT_ACTION_PROMOTE:
+                return promoted(current, now_ms)
+            return aborted(current, "aborted by an operator", now_ms)
+
+        spec = await self._models.update(name, change)
+        what = "promoted" if request.action == ROLLOUT_ACTION_PROMOTE else "aborted"
+        self._events.note(
+            f"rollout.{what}", name, f"an operator {what} revision {spec.rollout.to_revision[:12]}"
+        )
+        return RolloutResponse(model=spec)
 
     async def Scale(self, request: ScaleRequest, context: grpc.aio.ServicerContext) -> ScaleResponse:
         """Change the replicas wanted of one stage or of all."""
@@ -86,7 +123,7 @@ class Registry(RegistryServiceServicer):
                 raise _unknown(request.name)
             return scaled(current, request)
 
-        return ScaleResponse(model=await self._update(request.name, change))
+        return ScaleResponse(model=await self._models.update(request.name, change))
 
     async def Undeploy(self, request: UndeployRequest, context: grpc.aio.ServicerContext) -> UndeployResponse:
         """Remove the model; its partitions are taken from the nodes by the leading controller."""
@@ -138,34 +175,6 @@ class Registry(RegistryServiceServicer):
                 return await asyncio.to_thread(_read_checkpoint, request.source, request.hub_revision)
         except TimeoutError as error:
             raise DeadlineExceeded("the checkpoint could not be read in time", field="source") from error
-
-    async def _update(self, name: str, change: Callable[[ModelSpec | None], ModelSpec]) -> ModelSpec:
-        """Apply `change` to the stored spec; when it changes anything, raise the generation and write it."""
-        key = records.model_key(name)
-        for _ in range(_ATTEMPTS):
-            stored = await self._etcd.get(key)
-            current = _decode(stored.value) if stored else None
-            spec = change(current)
-            if current is not None and same_settings(current, spec):
-                return current
-            spec.generation = current.generation + 1 if current else 1
-            expected = stored.mod_revision if stored else 0
-            if await self._etcd.compare_and_put(key, records.to_json(spec), expected_mod_revision=expected):
-                self._mirror.note(key, spec)
-                log.info(
-                    "registry.desired model=%s generation=%d revision=%s stages=%d replicas=%s",
-                    name, spec.generation, spec.revision, len(spec.partitions), list(spec.replicas),
-                )  # fmt: skip
-                return spec
-        raise Unavailable("the model is being changed by others at the same time", retry_after_s=1.0)
-
-
-def _decode(value: bytes) -> ModelSpec | None:
-    try:
-        return records.from_json(value, ModelSpec)
-    except ValueError as error:  # unreadable: what is asked for now replaces it
-        log.error("registry.record_unreadable: %s", error)
-        return None
 
 
 def _read_checkpoint(source: str, hub_revision: str) -> _Read:

@@ -48,6 +48,15 @@ class World:
         found = specs_of(model) if model is not None else []
         return next((one for one in found if is_current(one, assignment)), None)
 
+    def serves(self, spec: ModelSpec) -> bool:
+        """Whether every stage has a ready replica."""
+        stages = {
+            held.stage
+            for held in self.assignments.values()
+            if held.model == spec.name and is_current(spec, held) and self.ready(held)
+        }
+        return bool(spec.partitions) and len(stages) == len(spec.partitions)
+
     def ready(self, assignment: Assignment) -> bool:
         """Whether the replica of this assignment serves."""
         return self._state(assignment) == REPLICA_STATE_READY
@@ -73,6 +82,10 @@ class History:
     def failures_at(self, spec: ModelSpec, stage: int, node_id: str) -> int:
         """How often this stage failed on this node."""
         return self.failures.get((spec.name, spec.revision, stage), {}).get(node_id, 0)
+
+    def failures_in(self, spec: ModelSpec, stage: int) -> int:
+        """How often this stage failed, on any node."""
+        return sum(self.failures.get((spec.name, spec.revision, stage), {}).values())
 
     def failures_of(self, assignment: Assignment) -> int:
         """How often the assignment's stage failed, on any node."""

@@ -147,6 +147,8 @@ async def test_redeploy_brings_the_new_revision_up_before_the_old_goes(
         node.outcome = lambda assignment: 1  # LOADING
     new = (await registry.stub.Deploy(deploy(replicas=1, dtype="BF16"))).model
     assert (new.generation, new.created_unix_ms) == (2, old.created_unix_ms)
+    assert new.revision == old.revision
+    new = new.rollout.next
     assert new.revision != old.revision
     assert new.revision.split("-")[0] == old.revision.split("-")[0]
     await until(lambda: sum(len(node.assigned) for node in nodes) == 4)
