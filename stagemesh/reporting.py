@@ -29,7 +29,6 @@ _LEAST_PERIOD_S, _MOST_PERIOD_S = 0.1, 60.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 10.0
 # A report that cannot be handed over, or a registry that does not answer the first one.
 _HAND_OVER_S = 5.0
-_Stream = grpc.aio.StreamStreamCall[LoadReport, ReportPace]
 
 
 class Reporter:
@@ -109,7 +108,7 @@ class Reporter:
         covers_s, self._made_at = now - self._made_at, now
         return self._make(covers_s)
 
-    async def _read_paces(self, stream: _Stream) -> None:
+    async def _read_paces(self, stream: "grpc.aio.StreamStreamCall[LoadReport, ReportPace]") -> None:
         while (pace := await stream.read()) is not grpc.aio.EOF:
             self._follow_pace(pace)
 

@@ -93,10 +93,11 @@ def _remove_surplus(board: Board, spec: ModelSpec) -> None:
 
 
 def _removal_order(board: Board, stage: list[Assignment], held: Assignment) -> tuple[int | bool | str, ...]:
-    """Greatest goes first: on an absent node, failed, doubled or crowded on its node, not ready."""
+    """Greatest goes first: on an absent node, failed, with a stand-in, doubled or crowded on its node, not ready."""
     return (
         held.node_id not in board.world.nodes,
         board.world.failed(held),
+        any(other.replaces == held.replica_id for other in stage),
         count_on(held.node_id, stage),
         len(board.on(held.node_id)) > 1,
         not board.world.ready(held),
@@ -194,7 +195,8 @@ def _spread(board: Board, history: History, spec: ModelSpec, rng: Random) -> Non
             continue
         homes = {held.node_id for held in staying}
         doubled = len(homes) < len(staying)
-        crowded = any(len(board.on(node_id)) > 1 for node_id in homes)
+        # What scales itself is packed onto few nodes on purpose, and grows when it needs more.
+        crowded = not spec.HasField("scaling") and any(len(board.on(node_id)) > 1 for node_id in homes)
 
         def suits(
             node: NodeRecord, stage: int = stage, homes: set[str] = homes, doubled: bool = doubled

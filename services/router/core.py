@@ -116,6 +116,7 @@ class RouterCore:
         self.telemetry.watch_queue(admission)
         self.telemetry.demand.known = self.membership.models
         self.telemetry.demand.waiting = lambda model: admission.lane(model).waiting
+        self.telemetry.demand.held = self.waking.held_of
         self.telemetry.etcd_connected.set_function(lambda: float(etcd.connected))
 
     def __repr__(self) -> str:
