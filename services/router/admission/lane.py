@@ -1,16 +1,17 @@
-"""One model's requests at the door: how many run, who waits, and what its throughput says of both. Pure."""
+"""One model's requests at the door: how many run, who waits, and what its throughput says of both. Pure.
 
-from collections import OrderedDict
+Classes take turns by how long they have waited, and who of a class takes the turn is the tenant whose share it is (`fair`).
+"""
+
 from collections.abc import Iterator
-from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 
+from .fair import FairQueue, Share
 from .priority import Priority
 from .throughput import Throughput
+from .ticket import Ticket
 
-AGING_S = 10.0
-"""A class goes before the next one by that much: whoever has waited longer than that is not overtaken by it any more."""
 USABLE = 0.6
 """Of the time that a request has, the part that it may be expected to run for."""
 CAUTION = 1.2
@@ -28,57 +29,32 @@ _PROBE_AFTER_S = 10.0
 _PROBE = 1 / 32
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request; times are monotonic seconds."""
-
-    model: str
-    priority: Priority
-    arrived: float
-    deadline: float
-    started: float = 0.0
-    # What it consists of at most, see `throughput`, and what of that is done.
-    size: float = 1.0
-    units: float = 0.0
-    # It goes on here after it began at another router.
-    begun: bool = False
-
-    @property
-    def order(self) -> float:
-        """Whoever has the lower one goes first."""
-        return self.arrived + self.priority * AGING_S
-
-    @property
-    def budget_s(self) -> float:
-        """The time that it had when it came."""
-        return self.deadline - self.arrived
-
-
-class Lane:
-    """Requests of one model.
+class Lane(Share):
+    """Requests of one model, and its share beside other models.
 
     Attributes:
         active: how many run.
         throughput: what the model gets done.
         ceiling: how many the stages seem to have memory for.
         seen: when one came last.
+        looked: when those that wait were looked at last.
     """
 
     def __init__(self, max_active: int, now: float) -> None:
+        super().__init__(1.0)
         self.active = 0
         self.throughput = Throughput(now)
         self.ceiling = float(max_active)
         self.seen = float("-inf")
+        self.looked = float("-inf")
         self._max_active = max_active
         self._full_at = float("-inf")
-        self._waiting: dict[Priority, OrderedDict[Ticket, None]] = {each: OrderedDict() for each in Priority}
-        # Sizes of those that wait, by class.
-        self._asked: dict[Priority, float] = dict.fromkeys(Priority, 0.0)
+        self._waiting = {each: FairQueue() for each in Priority}
         # By class: what time its callers had, and when one came last.
         self._budgets: dict[Priority, tuple[float, float]] = {}
 
     def __repr__(self) -> str:
-        return f"Lane(active={self.active}, waiting={self.waiting}, ceiling={self.ceiling:.1f}, {self.throughput!r})"
+        return f"Lane(active={self.active}, waiting={self.waiting}, weight={self.weight:g}, ceiling={self.ceiling:.1f}, {self.throughput!r})"
 
     @property
     def waiting(self) -> int:
@@ -102,33 +78,26 @@ class Lane:
 
     def wait(self, ticket: Ticket) -> None:
         """It has to wait."""
-        self._waiting[ticket.priority][ticket] = None
-        self._asked[ticket.priority] += ticket.size
+        self._waiting[ticket.priority].add(ticket)
 
     def forget(self, ticket: Ticket) -> bool:
         """It waits no longer; whether it did."""
-        if self._waiting[ticket.priority].pop(ticket, self) is self:
-            return False
-        self._asked[ticket.priority] -= ticket.size
-        return True
+        return self._waiting[ticket.priority].remove(ticket)
 
     def first_few(self) -> list[Ticket]:
         """Those whose turn is next, in order."""
-        queues: list[Iterator[Ticket]] = [iter(queue) for queue in self._waiting.values() if queue]
-        return list(islice(merge(*queues, key=lambda ticket: ticket.order), LOOK_AT))
-
-    def youngest(self) -> Ticket | None:
-        """Of the lowest class that waits, the one that came last."""
-        for priority in reversed(Priority):
-            if self._waiting[priority]:
-                return next(reversed(self._waiting[priority]))
-        return None
+        queues = [queue for queue in self._waiting.values() if queue]
+        if len(queues) == 1:
+            return queues[0].first_few(LOOK_AT)
+        turns: list[Iterator[tuple[float, Ticket]]] = [_turns(queue) for queue in queues]
+        return [ticket for _, ticket in islice(merge(*turns, key=lambda turn: turn[0]), LOOK_AT)]
 
     def wait_s(self, ticket: Ticket, now: float) -> float:
         """How long one more like this would wait until those before it are through; 0 while nothing is known of it."""
         if not self.throughput.known(now):
             return 0.0
-        before = sum(size for each, size in self._asked.items() if each <= ticket.priority)
+        before = self._waiting[ticket.priority].before(ticket)
+        before += sum(queue.asked for each, queue in self._waiting.items() if each < ticket.priority)
         return self.throughput.run_s(1, before + ticket.size, now)
 
     # ---- who runs ----
@@ -162,6 +131,8 @@ class Lane:
             self.throughput.woke(now)
         self.active += 1
         ticket.started = now
+        ticket.charged = max(1.0, self.throughput.used * ticket.size)
+        self._waiting[ticket.priority].charge(ticket, ticket.charged)
 
     def progress(self, ticket: Ticket, units: float, now: float) -> None:
         """So many units of it are done."""
@@ -171,6 +142,7 @@ class Lane:
     def left(self, ticket: Ticket, now: float, *, full: bool) -> None:
         """It is over. `full`: a stage had no memory for it."""
         self.active -= 1
+        self._waiting[ticket.priority].settle(ticket, ticket.units - ticket.charged)
         if full:
             # By a part, as it may have been uncommonly large; to what runs, where many are refused.
             self.ceiling = max(1.0, float(self.active), _LESS * min(self.ceiling, self._max_active))
@@ -178,3 +150,9 @@ class Lane:
         elif self.ceiling < self._max_active:
             # A little at a time, as each try that finds them full fails a request.
             self.ceiling += 1.0 if now - self._full_at > _PROBE_AFTER_S else _PROBE
+
+
+def _turns(queue: FairQueue) -> Iterator[tuple[float, Ticket]]:
+    """Of a class, whose turn is next, with the order of who came first: tenants share the turns that waiting earns."""
+    by_arrival = (ticket.order for ticket in queue)
+    return zip(by_arrival, queue.first_few(LOOK_AT), strict=False)

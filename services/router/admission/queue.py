@@ -3,24 +3,33 @@
 One more request makes all of a model's requests slower. So a request runs only while what the model gets done says that
 it will end in time; till then it waits, by priority, and it is refused as soon as it cannot be answered before its
 deadline: what is computed for nothing is what makes a full system answer nobody.
+
+Who begins next is decided by class first (higher ones, and those that have waited for long), then by model, then by tenant: among
+the models, and the tenants of one, that could begin it is the one that was given least for its weight (`fair`).
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
 
 from stagemesh.errors import ResourceExhausted
 
-from .lane import CAUTION, REMEMBERED_S, Lane, Ticket
+from .fair import Clock
+from .lane import CAUTION, REMEMBERED_S, Lane
 from .priority import Priority
+from .ticket import Ticket
+from .waiting import Waiting
 
 __all__ = ["Admission", "Ending", "Moves", "Refused", "Ticket"]
 
 SHARED = 7 / 8
-"""Of all places, those that a model may take beyond its even share while others are asked for, too."""
+"""Of all places, those that a model may take beyond its share by weight while others are asked for, too."""
 BEGUN = 2
 """Answers that go on here after their router was lost run at once, up to so many times the places."""
 LOOK_S = 0.05
-"""Between two looks at those that wait, when nothing but progress is the reason."""
+"""Between two looks at a model's requests that wait, when nothing but progress is the reason."""
+LOOK_AT_ALL_S = 1.0
+"""Between two looks at those of all models, while there are places enough: one's end makes no room for another's then."""
 SOONEST_S, LATEST_S = 0.1, 30.0
 """Bounds of what a refused caller is told to wait."""
 
@@ -63,12 +72,23 @@ class Admission:
         self.max_waiting = max_waiting
         self.max_wait_s = max_wait_s
         self.active = 0
-        self.waiting = 0
         self._lanes: dict[str, Lane] = {}
+        # Lanes in which somebody waits.
+        self._backlogged: dict[str, Lane] = {}
+        self._waiting = Waiting()
+        self._clock = Clock()
+        # Weights of the models that were asked for lately, whoever was asked for last at the end, and their sum.
+        self._asked_for: OrderedDict[str, float] = OrderedDict()
+        self._weights = 0.0
         self._looked = float("-inf")
 
     def __repr__(self) -> str:
         return f"Admission(active={self.active}/{self.max_active}, waiting={self.waiting}/{self.max_waiting})"
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
     def lane(self, model: str, now: float = 0.0) -> Lane:
         """What is known of a model's requests."""
@@ -79,7 +99,7 @@ class Admission:
 
     def waiting_of(self, priority: Priority) -> int:
         """How many of a class wait."""
-        return sum(lane.waiting_of(priority) for lane in self._lanes.values())
+        return self._waiting.of(priority)
 
     def arrive(self, ticket: Ticket) -> Moves:
         """A request comes: it is among those started, or it waits; one of a lower class may be refused for it.
@@ -89,6 +109,7 @@ class Admission:
         """
         now, moves = ticket.arrived, Moves()
         lane = self.lane(ticket.model, now)
+        self._note_asked(lane, ticket)
         lane.came(ticket)
         # What has begun elsewhere is half done, and its caller has nowhere else to go.
         begun = ticket.begun and self.active < BEGUN * self.max_active
@@ -103,45 +124,72 @@ class Admission:
             raise self._refusal(lane, ticket, now, "full", f"its turn would come in about {wait_s:.0f} s")
         if self.waiting >= self.max_waiting:
             self._push_out(lane, ticket, moves)
+        if not lane.waiting:
+            lane.wake(self._clock)
+            self._backlogged[ticket.model] = lane
         lane.wait(ticket)
-        self.waiting += 1
+        self._waiting.add(ticket)
         return moves
 
     def progress(self, ticket: Ticket, units: float, now: float) -> Moves:
         """So many units of a request that runs are done; more may begin where the model turns out to be faster."""
         lane = self.lane(ticket.model)
         lane.progress(ticket, units, now)
-        return self._next(now) if lane.waiting and now >= self._looked + LOOK_S else Moves()
+        if not lane.waiting or now < lane.looked + LOOK_S:
+            return Moves()
+        return self._next(now, {ticket.model: lane})
 
     def leave(self, ticket: Ticket, now: float, ending: Ending) -> Moves:
         """One that ran is over; others may begin."""
         lane = self.lane(ticket.model)
         lane.throughput.ended(ticket.units, ticket.size, well=ending is Ending.WELL)
         lane.left(ticket, now, full=ending is Ending.FULL)
+        lane.settle(ticket.units - ticket.charged)
+        scarce = self.active >= SHARED * self.max_active
         self.active -= 1
-        return self._next(now)
+        if scarce or now >= self._looked + LOOK_AT_ALL_S:
+            self._looked = now
+            return self._next(now, dict(self._backlogged))
+        return self._next(now, {ticket.model: lane} if lane.waiting else {})
 
     def abandon(self, ticket: Ticket) -> None:
         """One that waits goes away; nothing happens when it does not wait."""
-        if self.lane(ticket.model).forget(ticket):
-            self.waiting -= 1
+        lane = self.lane(ticket.model)
+        if lane.forget(ticket):
+            self._waiting.remove(ticket)
+            if not lane.waiting:
+                self._backlogged.pop(ticket.model, None)
 
-    def _next(self, now: float) -> Moves:
-        """Start whoever may run, in order; those that would run in vain are refused instead."""
-        self._looked = now
+    def _next(self, now: float, lanes: dict[str, Lane]) -> Moves:
+        """Start whoever of these lanes may run, in order; those that would run in vain are refused instead."""
         moves = Moves()
-        while self.waiting and self.active < self.max_active:
-            firsts = [self._first(lane, now, moves) for lane in self._lanes.values() if lane.waiting]
-            found = min((each for each in firsts if each is not None), key=_order, default=None)
-            if found is None:
+        firsts: dict[str, Ticket] = {}
+        while self.active < self.max_active:
+            for model, lane in list(lanes.items()):
+                if model not in firsts:
+                    found = self._first(lane, now, moves)
+                    if found is None:
+                        del lanes[model]
+                    else:
+                        firsts[model] = found
+            if not firsts:
                 break
-            lane = self.lane(found.model)
-            self.abandon(found)
-            self._start(lane, found, now, moves)
+            # Classes take turns by who has waited longest; within a class it is the model that was given least.
+            turn = min(firsts.values(), key=_order).priority
+            model = min(
+                (model for model, ticket in firsts.items() if ticket.priority is turn),
+                key=lambda model: (lanes[model].tag, firsts[model].order),
+            )
+            ticket = firsts.pop(model)
+            if moves.started and not self._may_start(lanes[model], ticket, now):
+                continue  # who went before it has taken the places that its model may have
+            self.abandon(ticket)
+            self._start(lanes[model], ticket, now, moves)
         return moves
 
     def _first(self, lane: Lane, now: float, moves: Moves) -> Ticket | None:
         """The first of a lane that may run; of those looked at, the ones without hope go."""
+        lane.looked = now
         for ticket in lane.first_few():
             if lane.active and now + lane.run_s(ticket, now) > ticket.deadline:
                 self.abandon(ticket)
@@ -156,24 +204,44 @@ class Admission:
             return False
         if self.active < SHARED * self.max_active:
             return True
-        asked_for = sum(now - each.seen < REMEMBERED_S for each in self._lanes.values())
-        return lane.active < max(1.0, self.max_active / asked_for) if asked_for else True
+        self._forget_asked(now)
+        if len(self._asked_for) < 2:
+            return True
+        return lane.active < max(1.0, self.max_active * lane.weight / self._weights)
+
+    def _note_asked(self, lane: Lane, ticket: Ticket) -> None:
+        """A model is asked for, with the weight that it has now."""
+        lane.weight = ticket.model_weight
+        self._weights += lane.weight - self._asked_for.pop(ticket.model, 0.0)
+        self._asked_for[ticket.model] = lane.weight
+        self._forget_asked(ticket.arrived)
+
+    def _forget_asked(self, now: float) -> None:
+        while self._asked_for:
+            model = next(iter(self._asked_for))
+            if now - self._lanes[model].seen < REMEMBERED_S or len(self._asked_for) == 1:
+                return
+            self._weights -= self._asked_for.pop(model)
 
     def _start(self, lane: Lane, ticket: Ticket, now: float, moves: Moves) -> None:
         self.active += 1
+        if not lane.waiting:
+            lane.wake(self._clock)
         lane.start(ticket, now)
+        lane.charge(self._clock, ticket.charged)
         moves.started.append(ticket)
 
     def _push_out(self, lane: Lane, arriving: Ticket, moves: Moves) -> None:
-        """Make room for `arriving`: the youngest of the lowest class goes, unless that is `arriving` itself."""
-        now = arriving.arrived
-        youngest = [ticket for each in self._lanes.values() if (ticket := each.youngest()) is not None]
-        victim = max(youngest, key=lambda ticket: (ticket.priority, ticket.arrived), default=arriving)
-        if victim.priority <= arriving.priority or victim.order <= arriving.order:
-            raise self._refusal(lane, arriving, now, "full", "the queue is full")
+        """Make room for `arriving`, or refuse it; see `Waiting.victim`."""
+        victim = self._waiting.victim(arriving)
+        if victim is None:
+            raise self._refusal(lane, arriving, arriving.arrived, "full", "the queue is full")
         self.abandon(victim)
-        why = f"a request of priority {arriving.priority.name.lower()} took its place in the queue"
-        refusal = self._refusal(self.lane(victim.model), victim, now, "displaced", why)
+        if victim.priority > arriving.priority:
+            why = f"a request of priority {arriving.priority.name.lower()} took its place in the queue"
+        else:
+            why = "another tenant, which has fewer in the queue for its weight, took its place"
+        refusal = self._refusal(self.lane(victim.model), victim, arriving.arrived, "displaced", why)
         moves.refused.append((victim, refusal))
 
     def _refusal(self, lane: Lane, ticket: Ticket, now: float, reason: str, why: str) -> Refused:

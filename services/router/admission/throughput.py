@@ -72,6 +72,11 @@ class Throughput:
         if units and (well or used > self._used):
             self._used += _WEIGHT * (used - self._used)
 
+    @property
+    def used(self) -> float:
+        """Of the units that they may have, the part that requests turn out to have."""
+        return self._used
+
     def run_s(self, at_once: int, size: float, now: float) -> float:
         """Seconds that a request of at most `size` units is expected to take when so many run."""
         units = max(self._used * size, 1.0)
