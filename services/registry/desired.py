@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from stagemesh import records
 from stagemesh.checkpoint import Checkpoint, partition_bytes
 from stagemesh.errors import InvalidArgument
-from stagemesh.revisions import rolls_out
+from stagemesh.revisions import rolls_out, specs_of
 from stagemesh.v1.registry_pb2 import DeployRequest, ModelSpec, Partition, ScaleRequest
 
 from .certified import check_certified
 from .cuts import even_cuts
 from .rollout.begin import scale_candidate
+from .scaling.limits import check_scaling
 
 DTYPES = ("F32", "BF16", "F16", "F64")
 POLICIES = (
@@ -46,6 +47,8 @@ def check_deploy(request: DeployRequest) -> str:
     check_policy(request.policy)
     check_zones(request.zones)
     check_replicas(request.replicas or 1)
+    if request.HasField("scaling"):
+        check_scaling(request.scaling)
     return records.check_name(request.name or name_of(request.source))
 
 
@@ -120,6 +123,8 @@ def build_spec(
         cache_ttl_s=request.cache_ttl_s,
         uncertified=not check_certified(request, checkpoint, stages),
     )
+    if request.HasField("scaling"):
+        spec.scaling.CopyFrom(request.scaling)
     checkpoint.signature.write(spec)
     return spec
 
@@ -137,9 +142,17 @@ def same_settings(one: ModelSpec, other: ModelSpec) -> bool:
 
 
 def scaled(spec: ModelSpec, request: ScaleRequest) -> ModelSpec:
-    """The spec with the replicas and the policy asked for. Raises `InvalidArgument` naming the field."""
-    if request.replicas or not request.HasField("policy"):
+    """The spec with the replicas or limits, and the policy, asked for. Raises `InvalidArgument` naming the field.
+
+    A number of replicas holds from then on; limits let it follow the load again.
+    """
+    scales_itself = request.HasField("scaling")
+    if request.replicas or not (request.HasField("policy") or scales_itself):
         check_replicas(request.replicas)
+    if scales_itself:
+        check_scaling(request.scaling)
+        if request.replicas:
+            raise InvalidArgument("scaling: not together with a fixed number of replicas", field="scaling")
     policy = "" if request.policy == DEFAULT_POLICY else request.policy
     check_policy(policy)
     stages = len(spec.partitions)
@@ -151,7 +164,12 @@ def scaled(spec: ModelSpec, request: ScaleRequest) -> ModelSpec:
         changed.policy = policy
         if rolls_out(changed):
             changed.rollout.next.policy = policy
+    if scales_itself:
+        for one in specs_of(changed):
+            one.scaling.CopyFrom(request.scaling)
     if request.replicas:
+        for one in specs_of(changed):
+            one.ClearField("scaling")
         scale_candidate(changed, request.replicas, request.stage if request.HasField("stage") else None)
         changed.replicas[:] = [
             request.replicas if not request.HasField("stage") or request.stage == stage else wanted

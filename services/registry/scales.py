@@ -8,9 +8,9 @@ from stagemesh import records
 from stagemesh.errors import NotFound, Unavailable
 from stagemesh.etcd import Etcd
 from stagemesh.v1.registry_pb2 import ModelSpec, ScaleRecord
+from stagemesh.wanted import asleep
 
 from .mirror import Mirror
-from .world import asleep
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from stagemesh.v1.registry_pb2 import (
     ReplicaRecord,
     ScaleRecord,
 )
+from stagemesh.wanted import replicas_wanted
 
 # A partition takes more than its parameters: activations, KV state, buffers.
 HEADROOM = 1.2
@@ -124,30 +125,6 @@ def is_current(spec: ModelSpec, assignment: Assignment) -> bool:
         and assignment.stage < len(spec.partitions)
         and _layers(assignment.partition) == _layers(spec.partitions[assignment.stage])
     )
-
-
-def replicas_wanted(spec: ModelSpec, stage: int, scale: ScaleRecord | None = None) -> int:
-    """Replicas of a stage: what the autoscaler decided, where the model has it; else what the user asked for.
-
-    Fixed numbers are one at least. Of a model that scales itself all stages sleep, or none does; until something was
-    decided, or when what was decided is of another number of stages, it has the least that it may have awake.
-    """
-    if not spec.HasField("scaling"):
-        return max(1, spec.replicas[stage]) if stage < len(spec.replicas) else 1
-    if asleep(spec, scale):
-        return 0
-    decided = scale.replicas if scale is not None and len(scale.replicas) == len(spec.partitions) else ()
-    numbers = decided or spec.replicas
-    least = max(1, spec.scaling.min_replicas)
-    wanted = max(least, numbers[stage]) if stage < len(numbers) else least
-    return min(wanted, max(spec.scaling.max_replicas, least)) if spec.scaling.max_replicas else wanted
-
-
-def asleep(spec: ModelSpec, scale: ScaleRecord | None) -> bool:
-    """Whether the model has no replicas, because nobody asked for it for a while."""
-    if not spec.HasField("scaling") or spec.scaling.min_replicas or scale is None:
-        return False
-    return len(scale.replicas) == len(spec.partitions) and not any(scale.replicas)
 
 
 def bytes_needed(spec: ModelSpec, partition: Partition, node: NodeRecord) -> int:

@@ -15,6 +15,7 @@ from stagemesh.errors import DeadlineExceeded, Unavailable
 from stagemesh.grpc_server import create_channel
 from stagemesh.local.readiness import Readiness, readiness
 from stagemesh.v1 import registry_pb2, registry_pb2_grpc
+from stagemesh.wanted import asleep
 
 _POLL_S = 0.2
 _RPC_S = 10.0
@@ -53,14 +54,21 @@ async def undeploy(registry: str, name: str) -> None:
 
 
 async def scale(
-    registry: str, name: str, replicas: int, stage: int | None, policy: str | None = None
+    registry: str,
+    name: str,
+    replicas: int,
+    stage: int | None,
+    policy: str | None = None,
+    scaling: registry_pb2.Scaling | None = None,
 ) -> registry_pb2.ModelSpec:
-    """Change the replicas wanted of one stage or of every stage (0: as they are), or the balancing policy.
+    """Change the replicas wanted of one stage or of every stage (0: as they are), the limits, or the balancing policy.
 
     Raises what the registry answered.
     """
     async with _registry(registry) as stub:
-        request = registry_pb2.ScaleRequest(name=name, replicas=replicas, stage=stage, policy=policy)
+        request = registry_pb2.ScaleRequest(
+            name=name, replicas=replicas, stage=stage, policy=policy, scaling=scaling
+        )
         return (await stub.Scale(request, timeout=_RPC_S)).model
 
 
@@ -78,7 +86,7 @@ async def wait_in_registry(
 
     async def look() -> Readiness | None:
         found = await _find(registry, name)
-        return None if found is None else readiness(found.model, found.replicas, found.pending)
+        return None if found is None else readiness(found.model, found.replicas, found.pending, found.scale)
 
     await _wait(look, name, progress, timeout_s)
 
@@ -95,10 +103,11 @@ async def wait_in_router(
         known = next((model for model in status.models if model.spec.name == name), None)
         if found is None or known is None or known.spec.generation < found.model.generation:
             return None
-        verdict = readiness(found.model, [item.record for item in status.replicas], found.pending)
+        verdict = readiness(found.model, [item.record for item in status.replicas], found.pending, found.scale)
         # A replica that failed may not be in the router's view at all.
         failed = readiness(found.model, found.replicas).failed
-        return dataclasses.replace(verdict, ready=verdict.ready and known.ready, failed=failed)
+        usable = known.ready or asleep(found.model, found.scale)
+        return dataclasses.replace(verdict, ready=verdict.ready and usable, failed=failed)
 
     await _wait(look, name, progress, timeout_s, stuck_s=_STUCK_S)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stagemesh.v1 import registry_pb2
+from stagemesh.wanted import asleep, replicas_wanted
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,17 @@ def readiness(
     spec: registry_pb2.ModelSpec,
     replicas: Iterable[registry_pb2.ReplicaRecord],
     pending: Iterable[str] = (),
+    scale: registry_pb2.ScaleRecord | None = None,
 ) -> Readiness:
-    """Judge the replicas of the spec's model and revision; other models' replicas are passed over."""
+    """Judge the replicas of the spec's model and revision; other models' replicas are passed over.
+
+    A model that sleeps is ready: the next request wakes it.
+    """
     of_model = [item for item in replicas if item.model == spec.name and item.revision == spec.revision]
     stages: list[str] = []
     missing = all_loading = 0
-    for stage, wanted in enumerate(spec.replicas):
+    for stage in range(len(spec.replicas)):
+        wanted = replicas_wanted(spec, stage, scale)
         states = [replica.state for replica in of_model if replica.stage == stage]
         ready = states.count(registry_pb2.REPLICA_STATE_READY)
         loading = states.count(registry_pb2.REPLICA_STATE_LOADING)
@@ -45,5 +51,5 @@ def readiness(
         ready=missing == 0 and len(spec.replicas) > 0,
         failed=failed,
         stuck="" if all_loading else waiting,
-        line=f"{spec.name}: " + ", ".join(stages) + (f" (waiting: {waiting})" if waiting else ""),
+        line=f"{spec.name}: " + ("asleep" if asleep(spec, scale) else ", ".join(stages)) + (f" (waiting: {waiting})" if waiting else ""),
     )
