@@ -103,7 +103,9 @@ async def wait_in_router(
         known = next((model for model in status.models if model.spec.name == name), None)
         if found is None or known is None or known.spec.generation < found.model.generation:
             return None
-        verdict = readiness(found.model, [item.record for item in status.replicas], found.pending, found.scale)
+        verdict = readiness(
+            found.model, [item.record for item in status.replicas], found.pending, found.scale
+        )
         # A replica that failed may not be in the router's view at all.
         failed = readiness(found.model, found.replicas).failed
         usable = known.ready or asleep(found.model, found.scale)

@@ -51,5 +51,7 @@ def readiness(
         ready=missing == 0 and len(spec.replicas) > 0,
         failed=failed,
         stuck="" if all_loading else waiting,
-        line=f"{spec.name}: " + ("asleep" if asleep(spec, scale) else ", ".join(stages)) + (f" (waiting: {waiting})" if waiting else ""),
+        line=f"{spec.name}: "
+        + ("asleep" if asleep(spec, scale) else ", ".join(stages))
+        + (f" (waiting: {waiting})" if waiting else ""),
     )
