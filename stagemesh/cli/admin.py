@@ -11,6 +11,7 @@ from rich.console import Console
 from stagemesh.cli.guard import one_line_errors
 from stagemesh.cli.options import DEFAULT_REGISTRY, Certificate, Force, Json, Registry, certificate_text
 from stagemesh.cli.progress import Progress
+from stagemesh.cli.scaling import Idle, Max, Min, TargetKv, TargetQueue, scaling_of
 from stagemesh.local import deployment
 from stagemesh.v1 import registry_pb2
 
@@ -35,6 +36,11 @@ def deploy(
     ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
     cache_ttl: Annotated[int, typer.Option(help="Seconds an answer stays valid; 0: default.", min=0)] = 0,
+    least: Min = None,
+    most: Max = None,
+    target_queue_ms: TargetQueue = None,
+    target_kv: TargetKv = None,
+    idle: Idle = None,
     force: Force = False,
     certificate: Certificate = None,
     registry: Registry = DEFAULT_REGISTRY,
@@ -42,7 +48,11 @@ def deploy(
     timeout: WaitTimeout = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Deploy a model, or change how it is deployed."""
+    """Deploy a model, or change how it is deployed.
+
+    With --min, --max or a target it scales itself: the stage that limits it grows while steps wait there longer than the
+    target, and shrinks when it has much to spare. --replicas is where it begins.
+    """
     request = registry_pb2.DeployRequest(
         source=deployment.absolute_source(model),
         name=name,
@@ -56,6 +66,7 @@ def deploy(
         cache_ttl_s=cache_ttl,
         force=force,
         certificate=certificate_text(certificate),
+        scaling=scaling_of(least, most, target_queue_ms, target_kv, idle),
     )
 
     async def run() -> registry_pb2.ModelSpec:
@@ -78,17 +89,39 @@ def scale(
         str | None,
         typer.Option(help='Balancing policy from now on; "default": the router\'s own.', show_default=False),
     ] = None,
+    fixed: Annotated[
+        int | None, typer.Option("--replicas", help="The same as REPLICAS.", min=1, show_default=False)
+    ] = None,
+    least: Min = None,
+    most: Max = None,
+    target_queue_ms: TargetQueue = None,
+    target_kv: TargetKv = None,
+    idle: Idle = None,
     registry: Registry = DEFAULT_REGISTRY,
     wait: Wait = True,
     timeout: WaitTimeout = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Change how many replicas a model has, or how sessions are balanced over them."""
-    if replicas is None and policy is None:
-        raise typer.BadParameter("say how many REPLICAS, or which --policy")
+    """Change how many replicas a model has, or how sessions are balanced over them.
+
+    REPLICAS is a fixed number. With --min, --max or a target the model scales itself within these limits, stage by stage; what is
+    not named stays as it is. `stagemesh events` tells what was decided, and why.
+    """
+    if replicas is not None and fixed is not None and replicas != fixed:
+        raise typer.BadParameter("say REPLICAS or --replicas, not both")
+    replicas = fixed if replicas is None else replicas
+    limits = (least, most, target_queue_ms, target_kv, idle)
+    scales_itself = any(each is not None for each in limits)
+    if replicas is None and policy is None and not scales_itself:
+        raise typer.BadParameter("say how many REPLICAS, limits like --min and --max, or which --policy")
+    if replicas is not None and scales_itself:
+        raise typer.BadParameter("either a fixed number of REPLICAS, or limits like --min and --max")
 
     async def run() -> registry_pb2.ModelSpec:
-        spec = await deployment.scale(registry, name, replicas or 0, stage, policy)
+        before = await deployment.scaling(registry, name) if scales_itself else None
+        spec = await deployment.scale(
+            registry, name, replicas or 0, stage, policy, scaling_of(*limits, before)
+        )
         await _wait(registry, name, timeout, wait)
         return spec
 

@@ -72,6 +72,12 @@ async def scale(
         return (await stub.Scale(request, timeout=_RPC_S)).model
 
 
+async def scaling(registry: str, name: str) -> registry_pb2.Scaling | None:
+    """Within which limits a model scales itself; None where a fixed number holds, or nothing is deployed."""
+    found = await _find(registry, name)
+    return found.model.scaling if found is not None and found.model.HasField("scaling") else None
+
+
 async def deployments(registry: str) -> list[registry_pb2.Deployment]:
     """Every deployed model as the registry knows it."""
     async with _registry(registry) as stub:
