@@ -258,6 +258,18 @@ class SemanticSwitchResponse(_message.Message):
     scopes: int
     def __init__(self, scopes: _Optional[int] = ...) -> None: ...
 
+class SemanticRow(_message.Message):
+    __slots__ = ("kept", "expires_unix_ms", "wrong", "wrong_at")
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    WRONG_AT_FIELD_NUMBER: _ClassVar[int]
+    kept: SemanticKeepRequest
+    expires_unix_ms: int
+    wrong: int
+    wrong_at: float
+    def __init__(self, kept: _Optional[_Union[SemanticKeepRequest, _Mapping]] = ..., expires_unix_ms: _Optional[int] = ..., wrong: _Optional[int] = ..., wrong_at: _Optional[float] = ...) -> None: ...
+
 class SemanticState(_message.Message):
     __slots__ = ("scope", "counts", "off_by_operator", "off_by_alarm", "alarm_log", "alarms", "finds", "served", "verified", "false_hits", "settings", "used_unix_ms")
     SCOPE_FIELD_NUMBER: _ClassVar[int]
