@@ -13,8 +13,10 @@ from .load import ModelLoad, StageLoad
 
 # Stages that are as busy as that, but for this much, are told apart by how long steps wait there.
 _ALIKE = 0.1
-# Requests that wait for their turn say something about the stages only when one of them is that busy.
+# Requests that wait for their turn say something about the stages only when these are that busy.
 _FULL = 0.7
+# What growing aims at, as a part of the target: exactly on it would be above it half of the time.
+_AIM = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def _by_waiting(load: ModelLoad) -> Pressure:
     longest = max(load.stages, key=lambda each: each.queue_ms).queue_ms
     ratio = longest / load.limits.queue_ms
     why = f"steps wait {longest:.1f} ms, {load.limits.queue_ms:g} is the target"
-    if load.waiting and own.busy >= _FULL:
+    # Stages that take turns, one micro-batch at a time, are full together when one of them always computes.
+    if load.waiting and sum(each.busy for each in load.stages) >= _FULL:
         demand = 1 + load.waiting / max(load.active, 1)
         if demand > ratio:
             ratio, why = demand, f"{load.waiting} requests wait beside {load.active} that run"
@@ -60,16 +63,28 @@ def _by_memory(load: ModelLoad) -> Pressure:
 
 
 def grown(load: ModelLoad, found: Pressure) -> int:
-    """Replicas that the pressed stage should have: at most twice as many, and not past the next bottleneck."""
-    now = load.wanted[found.stage]
-    more = max(now + 1, math.ceil(now * min(found.ratio, 2.0)))
+    """Replicas that the pressed stage should have: as few as are predicted to do, at most twice as many as now, and not past
+    the next bottleneck.
+    """
+    now, stage = load.wanted[found.stage], load.stages[found.stage]
+    more = next(
+        (then for then in range(now + 1, 2 * now) if _would_do(load, after(stage, now, then))), 2 * now
+    )
     others = [each.busy for nth, each in enumerate(load.stages) if nth != found.stage]
     next_busy = max(others, default=0.0)
-    busy = load.stages[found.stage].busy
-    if next_busy > 0 and busy > 0:
+    if next_busy > 0 and stage.busy > next_busy:
         # With that many it would be as busy as the next one is now: more would only move the bottleneck.
-        more = min(more, max(now + 1, math.ceil(now * busy / next_busy)))
+        more = min(more, max(now + 1, math.ceil(now * stage.busy / next_busy)))
     return min(more, load.limits.most)
+
+
+def _would_do(load: ModelLoad, stage: StageLoad) -> bool:
+    waiting = 1 + load.waiting / max(load.active, 1)
+    return (
+        stage.queue_ms <= _AIM * load.limits.queue_ms
+        and stage.kv <= _AIM * load.limits.kv
+        and stage.busy * waiting <= _FULL
+    )
 
 
 def after(stage: StageLoad, now: int, then: int) -> StageLoad:
