@@ -56,7 +56,7 @@ ROLLOUT_ACTION_PROMOTE: RolloutAction
 ROLLOUT_ACTION_ABORT: RolloutAction
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified", "zones", "scaling", "semantic", "rollout", "plan")
+    __slots__ = ("name", "source", "hub_revision", "revision", "task", "architecture", "dtype", "partitions", "replicas", "generation", "context_length", "vocab_size", "policy", "cache", "cache_ttl_s", "created_unix_ms", "hidden_size", "checkpoint_dtype", "inputs", "outputs", "rows", "labels", "uncertified", "zones", "scaling", "semantic", "rollout", "plan", "weight")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HUB_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class ModelSpec(_message.Message):
     SEMANTIC_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     hub_revision: str
@@ -113,7 +114,8 @@ class ModelSpec(_message.Message):
     semantic: Semantic
     rollout: Rollout
     plan: PlacementPlan
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., semantic: _Optional[_Union[Semantic, _Mapping]] = ..., rollout: _Optional[_Union[Rollout, _Mapping]] = ..., plan: _Optional[_Union[PlacementPlan, _Mapping]] = ...) -> None: ...
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., hub_revision: _Optional[str] = ..., revision: _Optional[str] = ..., task: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[Partition, _Mapping]]] = ..., replicas: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., hidden_size: _Optional[int] = ..., checkpoint_dtype: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., rows: _Optional[_Union[RowKind, str]] = ..., labels: _Optional[_Iterable[str]] = ..., uncertified: _Optional[bool] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., semantic: _Optional[_Union[Semantic, _Mapping]] = ..., rollout: _Optional[_Union[Rollout, _Mapping]] = ..., plan: _Optional[_Union[PlacementPlan, _Mapping]] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Rollout(_message.Message):
     __slots__ = ("next", "state", "kind", "share", "steps", "step", "hold_s", "reason", "started_unix_ms", "step_unix_ms", "from_revision", "to_revision", "ready_s")
@@ -468,7 +470,7 @@ class ServiceRecord(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., id: _Optional[str] = ..., address: _Optional[str] = ..., http_address: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix_ms: _Optional[int] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
-    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate", "zones", "scaling", "semantic", "canary", "canary_s", "plan", "auto_recut", "node_labels", "pins")
+    __slots__ = ("source", "name", "hub_revision", "stages", "replicas", "dtype", "policy", "cache", "cache_ttl_s", "force", "certificate", "zones", "scaling", "semantic", "canary", "canary_s", "plan", "auto_recut", "node_labels", "pins", "weight", "allow_pending")
     class NodeLabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -496,6 +498,8 @@ class DeployRequest(_message.Message):
     AUTO_RECUT_FIELD_NUMBER: _ClassVar[int]
     NODE_LABELS_FIELD_NUMBER: _ClassVar[int]
     PINS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_PENDING_FIELD_NUMBER: _ClassVar[int]
     source: str
     name: str
     hub_revision: str
@@ -516,7 +520,9 @@ class DeployRequest(_message.Message):
     auto_recut: bool
     node_labels: _containers.ScalarMap[str, str]
     pins: _containers.RepeatedCompositeFieldContainer[PlacementPin]
-    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., semantic: _Optional[_Union[Semantic, _Mapping]] = ..., canary: _Optional[float] = ..., canary_s: _Optional[int] = ..., plan: _Optional[str] = ..., auto_recut: _Optional[bool] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ...) -> None: ...
+    weight: float
+    allow_pending: bool
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., hub_revision: _Optional[str] = ..., stages: _Optional[int] = ..., replicas: _Optional[int] = ..., dtype: _Optional[str] = ..., policy: _Optional[str] = ..., cache: _Optional[bool] = ..., cache_ttl_s: _Optional[int] = ..., force: _Optional[bool] = ..., certificate: _Optional[str] = ..., zones: _Optional[_Iterable[str]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., semantic: _Optional[_Union[Semantic, _Mapping]] = ..., canary: _Optional[float] = ..., canary_s: _Optional[int] = ..., plan: _Optional[str] = ..., auto_recut: _Optional[bool] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ..., weight: _Optional[float] = ..., allow_pending: _Optional[bool] = ...) -> None: ...
 
 class DeployResponse(_message.Message):
     __slots__ = ("model",)
@@ -535,18 +541,20 @@ class UndeployResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ScaleRequest(_message.Message):
-    __slots__ = ("name", "replicas", "stage", "policy", "scaling")
+    __slots__ = ("name", "replicas", "stage", "policy", "scaling", "weight")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     name: str
     replicas: int
     stage: int
     policy: str
     scaling: Scaling
-    def __init__(self, name: _Optional[str] = ..., replicas: _Optional[int] = ..., stage: _Optional[int] = ..., policy: _Optional[str] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., replicas: _Optional[int] = ..., stage: _Optional[int] = ..., policy: _Optional[str] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class ScaleResponse(_message.Message):
     __slots__ = ("model",)
