@@ -134,12 +134,11 @@ class Autoscale:
         for decision in self._autoscaler.decide(scaling, now):
             await self._scale(decision, term)
         await self._sweep(view.world, term)
-        if self._settings.consolidate_after_s > 0:
-            settled = view.settled and not self._controller.pending
-            boxes = view.boxes(self.reports.busy_of)
-            allowed = view.allowed(self._controller.history)
-            for move in self._consolidator.decide(boxes, allowed, settled=settled, now=now):
-                await self._move(view.world, move, term)
+        settled = view.settled and not self._controller.pending
+        boxes = view.boxes(self.reports.busy_of)
+        allowed = view.allowed(self._controller.history)
+        for move in self._consolidator.decide(boxes, allowed, settled=settled, now=now):
+            await self._move(view.world, move, term)
         self.reports.forget(view.world.assignments.keys(), view.world.models.keys(), now)
 
     def _loads(self, view: View, now: float) -> list[ModelLoad]:

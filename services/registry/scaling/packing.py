@@ -1,4 +1,4 @@
-"""Fewer nodes for the same replicas: the least used nodes are emptied onto others. Pure.
+"""Fewer nodes for the same replicas: the least used nodes are emptied onto others; an overloaded one gives to an empty one. Pure.
 
 Emptying one node is a bin packing of its replicas into the room that the others have left: largest first, each onto the node that
 it fills best (best fit decreasing: D. S. Johnson et al., "Worst-case performance bounds for simple one-dimensional packing
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 # A node that computes that much of the time has enough to do.
 BUSY_LIMIT = 0.5
+# One on which replicas compute that much of the time together has more than it can do.
+OVERLOAD = 0.9
 # Candidates looked at in one step, the least used first.
 _TRIED = 32
 
@@ -100,6 +102,19 @@ def consolidate(
     return moves
 
 
+def relieve(boxes: Sequence[Box], allowed: Allowed) -> Move | None:
+    """The busiest replica of the node with the most to do, onto an empty node; None when none is overloaded, or empty."""
+    crowded = [box for box in boxes if len(box.pieces) > 1 and box.busy >= OVERLOAD]
+    for box in sorted(crowded, key=lambda each: -each.busy):
+        for piece in sorted(box.pieces, key=lambda each: -each.busy):
+            for target in boxes if piece.movable else ():
+                need = None if target.pieces else allowed(piece, target.node_id)
+                if need is not None and need <= target.free:
+                    reason = f"node {box.node_id} is {box.busy:.0%} busy with {len(box.pieces)} replicas, {target.node_id} is empty"
+                    return Move(piece, box.node_id, target.node_id, reason)
+    return None
+
+
 def _empty(
     box: Box, left: dict[str, _Left], by_free: list[tuple[int, str]], allowed: Allowed
 ) -> list[Move] | None:
@@ -130,7 +145,8 @@ def _empty(
 def _best_fit(
     piece: Piece, source: Box, left: dict[str, _Left], by_free: list[tuple[int, str]], allowed: Allowed
 ) -> tuple[_Left, int] | None:
-    for _, node_id in by_free[bisect_left(by_free, (0, "")) :]:
+    # The same partition takes less where it is computed in a smaller dtype, a quarter at least.
+    for _, node_id in by_free[bisect_left(by_free, (piece.nbytes // 4, "")) :]:
         target = left[node_id]
         if node_id == source.node_id or (piece.model, piece.stage) in target.stages:
             continue
@@ -167,12 +183,14 @@ class Consolidator:
     """Patience: moves begin only when nothing else is under way, and the mesh was that quiet for a while.
 
     Args:
-        after_s: seconds for which nodes were so little used.
+        after_s: seconds for which nodes were so little used; 0: they are never emptied.
+        relieve_after_s: seconds for which one had too much to do while another was empty.
         pause_s: seconds between two steps.
         share: nodes emptied in one step, as a part of all; one at least.
     """
 
     after_s: float = 60.0
+    relieve_after_s: float = 5.0
     pause_s: float = 20.0
     share: float = 0.01
     _since: float | None = field(default=None, init=False)
@@ -190,13 +208,17 @@ class Consolidator:
         if not settled:
             self._since = None
             return []
-        moves = consolidate(boxes, allowed, most_nodes=max(1, int(len(boxes) * self.share)))
+        relief = relieve(boxes, allowed)
+        moves = [relief] if relief is not None else []
+        patience_s = self.relieve_after_s if relief is not None else self.after_s
+        if relief is None and self.after_s > 0:
+            moves = consolidate(boxes, allowed, most_nodes=max(1, int(len(boxes) * self.share)))
         if not moves:
             self._since = None
             return []
         if self._since is None:
             self._since = now
-        if now - self._since < self.after_s or now - self._moved_at < self.pause_s:
+        if now - self._since < patience_s or now - self._moved_at < self.pause_s:
             return []
         self._moved_at = now
         return moves
