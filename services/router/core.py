@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import random
 import re
 import time
@@ -20,8 +19,9 @@ from .admission.gate import AdmissionGate, Place
 from .admission.priority import HEADER as PRIORITY_HEADER
 from .admission.priority import Priority, asked_priority
 from .admission.queue import Admission
+from .at_once import AtOnce
 from .auth import Auth, load_keys
-from .cache.client import CacheClient
+from .cache.client import HIT, CacheClient
 from .cache.controls import CacheControls, controls_of
 from .cache.near import NearCache
 from .cache.use import embed_use, infer_use
@@ -107,6 +107,7 @@ class RouterCore:
             wait_s=config.cache_wait_s,
             near=near,
         )
+        self._at_once = AtOnce(self._cache, self._gate)
         self._watch = MembershipWatch(
             etcd, self.membership, self.loads, self.channels, Warmer(self.texts), self.waking.changed, near
         )
@@ -145,7 +146,9 @@ class RouterCore:
         timeout_s = asked_timeout(metadata) if timeout_s is None else timeout_s
         request_id = metadata.get("x-request-id", "")
         return RequestContext(
-            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else os.urandom(16).hex(),
+            request_id=request_id
+            if _REQUEST_ID.fullmatch(request_id)
+            else f"{self._rng.getrandbits(128):032x}",
             tenant=owner.tenant,
             deadline=time.monotonic() + (longest if timeout_s is None else min(max(timeout_s, 0.0), longest)),
             policy_override=metadata.get("x-stagemesh-policy", ""),
@@ -159,10 +162,19 @@ class RouterCore:
         """Validate, admit, tokenise, ask the cache, route, stream. Closing the iterator frees the session."""
         with Observed(self.telemetry, "generate", request.model, ctx) as observed:
             spec = check_model(request.model, self.membership.models)
-            check_generate(request, spec)
             controls = controls_of(ctx.metadata, request)
             if not controls.replay:
                 controls = replace(controls, replay=self.config.cache_replay)
+            mark, known = self._at_once.plan(request, spec, ctx, controls)
+            if known is not None:
+                observed.prompt(len(known.token_ids))
+                again = self._generation(known, ctx, observed)
+                with _accounted([again], observed):
+                    async with aclosing(again.run()) as responses:
+                        async for response in responses:
+                            yield response
+                return
+            check_generate(request, spec)
             size = request.max_tokens if request.HasField("max_tokens") else self.config.max_tokens
             begun = request.HasField("resume")
             if begun:  # it is brought to its end before others begin
@@ -179,6 +191,8 @@ class RouterCore:
                             async for response in responses:
                                 got_on(place, generations[0], response)
                                 yield response
+                    if generations[0].cache_status == HIT:
+                        self._at_once.answered(mark, plans[0])
             if len(generations) > 1:  # each answer is admitted by itself
                 choices = Choices(generations, lambda: self._admitted(spec, ctx, size, begun=begun))
                 with _accounted(generations, observed):
@@ -212,11 +226,18 @@ class RouterCore:
         """Named tensors [B, ...] in, named tensors [B, ...] out."""
         with Observed(self.telemetry, "infer", request.model, ctx) as observed, observed.current():
             spec = check_model(request.model, self.membership.models)
-            batch = check_infer(request, spec, max_output_bytes=self._max_output_bytes)
             controls = controls_of(ctx.metadata, request)
+            known = self._at_once.batches
+            mark, copied = self._at_once.copied(known, request, spec, ctx, controls, observed)
+            if copied is not None:
+                return copied
+            batch = check_infer(request, spec, max_output_bytes=self._max_output_bytes)
             async with self._admitted(spec, ctx, len(batch.lengths)) as place:
-                asked = await self._cache.ask(infer_use(request, batch, spec, ctx, controls))
+                use = infer_use(request, batch, spec, ctx, controls)
+                asked = await self._cache.ask(use)
                 response = asked.value
+                if response is not None:
+                    known.keep(mark, spec, (use, 0))
                 if response is None:
                     with asked:
                         outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
@@ -237,15 +258,22 @@ class RouterCore:
         with Observed(self.telemetry, "embed", request.model, ctx) as observed, observed.current():
             spec = check_model(request.model, self.membership.models)
             check_task(spec, "embed")
-            _check_embed(request, spec)
             controls = controls_of(ctx.metadata, request)
+            known = self._at_once.texts
+            mark, copied = self._at_once.copied(known, request, spec, ctx, controls, observed)
+            if copied is not None:
+                return copied
+            _check_embed(request, spec)
             async with self._admitted(spec, ctx, len(request.texts or request.tokens)) as place:
                 with self.telemetry.span("router.tokenize"):
                     rows = await self._embed_rows(request, spec, ctx)
                 tokens = sum(map(len, rows))
                 observed.prompt(tokens)
-                asked = await self._cache.ask(embed_use(rows, spec, ctx, controls))
+                use = embed_use(rows, spec, ctx, controls)
+                asked = await self._cache.ask(use)
                 response = asked.value
+                if response is not None:
+                    known.keep(mark, spec, (use, tokens))
                 if response is None:
                     with asked:
                         batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")

@@ -1,8 +1,7 @@
 """Ends what still runs when a router has to go, so that it goes on at another one."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 from stagemesh.errors import Unavailable
 
@@ -17,23 +16,9 @@ class HandOver:
     def __repr__(self) -> str:
         return f"HandOver({len(self._scopes)} running, begun={self._begun})"
 
-    @asynccontextmanager
-    async def scope(self) -> AsyncGenerator[None, None]:
+    def scope(self) -> "_Scope":
         """Raises `Unavailable` from the body's next wait once `begin` was called."""
-        scope = asyncio.timeout(0 if self._begun else None)
-        try:
-            async with scope:
-                self._scopes.add(scope)
-                try:
-                    yield
-                finally:
-                    self._scopes.discard(scope)
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            raise Unavailable(
-                "the router is shutting down; go on at another one", retry_after_s=1.0
-            ) from None
+        return _Scope(self._scopes, 0 if self._begun else None)
 
     def begin(self) -> None:
         """End every body that runs, and those to come."""
@@ -41,3 +26,28 @@ class HandOver:
         now = asyncio.get_running_loop().time()
         for scope in list(self._scopes):
             scope.reschedule(now)
+
+
+class _Scope:
+    """Written out: every request pays for it, and a generator would cost more."""
+
+    __slots__ = ("_all", "_timeout")
+
+    def __init__(self, scopes: set[asyncio.Timeout], seconds: float | None) -> None:
+        self._all = scopes
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._all.add(self._timeout)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._all.discard(self._timeout)
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise Unavailable(
+                "the router is shutting down; go on at another one", retry_after_s=1.0
+            ) from None

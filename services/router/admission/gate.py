@@ -57,10 +57,14 @@ class AdmissionGate:
         self.closed = True
         await self._idle.wait()
 
-    async def enter(self, ticket: Ticket) -> None:
-        """Return when `ticket` runs; see `admitted`."""
+    def check_open(self) -> None:
+        """Raises `Unavailable` when the router is draining."""
         if self.closed:
             raise Unavailable("the router is shutting down", retry_after_s=1.0)
+
+    async def enter(self, ticket: Ticket) -> None:
+        """Return when `ticket` runs; see `admitted`."""
+        self.check_open()
         ticket.arrived = time.monotonic()
         if ticket.arrived >= ticket.deadline:
             raise DeadlineExceeded("the deadline had passed when the request came")

@@ -104,17 +104,30 @@ class CacheClient:
     def __repr__(self) -> str:
         return f"CacheClient({self._waiting} waiting, {self._leases!r}, {self._pauses!r})"
 
+    def copied(self, use: CacheUse[M]) -> M | None:
+        """The router's own copy of the answer, where there is one that may be given; no lookup is counted without."""
+        if use.key is None or not use.controls.lookup:
+            return None
+        copy = self.near.find(use.tenant, use.key, use.controls.max_age_s)
+        if copy is None:
+            return None
+        self._near_hits.inc()
+        self._near_untold += 1
+        self._telemetry.cache_lookups.labels("hit").inc()
+        return use.kind.FromString(copy.value)
+
+    def has_copy(self, tenant: str, key: bytes | None, max_age_s: int | None) -> bool:
+        """Whether `copied` would find one."""
+        return key is not None and self.near.find(tenant, key, max_age_s) is not None
+
     async def ask(self, use: CacheUse[M], parent: Span | None = None) -> Asked[M]:
         """HIT with the value, MISS, or ERROR; BYPASS when nobody was asked. Never raises for the cache's sake."""
         if use.key is None or not use.controls.lookup:
             self._telemetry.cache_lookups.labels("bypass").inc()
             return self._asked(use, BYPASS)
-        copy = self.near.find(use.tenant, use.key, use.controls.max_age_s)
-        if copy is not None:
-            self._near_hits.inc()
-            self._near_untold += 1
-            self._telemetry.cache_lookups.labels("hit").inc()
-            return Asked(HIT, use.kind.FromString(copy.value))
+        copied = self.copied(use)
+        if copied is not None:
+            return Asked(HIT, copied)
         ranked = self._ranked(use.key)
         if not ranked:
             self._telemetry.cache_lookups.labels("bypass").inc()

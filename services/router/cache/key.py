@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
 
 VERSION = b"stagemesh-cache-3"
+_LENGTH = struct.Struct("<Q").pack
 
 
 def generation_key(
@@ -119,8 +120,8 @@ def _list(parts: Iterable[bytes]) -> bytes:
 
 def _digest(*parts: bytes) -> bytes:
     """SHA-256 over the parts, each with its length before it, so that no two lists of parts look alike."""
-    digest = hashlib.sha256(VERSION)
+    pieces = [VERSION]
     for part in parts:
-        digest.update(struct.pack("<Q", len(part)))
-        digest.update(part)
-    return digest.digest()
+        pieces.append(_LENGTH(len(part)))
+        pieces.append(part)
+    return hashlib.sha256(b"".join(pieces)).digest()

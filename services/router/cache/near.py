@@ -34,7 +34,6 @@ class NearCache:
     def __init__(
         self, max_bytes: int, clock: Callable[[], float], informed: Callable[[], bool] = lambda: True
     ) -> None:
-        self.hits = 0
         self._informed = informed
         self._clock = clock
         self._store = EntryStore(
@@ -57,13 +56,10 @@ class NearCache:
 
     def find(self, tenant: str, key: bytes, max_age_s: int | None = None) -> Entry | None:
         """The copy, if it may be given."""
-        if not self._store.max_bytes or not self._informed():
+        if not self._informed():
             return None
         found = self._store.lookup(tenant, key, max_age_s)
-        if found is None:
-            return None
-        self.hits += 1
-        return found[0]
+        return None if found is None else found[0]
 
     def keep(self, tenant: str, key: bytes, answer: cache_pb2.CacheLookupResponse, asked_at: float) -> bool:
         """Copy a hit whose digest was checked and that was asked for at `asked_at`; whether it was copied."""
