@@ -37,6 +37,8 @@ RELAY_METHOD = "/stagemesh.v1.StageService/Relay"
 PLACE_TRIES = 20
 # Of every link of this process: addresses are the same for all.
 _unreachable = Unreachable()
+# gRPC's words where a connection stands and its other end answers nothing.
+_STANDS_STILL = "ping timeout"
 
 
 def _nobody_waits() -> None:
@@ -196,6 +198,9 @@ class Link:
             error = Unavailable(refused.message)
         except grpc.aio.AioRpcError as rpc_error:
             cause = from_rpc_error(rpc_error)
+            if _STANDS_STILL in cause.message:
+                # The next one would wait as long to find out the same.
+                _unreachable.failed(self.hop.address, time.monotonic())
             error = Unavailable(f"stage {self.hop.stage} was lost: {cause.message}"[:300])
         finally:
             self._lane.close()

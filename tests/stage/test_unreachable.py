@@ -15,6 +15,7 @@ from stagemesh.services.stage.unreachable import (
 )
 
 from stagemesh.v1.stage_pb2 import Frame, RouteHop
+from tests.chaos.proxy import FROM_TARGET, Proxy
 from tests.stage.scripted_stage import eventually, linked, scripted
 from tests.stage.test_heartbeat import GREETING
 
@@ -68,6 +69,26 @@ async def test_sessions_do_not_queue_for_an_address_that_swallows_packets(
                 await eventually(lambda: next_.broke)
                 waited = time.monotonic() - before
                 assert "a moment ago" in next_.broke[0].message or waited >= 0.9, next_.broke[0].message
+
+
+@pytest.mark.asyncio
+async def test_what_stands_still_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_unreachable", Unreachable())
+    async with scripted(1, "r1", GREETING) as (_, hop):
+        proxy = Proxy(int(hop.address.rpartition(":")[2]))
+        await proxy.start()
+        try:
+            through = RouteHop(stage=1, replica_id="r1", address=f"127.0.0.1:{proxy.port}")
+            async with linked(through) as one:
+                await eventually(lambda: one.link.peer)
+                assert proxy.cut(FROM_TARGET) == 1
+                await eventually(lambda: one.broke)
+                assert "ping timeout" in one.broke[0].message
+                async with linked(through) as again:
+                    await eventually(lambda: again.broke)
+                    assert "a moment ago" in again.broke[0].message
+        finally:
+            await proxy.stop()
 
 
 @pytest.mark.asyncio
