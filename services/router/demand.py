@@ -28,12 +28,14 @@ class Demand:
         known: names of the deployed models.
         waiting: requests of a model that wait for their turn.
         held: requests of a model that wait for it to wake.
+        complete: adds what others know to a report, by model.
     """
 
     def __init__(self) -> None:
         self.known: Container[str] = ()
         self.waiting: Callable[[str], int] = _none
         self.held: Callable[[str], int] = _none
+        self.complete: Callable[[dict[str, ModelReport]], None] = lambda reports: None
         self._asked: dict[str, _Asked] = {}
 
     def __repr__(self) -> str:
@@ -66,33 +68,33 @@ class Demand:
 
     def report(self, router: str, covers_s: float) -> LoadReport:
         """What came and ended since the last report, and what is under way now."""
-        report = LoadReport(reporter=router, covers_ms=max(1, round(covers_s * 1000)))
+        models: dict[str, ModelReport] = {}
         for model, asked in list(self._asked.items()):
             waiting, held = self.waiting(model), self.held(model)
-            report.models.append(
-                ModelReport(
-                    model=model,
-                    arrivals=asked.arrivals,
-                    active=max(asked.open - waiting - held, 0),
-                    waiting=waiting,
-                    held=held,
-                    revisions=[
-                        RevisionReport(
-                            revision=revision,
-                            requests=ended.requests,
-                            errors=ended.errors,
-                            latency_ms_sum=ended.latency_ms_sum,
-                            latency_ms_squares=ended.latency_ms_squares,
-                        )
-                        for revision, ended in asked.revisions.items()
-                    ],
-                )
+            models[model] = ModelReport(
+                model=model,
+                arrivals=asked.arrivals,
+                active=max(asked.open - waiting - held, 0),
+                waiting=waiting,
+                held=held,
+                revisions=[
+                    RevisionReport(
+                        revision=revision,
+                        requests=ended.requests,
+                        errors=ended.errors,
+                        latency_ms_sum=ended.latency_ms_sum,
+                        latency_ms_squares=ended.latency_ms_squares,
+                    )
+                    for revision, ended in asked.revisions.items()
+                ],
             )
             asked.arrivals = 0
             asked.revisions = {}
             if not asked.open and model not in self.known:
                 del self._asked[model]
-        return report
+        self.complete(models)
+        covers_ms = max(1, round(covers_s * 1000))
+        return LoadReport(reporter=router, covers_ms=covers_ms, models=models.values())
 
     def _of(self, model: str) -> _Asked:
         asked = self._asked.get(model)

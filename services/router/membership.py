@@ -8,6 +8,7 @@ has that long to announce itself again. A key deleted in the middle of a healthy
 from collections.abc import Mapping
 
 from stagemesh import records
+from stagemesh.revisions import candidate_of
 from stagemesh.v1 import registry_pb2
 
 
@@ -21,6 +22,8 @@ class Membership:
     def __init__(self, *, grace_s: float) -> None:
         self.grace_s = grace_s
         self.models: dict[str, registry_pb2.ModelSpec] = {}
+        # Of the models whose rollout is under way.
+        self.candidates: dict[str, registry_pb2.ModelSpec] = {}
         self.replicas: dict[str, registry_pb2.ReplicaRecord] = {}
         self.nodes: dict[str, registry_pb2.NodeRecord] = {}
         self.services: dict[str, registry_pb2.ServiceRecord] = {}
@@ -32,7 +35,7 @@ class Membership:
         self._leaving: dict[str, float] = {}
         self._unsettled_until = float("-inf")
         self._ready: dict[
-            str, tuple[int, registry_pb2.ModelSpec, list[list[registry_pb2.ReplicaRecord]]]
+            tuple[str, str], tuple[int, registry_pb2.ModelSpec, list[list[registry_pb2.ReplicaRecord]]]
         ] = {}
 
     def __repr__(self) -> str:
@@ -75,11 +78,17 @@ class Membership:
 
         The lists are kept until something changes; they are not to be written to.
         """
-        known = self._ready.get(spec.name)
-        if known is not None and known[0] == self.version and known[1] is spec:
+        key = spec.name, spec.revision
+        known = self._ready.get(key)
+        # A session keeps the spec with which it began, of which there may be a newer copy.
+        if (
+            known is not None
+            and known[0] == self.version
+            and (known[1] is spec or known[1].partitions == spec.partitions)
+        ):
             return known[2]
         stages = self._find_ready(spec)
-        self._ready[spec.name] = self.version, spec, stages
+        self._ready[key] = self.version, spec, stages
         return stages
 
     def _find_ready(self, spec: registry_pb2.ModelSpec) -> list[list[registry_pb2.ReplicaRecord]]:
@@ -134,8 +143,8 @@ class Membership:
         self.version += 1
         try:
             if key.startswith(records.MODELS):
-                self.models[key.removeprefix(records.MODELS)] = records.from_json(
-                    value, registry_pb2.ModelSpec
+                self._put_model(
+                    key.removeprefix(records.MODELS), records.from_json(value, registry_pb2.ModelSpec)
                 )
             elif key.startswith(records.REPLICAS):
                 name = key.removeprefix(records.REPLICAS)
@@ -154,6 +163,18 @@ class Membership:
         except ValueError:
             self.undecodable += 1
 
+    def _put_model(self, name: str, spec: registry_pb2.ModelSpec) -> None:
+        self.models[name] = spec
+        self._forget_ready(name)
+        candidate = candidate_of(spec)
+        if candidate is not None:
+            self.candidates[name] = candidate
+
+    def _forget_ready(self, name: str) -> None:
+        self.candidates.pop(name, None)
+        for key in [key for key in self._ready if key[0] == name]:
+            del self._ready[key]
+
     def _drop(self, key: str) -> None:
         self._leaving.pop(key, None)
         self.version += 1
@@ -167,4 +188,4 @@ class Membership:
             if key.startswith(prefix):
                 table.pop(key.removeprefix(prefix), None)  # type: ignore[attr-defined]
         if key.startswith(records.MODELS):
-            self._ready.pop(key.removeprefix(records.MODELS), None)
+            self._forget_ready(key.removeprefix(records.MODELS))

@@ -77,6 +77,10 @@ class ResumeTokens:
             )
         return drawn
 
+    def made_for(self, token: bytes, spec: registry_pb2.ModelSpec) -> bool:
+        """Whether the token says that its answer is of this revision; whatever else is wrong, `read` tells."""
+        return len(token) >= _BODY.size and _BODY.unpack_from(token)[3] == _revision(spec)
+
     def _mac(self, body: bytes) -> bytes:
         if self._key:
             return hmac.digest(self._key, body, "sha256")[:_MAC_BYTES]

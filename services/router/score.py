@@ -10,7 +10,7 @@ import numpy as np
 
 from stagemesh.errors import DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument, OutOfRange
 from stagemesh.tensor import from_numpy
-from stagemesh.v1.inference_pb2 import InferRequest, InferResponse, ModelInfo
+from stagemesh.v1.inference_pb2 import InferRequest, InferResponse
 from stagemesh.v1.registry_pb2 import ModelSpec
 from stagemesh.v1.stage_pb2 import RouteHop
 
@@ -20,7 +20,6 @@ from .lossless import BITS, convert
 from .signature import MASK, signature_of
 from .text.model import ModelText
 from .text.pairs import PairText, PairTexts
-from .validate import check_model
 
 LOGITS = "logits"
 MAX_TEXTS = 2048
@@ -29,10 +28,10 @@ MAX_TEXTS = 2048
 class Core(Protocol):
     """What scoring needs of the router's core."""
 
-    def models(self) -> Sequence[ModelInfo]:
-        """Every deployed model."""
+    def spec(self, model: str, ctx: RequestContext) -> ModelSpec:
+        """The revision of a model that the request goes to."""
 
-    async def text(self, model: str) -> ModelText:
+    async def text(self, model: str, ctx: RequestContext) -> ModelText:
         """The model's text side."""
 
     async def infer(self, request: InferRequest, ctx: RequestContext) -> InferResponse:
@@ -63,7 +62,7 @@ class Scoring:
         Raises `FailedPrecondition` for a model that is not for ranking, `InvalidArgument` or `OutOfRange` naming
         `query` or the document.
         """
-        spec = self._spec(model, "rank")
+        spec = self._spec(model, "rank", ctx)
         if not query:
             raise InvalidArgument("query: is empty", field="query")
         _check_texts(documents, "documents")
@@ -75,7 +74,7 @@ class Scoring:
 
     async def classify(self, model: str, texts: Sequence[str], ctx: RequestContext) -> Scored:
         """The score of each class for each text, by the checkpoint's own kind of problem."""
-        spec = self._spec(model, "classify")
+        spec = self._spec(model, "classify", ctx)
         _check_texts(texts, "input")
         pair = await self._pair(spec, ctx)
         scored = await self._logits(spec, pair, texts, None, ctx)
@@ -83,8 +82,8 @@ class Scoring:
         names = label_names(spec.labels, pair.config, count)
         return _activated(scored, classify_activation(pair.config, count), names)
 
-    def _spec(self, model: str, task: str) -> ModelSpec:
-        spec = check_model(model, {each.spec.name: each.spec for each in self._core.models()})
+    def _spec(self, model: str, task: str, ctx: RequestContext) -> ModelSpec:
+        spec = self._core.spec(model, ctx)
         if spec.task != task:
             raise FailedPrecondition(
                 f"model: {spec.name!r} is for {spec.task!r}, it cannot be asked to {task}", field="model"
@@ -95,7 +94,7 @@ class Scoring:
         try:
             async with asyncio.timeout(max(ctx.deadline - time.monotonic(), 0)):
                 # Loaded by whoever comes first; it also says clearly when there is no tokenizer.
-                if not (await self._core.text(spec.name)).has_tokenizer:
+                if not (await self._core.text(spec.name, ctx)).has_tokenizer:
                     raise FailedPrecondition(
                         f"model: {spec.name!r} has no tokenizer; send tensors", field="model"
                     )

@@ -116,7 +116,7 @@ class ScriptedCore:
         spec = ModelSpec(name="demo", task="generate", context_length=1024, created_unix_ms=1_700_000_000_123)
         return [ModelInfo(spec=spec, ready=self.ready)] if self.deployed else []
 
-    async def text(self, model: str) -> ModelText:
+    async def text(self, model: str, context: RequestContext) -> ModelText:
         self._check(model)
         if self._text is None:
             self._text = await asyncio.to_thread(

@@ -145,7 +145,7 @@ async def test_chat_and_its_stream(http: httpx.AsyncClient, core: ScriptedCore) 
 
 
 async def test_logprobs_in_both_shapes(http: httpx.AsyncClient, core: ScriptedCore) -> None:
-    text = await core.text("demo")
+    text = await core.text("demo", core.context({}))
     response = await http.post("/v1/completions", json={"model": "demo", "prompt": "x", "logprobs": 1})
     shape = response.json()["choices"][0]["logprobs"]
     assert shape["tokens"] == [text.token_text(token) for token in (10, 11, 12)]

@@ -29,7 +29,7 @@ def chat(core: Core, max_body_bytes: int) -> Handler:
     async def handle(request: Request, context: RequestContext) -> Response:
         body = parse(ChatBody, await read_json(request, max_body_bytes))
         asked = chat_request(body, request.headers)
-        token_text = (await core.text(body.model)).token_text if body.logprobs else None
+        token_text = (await core.text(body.model, context)).token_text if body.logprobs else None
         shape = _Shape(body, context, token_text)
         pump = Pump([core.generate(asked, context)])
         streaming = False

@@ -32,7 +32,7 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
         n = body.n or 1
         shape = _Shape(body, context, len(asked) * n)
         if body.logprobs is not None:
-            shape.with_logprobs((await core.text(body.model)).token_text)
+            shape.with_logprobs((await core.text(body.model, context)).token_text)
         pump = Pump([core.generate(one, context_of(context, i, len(asked))) for i, one in enumerate(asked)])
         streaming = False
         try:

@@ -39,8 +39,8 @@ class Core(Protocol):
     def models(self) -> Sequence[ModelInfo]:
         """Every deployed model."""
 
-    async def text(self, model: str) -> ModelText:
-        """Return the model's text side."""
+    async def text(self, model: str, context: RequestContext) -> ModelText:
+        """Return the model's text side, of the revision that the request goes to."""
 
     def record_http(self, path: str, status: int, seconds: float) -> None:
         """Count an answered request."""
