@@ -28,7 +28,7 @@ from .packed import pack_linears
 from .plans import plan_of
 from .ragged import Ragged, Segment
 from .skeleton import Skeleton, compact, prune, read_config
-from .weights import Locate, load_weights
+from .weights import Locate, load_weights, own_memory
 
 
 class CausalPartition:
@@ -307,15 +307,17 @@ def load_causal(
     family = family_of(read_config(folder))
     ragged = _full_attention(config)
     skeleton = build_causal(config, first, end, dtype, ragged)
-    weight_bytes = load_weights(skeleton, checkpoint, locate, device)
+    packs = fast and device.type == "cpu"
+    weight_bytes = load_weights(skeleton, checkpoint, locate, device, mapped=packs)
     compact(skeleton, family.caches)
     packed, kernels = 0, None
-    if fast and device.type == "cpu":
+    if packs:
         kernels = load_kernels(dtype) if ragged else None
         if kernels is not None and config.model_type in FAMILIES:
             base: Any = skeleton.base
             fuse_layers(base.layers, base.rotary_emb, _arenas(config, end - first, dtype, device), kernels)
         packed = pack_linears(skeleton.model)
+        own_memory(skeleton)
     return CausalPartition(
         skeleton,
         family,

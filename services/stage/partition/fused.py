@@ -5,6 +5,7 @@ library's layer makes some 40 of them. Here the projections of queries, keys and
 gate and up another, and norms, residuals, rotary positions, KV writes and attention are one kernel each.
 """
 
+import copy
 import logging
 import time
 
@@ -15,7 +16,9 @@ from transformers.activations import ACT2FN
 from .attention import running
 from .kernels import Kernels
 from .kv import KVLayout, KVPool
+from .packed import SideBySide, pack_linears
 from .ragged import Ragged, Segment
+from .trials import TRIALS
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +40,9 @@ class FusedLayer(nn.Module):
         self.index = index
         self.head_dim: int = attention.head_dim  # type: ignore[assignment]
         self.scale: float = attention.scaling  # type: ignore[assignment]
-        self.qkv = _joined(attention, "q_proj", "k_proj", "v_proj")
+        self.qkv: nn.Module = _beside(attention, "q_proj", "k_proj", "v_proj")
         self.out = attention.get_submodule("o_proj")
-        self.gate_up = _joined(mlp, "gate_proj", "up_proj")
+        self.gate_up: nn.Module = _beside(mlp, "gate_proj", "up_proj")
         self.down = mlp.get_submodule("down_proj")
         self.heads = self.out.in_features // self.head_dim  # type: ignore[operator]
         self.kv_heads = (self.qkv.out_features // self.head_dim - self.heads) // 2
@@ -82,18 +85,9 @@ def _norm(module: nn.Module) -> tuple[torch.Tensor, float]:
     return module.weight, module.variance_epsilon  # type: ignore[return-value]
 
 
-def _joined(module: nn.Module, *names: str) -> nn.Linear:
-    """Linear layers on one input as one."""
-    parts = [module.get_submodule(name) for name in names]
-    weight = torch.cat([part.weight for part in parts])  # type: ignore[misc]
-    with_bias = any(part.bias is not None for part in parts)
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=with_bias, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if with_bias:
-        zeros = [weight.new_zeros(part.out_features) for part in parts]  # type: ignore[arg-type]
-        biases = [zero if part.bias is None else part.bias for part, zero in zip(parts, zeros, strict=True)]
-        linear.bias = nn.Parameter(torch.cat(biases), requires_grad=False)  # type: ignore[arg-type]
-    return linear
+def _beside(module: nn.Module, *names: str) -> SideBySide:
+    """Linear layers on one input; packing makes one of them, without a copy in between."""
+    return SideBySide(*(module.get_submodule(name) for name in names))  # type: ignore[arg-type]
 
 
 def _fits(layer: nn.Module, layout: KVLayout, kernels: Kernels) -> bool:
@@ -124,12 +118,28 @@ def fuse_layers(layers: nn.ModuleList, rotary: nn.Module, layout: KVLayout, kern
     """
     if not all(_fits(layer, layout, kernels) for layer in layers):
         return False
-    plain, fused = layers[0], FusedLayer(layers[0], 0, kernels)
-    width: int = fused.qkv.in_features
+    fused = FusedLayer(layers[0], 0, kernels)
+    width: int = fused.qkv.in_features  # type: ignore[assignment]
+    facts = (width, fused.heads, fused.kv_heads, fused.head_dim, fused.down.in_features, layout.dtype)
+    if not TRIALS.pays("fused", *facts, trial=lambda: _is_better(layers[0], rotary, layout, kernels)):
+        return False
+    layers[0] = fused
+    for index in range(1, len(layers)):
+        layers[index] = FusedLayer(layers[index], index, kernels)
+    return True
+
+
+def _is_better(plain: nn.Module, rotary: nn.Module, layout: KVLayout, kernels: Kernels) -> bool:
+    """Whether the fused form of this layer gives the same, sooner; both as they will be, packed."""
+    width: int = plain.get_submodule("self_attn.q_proj").in_features  # type: ignore[assignment]
+    fused = FusedLayer(plain, 0, kernels)
+    pack_linears(fused)
+    plain = copy.deepcopy(plain)
+    pack_linears(plain)
     single = KVLayout(1, layout.kv_heads, layout.head_dim, layout.dtype, layout.device)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(rows, width, generator=generator).to(layout.dtype) for rows in (_PROMPT, 1)]
-    outputs, times = [], []
+    outputs, last = [], []
     for layer in (plain, fused):
         pool = KVPool(single.token_bytes * 64, single)
         kv = pool.reserve(_PROMPT + 1)
@@ -139,18 +149,19 @@ def fuse_layers(layers: nn.ModuleList, rotary: nn.Module, layout: KVLayout, kern
             batch = Ragged(segments, True, layout.device, kernels)
             found.append(_run(layer, hidden, rotary, batch))
         outputs.append(torch.cat(found))
-        times.append(min(_seconds(layer, inputs[1], rotary, batch) for _ in range(_TRIES)))
+        last.append(batch)
     tolerance = 1e-4 if layout.dtype == torch.float32 else 3e-2
     if not torch.allclose(outputs[0], outputs[1], rtol=tolerance, atol=tolerance):
         log.warning("fused layers give other results on this machine: not used")
         return False
+    # In turns: a machine that others use changes its speed meanwhile.
+    tries = [
+        [_seconds(layer, inputs[1], rotary, batch) for layer, batch in zip((plain, fused), last, strict=True)]
+        for _ in range(_TRIES)
+    ]
+    times = [min(each) for each in zip(*tries, strict=True)]
     log.info("a fused layer takes %.2f of the plain one's time", times[1] / times[0])
-    if not _pays(*times):
-        return False
-    layers[0] = fused
-    for index in range(1, len(layers)):
-        layers[index] = FusedLayer(layers[index], index, kernels)
-    return True
+    return _pays(*times)
 
 
 def _pays(plain_s: float, fused_s: float) -> bool:

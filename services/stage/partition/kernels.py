@@ -231,11 +231,16 @@ def load_kernels(dtype: torch.dtype) -> Kernels | None:
     return Kernels(library, dtype, library.stagemesh_max_head_dim())
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
+def kernels_file() -> Path | None:
+    """Where the compiled kernels lie; None when they were not built."""
     folder = Path(__file__).parent
     files = [folder / f"_kernels{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    file = next((file for file in files if file.exists()), None)
+    return next((file for file in files if file.exists()), None)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    file = kernels_file()
     if file is None:
         log.info("the compiled kernels were not built: decode steps run on torch alone")
         return None

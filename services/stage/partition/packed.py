@@ -8,12 +8,15 @@ tried out on one layer first; the first that is right and sooner than the plain 
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from .kernels import PANEL, Kernels, load_kernels
 from .memory import LargePages
+from .trials import TRIALS
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +28,54 @@ _MIN_WEIGHTS = 2**14
 _TRIES = 9
 
 
-class PanelLinear(nn.Module):
-    """`[..., in] -> [..., out]` as the `nn.Linear` it was made from; holds no plain copy of the weight."""
+class SideBySide(nn.Module):
+    """Linear layers on one input, `[..., in] -> [..., sum of outs]`, whose weights nobody has put together yet."""
 
-    def __init__(self, linear: nn.Linear, kernels: Kernels, memory: LargePages) -> None:
+    def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        self.bias = linear.bias
+        self.parts = nn.ModuleList(parts)
+        self.in_features = parts[0].in_features
+        self.out_features = sum(part.out_features for part in parts)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """One product after the other."""
+        return torch.cat([part(inputs) for part in self.parts], -1)
+
+    def joined(self) -> nn.Linear:
+        """The same as one layer, with a copy of the weights."""
+        weights, biases = [part.weight for part in self.parts], [part.bias for part in self.parts]
+        linear = nn.Linear(
+            self.in_features, self.out_features, bias=any(b is not None for b in biases), device="meta"
+        )
+        linear.weight = nn.Parameter(torch.cat(weights), requires_grad=False)  # type: ignore[arg-type]
+        if linear.bias is not None:
+            found = [
+                part.weight.new_zeros(part.out_features) if part.bias is None else part.bias  # type: ignore[operator]
+                for part in self.parts
+            ]
+            linear.bias = nn.Parameter(torch.cat(found), requires_grad=False)
+        return linear
+
+
+# A layer to be packed.
+Plain: TypeAlias = "nn.Linear | SideBySide"
+
+
+class PanelLinear(nn.Module):
+    """`[..., in] -> [..., out]` as what it was made from; holds no plain copy of the weight."""
+
+    def __init__(self, plain: Plain, kernels: Kernels, memory: LargePages) -> None:
+        super().__init__()
+        self.in_features = plain.in_features
+        self.out_features = plain.out_features
         self._kernels = kernels
-        columns = -(-linear.out_features // PANEL) * PANEL
-        self._panels = memory.empty(columns * linear.in_features, linear.weight.dtype)
-        kernels.pack_panels(linear.weight.detach().contiguous(), self._panels)
+        parts, self.bias = _parts(plain)
+        columns = -(-plain.out_features // PANEL) * PANEL
+        self._panels = memory.empty(columns * plain.in_features, parts[0].dtype)
+        at = 0
+        for weight in parts:  # straight from where they lie, which may be a mapped file
+            kernels.pack_panels(weight, self._panels[at:])
+            at += weight.numel()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Multiply by the packed weight and add the bias."""
@@ -49,11 +88,23 @@ class PanelLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, panels"
 
 
+def _parts(plain: Plain) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Contiguous weights `[out, in]` whose panels can follow one another, and the bias of all."""
+    if isinstance(plain, SideBySide):
+        parts = list(plain.parts)
+        fit = all(part.out_features % PANEL == 0 for part in parts[:-1])  # type: ignore[operator]
+        if fit and all(part.bias is None for part in parts):
+            return [part.weight.detach().contiguous() for part in parts], None  # type: ignore[operator]
+        plain = plain.joined()
+    return [plain.weight.detach().contiguous()], plain.bias
+
+
 class PackedLinear(nn.Module):
     """The same in oneDNN's order."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, plain: Plain) -> None:
         super().__init__()
+        linear = plain.joined() if isinstance(plain, SideBySide) else plain
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.bias = linear.bias
@@ -75,38 +126,70 @@ def pack_linears(model: nn.Module) -> int:
     Returns:
         How many were replaced; 0 when packing does not work here or is not faster.
     """
-    found = [
+    apart = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear
-        and child.weight.device.type == "cpu"
-        and child.weight.dtype in _DTYPES
-        and child.weight.numel() >= _MIN_WEIGHTS
-        and child.in_features % 2 == 0
+        if isinstance(child, SideBySide)
     ]
-    if not found:
-        return 0
-    largest = max((child for _, _, child in found), key=lambda c: c.weight.numel())
-    for form in _forms(largest.weight.dtype):
-        if _pays(largest, form):
-            for parent, name, child in found:
-                setattr(parent, name, form(child))
-            return len(found)
-    return 0
+    inside = {id(part) for _, _, child in apart for part in child.parts}
+    every: list[tuple[nn.Module, str, Plain]] = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, (nn.Linear, SideBySide)) and id(child) not in inside and _can(child)
+    ]
+    form = _best_form([child for _, _, child in every])
+    for parent, name, child in every if form is not None else ():
+        assert form is not None
+        setattr(parent, name, form(child))
+    for parent, name, child in apart:
+        if getattr(parent, name) is child:
+            setattr(parent, name, child.joined())
+    return len(every) if form is not None else 0
 
 
-def _forms(dtype: torch.dtype) -> list[Callable[[nn.Linear], nn.Module]]:
-    """The ways to pack, best first."""
-    forms: list[Callable[[nn.Linear], nn.Module]] = [PackedLinear]
+def _can(layer: Plain) -> bool:
+    """Whether it is a layer that is worth packing."""
+    parts = list(layer.parts) if isinstance(layer, SideBySide) else [layer]
+    return (
+        all(
+            type(part) is nn.Linear and part.weight.device.type == "cpu" and part.weight.dtype in _DTYPES
+            for part in parts
+        )
+        and layer.in_features * layer.out_features >= _MIN_WEIGHTS
+        and layer.in_features % 2 == 0
+    )
+
+
+def _best_form(layers: list[Plain]) -> Callable[[Plain], nn.Module] | None:
+    """The form to pack in, if one pays; tried on the largest layer."""
+    if not layers:
+        return None
+    largest = max(layers, key=lambda layer: layer.in_features * layer.out_features)
+    part = largest.parts[0] if isinstance(largest, SideBySide) else largest
+    dtype: torch.dtype = part.weight.dtype  # type: ignore[union-attr, assignment]
+
+    def tried(form: Callable[[Plain], nn.Module]) -> bool:
+        return _pays(largest.joined() if isinstance(largest, SideBySide) else largest, form)
+
+    for name, form in _forms(dtype):
+        if TRIALS.pays(name, largest.in_features, largest.out_features, dtype, trial=partial(tried, form)):
+            return form
+    return None
+
+
+def _forms(dtype: torch.dtype) -> list[tuple[str, Callable[[Plain], nn.Module]]]:
+    """The ways to pack, best first, with their names."""
+    forms: list[tuple[str, Callable[[Plain], nn.Module]]] = [("onednn", PackedLinear)]
     kernels = load_kernels(dtype)
     if kernels is not None:
         memory = LargePages()
-        forms.insert(0, lambda linear: PanelLinear(linear, kernels, memory))
+        forms.insert(0, ("panels", lambda plain: PanelLinear(plain, kernels, memory)))
     return forms
 
 
-def _pays(linear: nn.Linear, form: Callable[[nn.Linear], nn.Module]) -> bool:
+def _pays(linear: nn.Linear, form: Callable[[Plain], nn.Module]) -> bool:
     """Whether packing gives this layer's result, sooner, at one row and at `ROWS` rows together."""
     try:
         packed = form(linear)

@@ -52,6 +52,7 @@ class Skeleton:
         end: one past the last.
         total: layers of the whole model.
         tied: parameters that have another's values in the whole model: name -> the other's name.
+        mapped: addresses of tensors that lie in a mapped file; see `weights.own_memory`.
     """
 
     model: PreTrainedModel
@@ -61,6 +62,7 @@ class Skeleton:
     end: int
     total: int
     tied: dict[str, str] = field(default_factory=dict)
+    mapped: set[int] = field(default_factory=set)
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -39,10 +39,20 @@ _STORED = {
 Locate = Callable[[str], Path]
 
 
-def load_weights(skeleton: Skeleton, checkpoint: Checkpoint, locate: Locate, device: torch.device) -> int:
+def load_weights(
+    skeleton: Skeleton, checkpoint: Checkpoint, locate: Locate, device: torch.device, *, mapped: bool = False
+) -> int:
     """Load every parameter and buffer of the skeleton in its own dtype; return the bytes that they take.
 
     Only files that hold one of its tensors are located, and only its tensors are read from them.
+
+    Args:
+        skeleton: on the meta device; is filled.
+        checkpoint: what it is filled from.
+        locate: finds its files.
+        device: where to.
+        mapped: leave on a CPU what the file has as it is needed in the mapped file, for somebody who makes something else
+            of it at once; `own_memory` copies what is left then.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or its file cannot be read.
@@ -58,6 +68,9 @@ def load_weights(skeleton: Skeleton, checkpoint: Checkpoint, locate: Locate, dev
         if target in present and target not in given and other not in present:
             wanted.update({name: target for name, found in sources.items() if found == other})
     missing, wrong = _load(model, checkpoint, locate, wanted, sources, mapping, device)
+    skeleton.mapped = _mapped(model, checkpoint, wanted)
+    if not mapped:
+        own_memory(skeleton)
     for target, other in skeleton.tied.items():
         if target in present and other in present:
             # Either spelling may be the one that the checkpoint has.
@@ -125,20 +138,29 @@ def _load(
                 ) from error
         config = LoadStateDictConfig(device_map={"": device}, weight_mapping=mapping)
         info, _ = convert_and_load_state_dict_in_model(model, state, config)
-        _own_memory(model, checkpoint, wanted)
     if info.conversion_errors:
         first = next(iter(info.conversion_errors.values()))
         raise CheckpointError(f"the checkpoint's tensors cannot be converted: {str(first)[:200]}")
     return set(info.missing_keys), list(info.mismatched_keys)
 
 
-def _own_memory(model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, str]) -> None:
-    """Copy what may still lie in a mapped file: a checkpoint may be replaced while it is served."""
+def own_memory(skeleton: Skeleton) -> None:
+    """Copy what still lies in a mapped file: a checkpoint may be replaced while it is served."""
+    for tensor in [*skeleton.model.parameters(), *skeleton.model.buffers()]:
+        if tensor.data_ptr() in skeleton.mapped:
+            tensor.data = tensor.data.clone()
+    skeleton.mapped.clear()
+
+
+def _mapped(model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, str]) -> set[int]:
+    """Where the tensors begin that may lie in a file's mapping: those that are as the file has them."""
+    found = set()
     for name, target in wanted.items():
         tensor = _tensor(model, target)
         same = _STORED.get(checkpoint.tensors[name].dtype) == tensor.dtype
         if same and not tensor.is_meta and tensor.device.type == "cpu":
-            tensor.data = tensor.data.clone()
+            found.add(tensor.data_ptr())
+    return found
 
 
 def _share(model: PreTrainedModel, target: str, other: str) -> None:
