@@ -40,11 +40,12 @@ from .membership_watch import MembershipWatch
 from .observe import Observed
 from .prepare import Plan, prepare, tokenise_batch
 from .resume import ResumeTokens, load_resume_key
+from .revisions import Chosen, Revisions
 from .routing import Routing
 from .status import mesh_status
 from .telemetry import Telemetry
 from .text.tokenizers import ModelText, Texts
-from .validate import check_generate, check_model, check_task, check_texts, check_token_ids
+from .validate import check_generate, check_task, check_texts, check_token_ids
 from .validate_tensors import Batch, check_infer, token_batch
 from .waking import Waking
 from .warm import Warmer
@@ -73,6 +74,7 @@ class RouterCore:
         self.telemetry = Telemetry()
         self.auth = Auth(load_keys(config.api_keys) if config.api_keys else None)
         self.membership = Membership(grace_s=config.lease_ttl_s)
+        self.revisions = Revisions(self.membership, self.telemetry.demand)
         self.loads = Loads()
         self.channels = Channels(config.max_message_bytes)
         self.hand_over = HandOver()
@@ -118,6 +120,7 @@ class RouterCore:
         self.telemetry.demand.known = self.membership.models
         self.telemetry.demand.waiting = lambda model: admission.lane(model).waiting
         self.telemetry.demand.held = self.waking.held_of
+        self.telemetry.demand.complete = self.revisions.trials.add_to
         self.telemetry.etcd_connected.set_function(lambda: float(etcd.connected))
 
     def __repr__(self) -> str:
@@ -160,8 +163,11 @@ class RouterCore:
         self, request: inference_pb2.GenerateRequest, ctx: RequestContext
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Validate, admit, tokenise, ask the cache, route, stream. Closing the iterator frees the session."""
-        with Observed(self.telemetry, "generate", request.model, ctx) as observed:
-            spec = check_model(request.model, self.membership.models)
+        with (
+            Observed(self.telemetry, "generate", request.model, ctx) as observed,
+            self._revision_for(request, ctx) as chosen,
+        ):
+            spec = chosen.spec
             controls = controls_of(ctx.metadata, request)
             if not controls.replay:
                 controls = replace(controls, replay=self.config.cache_replay)
@@ -169,7 +175,7 @@ class RouterCore:
             if known is not None:
                 observed.prompt(len(known.token_ids))
                 again = self._generation(known, ctx, observed)
-                with _accounted([again], observed):
+                with _accounted([again], observed, chosen):
                     async with aclosing(again.run()) as responses:
                         async for response in responses:
                             yield response
@@ -181,24 +187,36 @@ class RouterCore:
                 ctx = replace(ctx, priority=Priority.HIGH)
             async with self._admitted(spec, ctx, size, begun=begun) as place:
                 self.telemetry.began(ctx.priority, place.waited_s)
+                chosen.dispatched()
                 with observed.current():
                     plans = await self._prepare(request, spec, ctx, controls)
                 observed.prompt(len(plans[0].token_ids))
                 generations = [self._generation(plan, ctx, observed) for plan in plans]
                 if len(generations) == 1:
-                    with _accounted(generations, observed):
+                    with _accounted(generations, observed, chosen):
                         async with aclosing(generations[0].run()) as responses:
                             async for response in responses:
+                                chosen.answered()
                                 got_on(place, generations[0], response)
                                 yield response
                     if generations[0].cache_status == HIT:
                         self._at_once.answered(mark, plans[0])
             if len(generations) > 1:  # each answer is admitted by itself
                 choices = Choices(generations, lambda: self._admitted(spec, ctx, size, begun=begun))
-                with _accounted(generations, observed):
+                with _accounted(generations, observed, chosen):
                     async with aclosing(choices.run()) as responses:
                         async for response in responses:
+                            chosen.answered()
                             yield response
+
+    def _revision_for(self, request: inference_pb2.GenerateRequest, ctx: RequestContext) -> Chosen:
+        """What goes on goes on with its own revision."""
+        if not request.HasField("resume"):
+            return self.revisions.choose(request.model, ctx.request_id)
+        token = request.resume.token
+        return self.revisions.choose(
+            request.model, ctx.request_id, lambda spec: self._resume_tokens.made_for(token, spec)
+        )
 
     def _admitted(
         self, spec: registry_pb2.ModelSpec, ctx: RequestContext, size: int, *, begun: bool = False
@@ -224,8 +242,12 @@ class RouterCore:
         self, request: inference_pb2.InferRequest, ctx: RequestContext
     ) -> inference_pb2.InferResponse:
         """Named tensors [B, ...] in, named tensors [B, ...] out."""
-        with Observed(self.telemetry, "infer", request.model, ctx) as observed, observed.current():
-            spec = check_model(request.model, self.membership.models)
+        with (
+            Observed(self.telemetry, "infer", request.model, ctx) as observed,
+            observed.current(),
+            self.revisions.choose(request.model, ctx.request_id) as chosen,
+        ):
+            spec = chosen.spec
             controls = controls_of(ctx.metadata, request)
             known = self._at_once.batches
             mark, copied = self._at_once.copied(known, request, spec, ctx, controls, observed)
@@ -233,9 +255,11 @@ class RouterCore:
                 return copied
             batch = check_infer(request, spec, max_output_bytes=self._max_output_bytes)
             async with self._admitted(spec, ctx, len(batch.lengths)) as place:
+                chosen.dispatched()
                 use = infer_use(request, batch, spec, ctx, controls)
                 asked = await self._cache.ask(use)
                 response = asked.value
+                chosen.cached = response is not None
                 if response is not None:
                     known.keep(mark, spec, (use, 0))
                 if response is None:
@@ -255,8 +279,12 @@ class RouterCore:
         self, request: inference_pb2.EmbedRequest, ctx: RequestContext
     ) -> inference_pb2.EmbedResponse:
         """Texts, or token ids, to vectors [N, H]."""
-        with Observed(self.telemetry, "embed", request.model, ctx) as observed, observed.current():
-            spec = check_model(request.model, self.membership.models)
+        with (
+            Observed(self.telemetry, "embed", request.model, ctx) as observed,
+            observed.current(),
+            self.revisions.choose(request.model, ctx.request_id) as chosen,
+        ):
+            spec = chosen.spec
             check_task(spec, "embed")
             controls = controls_of(ctx.metadata, request)
             known = self._at_once.texts
@@ -265,6 +293,7 @@ class RouterCore:
                 return copied
             _check_embed(request, spec)
             async with self._admitted(spec, ctx, len(request.texts or request.tokens)) as place:
+                chosen.dispatched()
                 with self.telemetry.span("router.tokenize"):
                     rows = await self._embed_rows(request, spec, ctx)
                 tokens = sum(map(len, rows))
@@ -272,6 +301,7 @@ class RouterCore:
                 use = embed_use(rows, spec, ctx, controls)
                 asked = await self._cache.ask(use)
                 response = asked.value
+                chosen.cached = response is not None
                 if response is not None:
                     known.keep(mark, spec, (use, tokens))
                 if response is None:
@@ -302,9 +332,13 @@ class RouterCore:
             self.membership, self.loads, self.channels, self.models(), self.etcd.connected
         )
 
-    async def text(self, model: str) -> ModelText:
-        """The tokenizer of a model; raises `NotFound` for an unknown one."""
-        return await self.texts.get(check_model(model, self.membership.models))
+    async def text(self, model: str, ctx: RequestContext) -> ModelText:
+        """The tokenizer of a model, of the revision that the request goes to; raises `NotFound` for an unknown one."""
+        return await self.texts.get(self.spec(model, ctx))
+
+    def spec(self, model: str, ctx: RequestContext) -> registry_pb2.ModelSpec:
+        """The revision of a model that the request goes to; raises `NotFound` for an unknown one."""
+        return self.revisions.spec(model, ctx.request_id)
 
     @property
     def draining(self) -> bool:
@@ -373,13 +407,16 @@ class RouterCore:
 
 
 @contextmanager
-def _accounted(generations: list[Generation], observed: Observed) -> Iterator[None]:
+def _accounted(generations: list[Generation], observed: Observed, chosen: Chosen) -> Iterator[None]:
     """Count what was generated when the body is over, well or not."""
     try:
         yield
     finally:
         tokens = sum(generation.completion_tokens for generation in generations)
         observed.completion(tokens, generations[0].finish_reason)
+        # Several answers run partly beside and partly after one another: how long they took says nothing.
+        chosen.tokens = tokens if len(generations) == 1 else None
+        chosen.cached = all(each.cached for each in generations)
 
 
 def _check_embed(request: inference_pb2.EmbedRequest, spec: registry_pb2.ModelSpec) -> None:

@@ -51,6 +51,8 @@ class Generation:
         self._cache = cache
         self._dispatch = dispatch
         self._telemetry = telemetry
+        # Nothing of it was computed for this request.
+        self.cached = False
         self._first = True
         self._started = started
 
@@ -61,6 +63,7 @@ class Generation:
         if plan.so_far is None:
             self.cache_status = asked.status
         if asked.value is not None:
+            self.cached = True
             for response in self._replay(asked.value):
                 yield response
             return
