@@ -100,7 +100,9 @@ class MembershipWatch:
             self._changed()
             if version != self._membership.version:
                 version = self._membership.version
-                self._warmer.update(self._membership.models.values())
+                self._warmer.update(
+                    [*self._membership.models.values(), *self._membership.candidates.values()]
+                )
                 await self._channels.sweep(self._membership.addresses())
                 # A lookup has milliseconds, too few to connect in when many requests come first.
                 self._channels.connect(record.address for record in self._membership.services_of("cache"))
