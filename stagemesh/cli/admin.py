@@ -41,6 +41,17 @@ def deploy(
     target_queue_ms: TargetQueue = None,
     target_kv: TargetKv = None,
     idle: Idle = None,
+    canary: Annotated[
+        float,
+        typer.Option(
+            help="Of an update: the share of new sessions that the new revision gets first, then a quarter, then all.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
+    canary_s: Annotated[
+        int, typer.Option(help="Seconds that each share is watched; 0: 60. Only with --canary.", min=0)
+    ] = 0,
     force: Force = False,
     certificate: Certificate = None,
     registry: Registry = DEFAULT_REGISTRY,
@@ -49,6 +60,9 @@ def deploy(
     as_json: Json = False,
 ) -> None:
     """Deploy a model, or change how it is deployed.
+
+    Of a model that serves, another revision is brought up beside it, and takes over when it is ready, or share by share with
+    --canary; one that fails more often or is slower is taken back. `stagemesh rollout` tells how that goes.
 
     With --min, --max or a target it scales itself: the stage that limits it grows while steps wait there longer than the
     target, and shrinks when it has much to spare. --replicas is where it begins.
@@ -67,12 +81,14 @@ def deploy(
         force=force,
         certificate=certificate_text(certificate),
         scaling=scaling_of(least, most, target_queue_ms, target_kv, idle),
+        canary=canary,
+        canary_s=canary_s,
     )
 
     async def run() -> registry_pb2.ModelSpec:
         spec = await deployment.deploy(registry, request)
-        await _wait(registry, spec.name, timeout, wait)
-        return spec
+        await _wait(registry, spec.name, timeout, wait, deployment.wanted_revision(spec))
+        return await deployment.model(registry, spec.name) if wait else spec
 
     _print(asyncio.run(run()), as_json, "deployed")
 
@@ -135,10 +151,10 @@ def undeploy(name: Name, registry: Registry = DEFAULT_REGISTRY) -> None:
     typer.echo(f"{name}: undeployed")
 
 
-async def _wait(registry: str, name: str, timeout_s: float, wait: bool) -> None:
+async def _wait(registry: str, name: str, timeout_s: float, wait: bool, revision: str = "") -> None:
     if wait:
         async with Progress(Console(stderr=True)) as progress:
-            await deployment.wait_in_registry(registry, name, progress, timeout_s)
+            await deployment.wait_in_registry(registry, name, progress, timeout_s, revision)
 
 
 def _print(spec: registry_pb2.ModelSpec, as_json: bool, verb: str) -> None:

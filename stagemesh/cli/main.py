@@ -2,7 +2,7 @@
 
 import typer
 
-from stagemesh.cli import admin, bench, demo, doctor, generate, infer, passthrough, plan, serve, status
+from stagemesh.cli import admin, bench, demo, doctor, generate, infer, passthrough, plan, rollout, serve, status
 
 app = typer.Typer(
     name="stagemesh",
@@ -24,6 +24,7 @@ app.command("scale")(admin.scale)
 app.command("undeploy")(admin.undeploy)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
+app.add_typer(rollout.app, name="rollout")
 passthrough.register(app)
 
 

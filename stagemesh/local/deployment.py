@@ -11,9 +11,10 @@ import grpc.aio
 
 from stagemesh.client import AsyncClient
 from stagemesh.client.wire import translate
-from stagemesh.errors import DeadlineExceeded, Unavailable
+from stagemesh.errors import DeadlineExceeded, NotFound, Unavailable
 from stagemesh.grpc_server import create_channel
 from stagemesh.local.readiness import Readiness, readiness
+from stagemesh.revisions import rolls_out
 from stagemesh.v1 import registry_pb2, registry_pb2_grpc
 from stagemesh.wanted import asleep
 
@@ -85,20 +86,52 @@ async def deployments(registry: str) -> list[registry_pb2.Deployment]:
         return list(answer.deployments)
 
 
+async def rollout(
+    registry: str, name: str, action: registry_pb2.RolloutAction.ValueType
+) -> registry_pb2.ModelSpec:
+    """Promote or abort a model's rollout; raises what the registry answered."""
+    async with _registry(registry) as stub:
+        request = registry_pb2.RolloutRequest(name=name, action=action)
+        return (await stub.Rollout(request, timeout=_RPC_S)).model
+
+
+async def model(registry: str, name: str) -> registry_pb2.ModelSpec:
+    """A model's record; raises `NotFound` when there is none of that name."""
+    found = await _find(registry, name)
+    if found is None:
+        raise NotFound(f"no model {name!r} is deployed", field="name")
+    return found.model
+
+
+def wanted_revision(spec: registry_pb2.ModelSpec) -> str:
+    """The revision that a deployment is for: the candidate's, while its rollout is under way."""
+    return spec.rollout.to_revision if rolls_out(spec) else spec.revision
+
+
 async def wait_in_registry(
-    registry: str, name: str, progress: Callable[[str], None], timeout_s: float
+    registry: str, name: str, progress: Callable[[str], None], timeout_s: float, revision: str = ""
 ) -> None:
-    """Wait until the registry knows every wanted replica of the model as ready."""
+    """Wait until the registry knows every wanted replica of the model as ready.
+
+    With `revision` also until its rollout is over; raises `Unavailable` with the reason when that was taken back.
+    """
 
     async def look() -> Readiness | None:
         found = await _find(registry, name)
-        return None if found is None else readiness(found.model, found.replicas, found.pending, found.scale)
+        if found is None:
+            return None
+        return readiness(found.model, found.replicas, found.pending, found.scale, revision)
 
     await _wait(look, name, progress, timeout_s)
 
 
 async def wait_in_router(
-    registry: str, router: str, name: str, progress: Callable[[str], None], timeout_s: float
+    registry: str,
+    router: str,
+    name: str,
+    progress: Callable[[str], None],
+    timeout_s: float,
+    revision: str = "",
 ) -> None:
     """Wait until the router at `router` can send sessions to every wanted replica of the model."""
 
@@ -110,10 +143,10 @@ async def wait_in_router(
         if found is None or known is None or known.spec.generation < found.model.generation:
             return None
         verdict = readiness(
-            found.model, [item.record for item in status.replicas], found.pending, found.scale
+            found.model, [item.record for item in status.replicas], found.pending, found.scale, revision
         )
         # A replica that failed may not be in the router's view at all.
-        failed = readiness(found.model, found.replicas).failed
+        failed = readiness(found.model, found.replicas, revision=revision).failed
         usable = known.ready or asleep(found.model, found.scale)
         return dataclasses.replace(verdict, ready=verdict.ready and usable, failed=failed)
 

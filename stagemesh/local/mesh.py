@@ -253,6 +253,9 @@ class LocalMesh:
         cache: bool = True,
         force: bool = False,
         certificate: str = "",
+        canary: float = 0.0,
+        canary_s: int = 0,
+        plan: str = "",
         wait: bool = True,
         timeout_s: float = 600.0,
     ) -> registry_pb2.ModelSpec:
@@ -271,16 +274,24 @@ class LocalMesh:
             cache=cache,
             force=force,
             certificate=certificate,
+            canary=canary,
+            canary_s=canary_s,
+            plan=plan,
         )
         spec = await deployment.deploy(self.registry_address, request)
         if wait:
-            await self.wait_ready(spec.name, timeout_s=timeout_s)
+            await self.wait_ready(spec.name, timeout_s=timeout_s, revision=deployment.wanted_revision(spec))
         return spec
 
-    async def wait_ready(self, name: str, *, timeout_s: float = 600.0) -> None:
-        """Wait until every replica that the model wants is ready in each router's view."""
+    async def wait_ready(self, name: str, *, timeout_s: float = 600.0, revision: str = "") -> None:
+        """Wait until every replica that the model wants is ready in each router's view.
+
+        With `revision` also until its rollout is over; raises `Unavailable` with the reason when that was taken back.
+        """
         for router in self.grpc_addresses:
-            await deployment.wait_in_router(self.registry_address, router, name, self._progress, timeout_s)
+            await deployment.wait_in_router(
+                self.registry_address, router, name, self._progress, timeout_s, revision
+            )
 
     def _router_addresses(self, kind: str) -> list[str]:
         host = _reachable(self.host)
