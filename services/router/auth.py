@@ -22,6 +22,7 @@ class Credential:
 
 
 DEFAULT = Credential("default")
+_CREDENTIAL = {"tenant", "max_priority"}
 
 
 class Auth:
@@ -50,23 +51,44 @@ class Auth:
 
 
 def load_keys(path: Path) -> dict[str, Credential]:
-    """Read a YAML mapping of key to tenant, or to `{tenant, max_priority}`; raises `ConfigError` that shows no key."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"api_keys: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"api_keys: {path} is not YAML") from None
-    if not isinstance(content, dict) or not content:
+    """The keys of a file, each a tenant or `{tenant, max_priority}`; raises `ConfigError` that shows no key."""
+    content, _ = read_sections(path)
+    if not content:
         raise ConfigError(f"api_keys: {path} must be a mapping of API key to tenant with at least one entry")
     if not all(isinstance(key, str) and key for key in content):
         raise ConfigError(f"api_keys: in {path} every key must be a text that is not empty")
     return {key: _credential(value, path) for key, value in content.items()}
 
 
+def read_sections(path: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The keys, and the tenants, of a YAML file: a mapping of key to tenant, or `keys:` with such a mapping and `tenants:`.
+
+    Raises:
+        ConfigError: it cannot be read, or is neither; shows no key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"api_keys: cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(f"api_keys: {path} is not YAML") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"api_keys: {path} must be a mapping of API key to tenant with at least one entry")
+    keys = content.get("keys")
+    # A key may be called "keys": then what it stands for is a credential.
+    if not isinstance(keys, dict) or (keys and set(keys) <= _CREDENTIAL):
+        return content, {}
+    if set(content) - {"keys", "tenants"}:
+        raise ConfigError(f"api_keys: beside keys, {path} may have tenants and nothing else")
+    tenants = content.get("tenants") or {}
+    if not isinstance(tenants, dict) or not all(isinstance(name, str) and name for name in tenants):
+        raise ConfigError(f"api_keys: in {path} tenants must be a mapping of names of tenants")
+    return keys, tenants
+
+
 def _credential(value: Any, path: Path) -> Credential:
     entry = {"tenant": value} if isinstance(value, str) else value
-    if not isinstance(entry, dict) or set(entry) - {"tenant", "max_priority"}:
+    if not isinstance(entry, dict) or set(entry) - _CREDENTIAL:
         raise ConfigError(
             f"api_keys: in {path} every value must be a tenant, or a mapping with tenant and max_priority"
         )

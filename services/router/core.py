@@ -38,12 +38,14 @@ from .loads import Loads
 from .membership import Membership
 from .membership_watch import MembershipWatch
 from .observe import Observed
+from .prefix_watch import PrefixWatch
 from .prepare import Plan, prepare, tokenise_batch
 from .resume import ResumeTokens, load_resume_key
 from .revisions import Chosen, Revisions
 from .routing import Routing
 from .status import mesh_status
 from .telemetry import Telemetry
+from .tenants import Tenants, load_tenants
 from .text.tokenizers import ModelText, Texts
 from .validate import check_generate, check_task, check_texts, check_token_ids
 from .validate_tensors import Batch, check_infer, token_batch
@@ -75,6 +77,7 @@ class RouterCore:
         self.auth = Auth(load_keys(config.api_keys) if config.api_keys else None)
         self.membership = Membership(grace_s=config.lease_ttl_s)
         self.revisions = Revisions(self.membership, self.telemetry.demand)
+        self.tenants = Tenants(load_tenants(config.api_keys) if config.api_keys else {}, self.membership)
         self.loads = Loads()
         self.channels = Channels(config.max_message_bytes)
         self.hand_over = HandOver()
@@ -91,6 +94,7 @@ class RouterCore:
         )
         self.loads.health.notice = HealthMetrics()
         routing = Routing(self.membership, self.loads, default_policy=config.policy, zone=config.zone)
+        self._prefixes = PrefixWatch(self.membership, routing, self.loads, self.channels, self.telemetry)
         self.waking = Waking(
             self.membership,
             self.channels,
@@ -111,7 +115,7 @@ class RouterCore:
         )
         self._at_once = AtOnce(self._cache, self._gate)
         self._watch = MembershipWatch(
-            etcd, self.membership, self.loads, self.channels, Warmer(self.texts), self.waking.changed, near
+            etcd, self.membership, self.loads, self.channels, Warmer(self.texts), self._changed, near
         )
         admission = self._gate.admission
         self.telemetry.active.set_function(lambda: admission.active)
@@ -134,9 +138,15 @@ class RouterCore:
     async def __aexit__(self, *_: object) -> None:
         await self._watch.__aexit__()
         await self.waking.close()
+        await self._prefixes.close()
         await self._cache.close()
         await self.channels.close()
         await self.texts.close()
+
+    def _changed(self) -> None:
+        """The mesh may be another one."""
+        self.waking.changed()
+        self._prefixes.update()
 
     def context(self, metadata: Mapping[str, str], timeout_s: float | None = None) -> RequestContext:
         """Who asks: `metadata` are gRPC metadata or HTTP headers, names in lower case.
@@ -185,6 +195,8 @@ class RouterCore:
             begun = request.HasField("resume")
             if begun:  # it is brought to its end before others begin
                 ctx = replace(ctx, priority=Priority.HIGH)
+            answers = max(request.n, 1) if request.HasField("n") else 1
+            observed.bill(self.tenants.billed(ctx.tenant, spec.name, size * answers, begun=begun))
             async with self._admitted(spec, ctx, size, begun=begun) as place:
                 self.telemetry.began(ctx.priority, place.waited_s)
                 chosen.dispatched()
@@ -223,7 +235,14 @@ class RouterCore:
     ) -> Place:
         """A place among the running requests, for `size` tokens or rows at most."""
         return self._gate.admitted(
-            ctx.deadline, model=spec.name, priority=ctx.priority, size=size, begun=begun
+            ctx.deadline,
+            model=spec.name,
+            priority=ctx.priority,
+            size=size,
+            begun=begun,
+            tenant=ctx.tenant,
+            weight=self.tenants.weight(ctx.tenant),
+            model_weight=spec.weight or 1.0,
         )
 
     def _generation(self, plan: Plan, ctx: RequestContext, observed: Observed) -> Generation:
@@ -254,6 +273,7 @@ class RouterCore:
             if copied is not None:
                 return copied
             batch = check_infer(request, spec, max_output_bytes=self._max_output_bytes)
+            observed.bill(self.tenants.billed(ctx.tenant, spec.name))
             async with self._admitted(spec, ctx, len(batch.lengths)) as place:
                 chosen.dispatched()
                 use = infer_use(request, batch, spec, ctx, controls)
@@ -266,6 +286,7 @@ class RouterCore:
                     with asked:
                         outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
                         place.progress(len(batch.lengths))
+                        observed.computed(sum(batch.lengths))
                         response = inference_pb2.InferResponse(
                             model=spec.name, revision=spec.revision, outputs=outputs
                         )
@@ -292,6 +313,7 @@ class RouterCore:
             if copied is not None:
                 return copied
             _check_embed(request, spec)
+            observed.bill(self.tenants.billed(ctx.tenant, spec.name))
             async with self._admitted(spec, ctx, len(request.texts or request.tokens)) as place:
                 chosen.dispatched()
                 with self.telemetry.span("router.tokenize"):
@@ -309,6 +331,7 @@ class RouterCore:
                         batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
                         outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
                         place.progress(len(rows))
+                        observed.computed()
                         response = inference_pb2.EmbedResponse(embeddings=outputs[0])
                         response.usage.prompt_tokens = tokens
                         asked.store(response)
@@ -414,6 +437,9 @@ def _accounted(generations: list[Generation], observed: Observed, chosen: Chosen
     finally:
         tokens = sum(generation.completion_tokens for generation in generations)
         observed.completion(tokens, generations[0].finish_reason)
+        made = [each.completion_tokens for each in generations if each.cache_status != HIT]
+        if any(made):
+            observed.computed(sum(made))
         # Several answers run partly beside and partly after one another: how long they took says nothing.
         chosen.tokens = tokens if len(generations) == 1 else None
         chosen.cached = all(each.cached for each in generations)

@@ -15,6 +15,7 @@ from stagemesh.tracing import extract, tracer
 
 from .context import RequestContext
 from .telemetry import NOTHING, Telemetry
+from .tenants import Billed
 
 OPERATIONS = {"generate": "text_completion", "infer": "infer", "embed": "embeddings"}
 
@@ -29,6 +30,7 @@ class Observed:
         self._telemetry = telemetry
         self._model = model
         self.started = time.monotonic()
+        self._billed: Billed | None = None
         self.span: Span = trace.INVALID_SPAN
         if tracing.enabled():
             self.span = self._start(operation, ctx)
@@ -51,9 +53,15 @@ class Observed:
         self._telemetry.demand.began(self._model)
         return self
 
+    def bill(self, billed: Billed) -> None:
+        """Count it against its tenant's quotas from now on; raises `QuotaExceeded`."""
+        self._billed = billed.__enter__()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
     ) -> None:
+        if self._billed is not None:
+            self._billed.__exit__(kind, error, trace_)
         code = code_of(error)
         self._telemetry.demand.over(self._model)
         model = "unknown" if isinstance(error, NotFound) else self._model
@@ -68,6 +76,8 @@ class Observed:
 
     def prompt(self, tokens: int) -> None:
         """The length of the prompt is known."""
+        if self._billed is not None:
+            self._billed.prompt(tokens)
         self._telemetry.prompt_tokens.labels(self._model).inc(tokens)
         self.span.set_attribute("gen_ai.usage.input_tokens", tokens)
 
@@ -77,6 +87,11 @@ class Observed:
         self.span.set_attribute("gen_ai.usage.output_tokens", tokens)
         if finish_reason:
             self.span.set_attribute("gen_ai.response.finish_reasons", [finish_reason])
+
+    def computed(self, tokens: int = 0) -> None:
+        """It was not answered from the cache: so many tokens were made for it, beside its prompt."""
+        if self._billed is not None:
+            self._billed.computed(tokens)
 
     def current(self) -> AbstractContextManager[Span]:
         """A context manager that makes the span current around a block that does not yield to the caller."""

@@ -259,16 +259,26 @@ class SemanticSwitchResponse(_message.Message):
     def __init__(self, scopes: _Optional[int] = ...) -> None: ...
 
 class SemanticRow(_message.Message):
-    __slots__ = ("kept", "expires_unix_ms", "wrong", "wrong_at")
+    __slots__ = ("kept", "expires_unix_ms")
     KEPT_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
-    WRONG_FIELD_NUMBER: _ClassVar[int]
-    WRONG_AT_FIELD_NUMBER: _ClassVar[int]
     kept: SemanticKeepRequest
     expires_unix_ms: int
+    def __init__(self, kept: _Optional[_Union[SemanticKeepRequest, _Mapping]] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+
+class SemanticFault(_message.Message):
+    __slots__ = ("tenant", "partition", "key", "wrong", "wrong_at")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    WRONG_AT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    partition: bytes
+    key: bytes
     wrong: int
     wrong_at: float
-    def __init__(self, kept: _Optional[_Union[SemanticKeepRequest, _Mapping]] = ..., expires_unix_ms: _Optional[int] = ..., wrong: _Optional[int] = ..., wrong_at: _Optional[float] = ...) -> None: ...
+    def __init__(self, tenant: _Optional[str] = ..., partition: _Optional[bytes] = ..., key: _Optional[bytes] = ..., wrong: _Optional[int] = ..., wrong_at: _Optional[float] = ...) -> None: ...
 
 class SemanticState(_message.Message):
     __slots__ = ("scope", "counts", "off_by_operator", "off_by_alarm", "alarm_log", "alarms", "finds", "served", "verified", "false_hits", "settings", "used_unix_ms")

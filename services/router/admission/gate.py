@@ -34,6 +34,9 @@ class AdmissionGate:
         priority: Priority = Priority.NORMAL,
         size: float = 1.0,
         begun: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
+        model_weight: float = 1.0,
     ) -> "Place":
         """A context manager that enters once there is room.
 
@@ -43,13 +46,26 @@ class AdmissionGate:
             priority: its class.
             size: units that it has at most, which `progress` counts.
             begun: it goes on here after it began at another router.
+            tenant: whose it is.
+            weight: the tenant's part beside others of its class, see `fair`.
+            model_weight: the model's beside others.
 
         Raises:
             ResourceExhausted: the queue is full, or its turn would come too late.
             DeadlineExceeded: the deadline passed in the queue.
             Unavailable: the router is draining.
         """
-        ticket = Ticket(model, priority, time.monotonic(), deadline, size=max(size, 1.0), begun=begun)
+        ticket = Ticket(
+            model,
+            priority,
+            time.monotonic(),
+            deadline,
+            size=max(size, 1.0),
+            begun=begun,
+            tenant=tenant,
+            weight=weight,
+            model_weight=model_weight,
+        )
         return Place(self, ticket)
 
     async def drained(self) -> None:
