@@ -111,7 +111,7 @@ class Autoscale:
         while True:
             await asyncio.sleep(TICK_S)
             try:
-                await self._step(time.monotonic())
+                await self.step(time.monotonic())
             except Fenced as error:
                 log.warning("autoscale.fenced: %s", error)
             except StagemeshError as error:
@@ -119,7 +119,8 @@ class Autoscale:
             except Exception:
                 log.exception("autoscale.step_failed")
 
-    async def _step(self, now: float) -> None:
+    async def step(self, now: float) -> None:
+        """Look, decide and write once; `now` in seconds, on the clock of `take`."""
         term = self._leadership.term
         if not self._leadership.leads or not self._mirror.has_seen(self._leadership.name, term):
             self._gauges.show(())
