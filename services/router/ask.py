@@ -14,12 +14,12 @@ ZONE_HEADER = "x-stagemesh-zone"
 LONGEST = 256
 
 
-def ask_of(ctx: RequestContext, token_ids: Sequence[int] = ()) -> Ask:
-    """The request's headers and its prompt as policies take them; raises `InvalidArgument` naming the header."""
+def ask_of(ctx: RequestContext, token_ids: Sequence[int] = (), new_tokens: int = 0) -> Ask:
+    """The request's headers, its prompt and the length of its answer as policies take them; raises `InvalidArgument` naming the header."""
     session, zone = ctx.metadata.get(SESSION_HEADER, ""), ctx.metadata.get(ZONE_HEADER, "")
     for name, value in ((SESSION_HEADER, session), (ZONE_HEADER, zone)):
         if len(value) > LONGEST:
             raise InvalidArgument(f"{name}: longer than {LONGEST} characters", field=name)
     if not (session or zone or len(token_ids)):
         return NOTHING_ASKED
-    return Ask(session, token_ids, zone)
+    return Ask(session, token_ids, zone, new_tokens)

@@ -126,6 +126,11 @@ class Attempts:
         log.warning("route.broke: %s; trying another", broke.error.message)
         self.telemetry.retries.labels(spec.name).inc()
 
+    def sent(self, route: Route, tokens: int, ask: Ask) -> None:
+        """A sequence of so many tokens goes to the route, which may have the beginning of it."""
+        missing = max(tokens - self.routing.spared(route, ask), 1)
+        self.loads.sent([hop.replica_id for hop in route], missing, time.monotonic())
+
     def in_flight(self, spec: registry_pb2.ModelSpec, route: Route) -> "InFlight":
         """Counts its replicas as busy while its body runs."""
         running = InFlight(self, spec.name)

@@ -51,6 +51,7 @@ class Dispatch:
         span: Span,
         opening: Opening,
         prompt: Sequence[int] = (),
+        new_tokens: int = 0,
     ) -> AsyncGenerator[tuple[Route, stage_pb2.SessionEvent], None]:
         """Events of one session with the route they came by, the last one with a finish reason.
 
@@ -60,13 +61,14 @@ class Dispatch:
             span: that the session's spans belong to.
             opening: the session for a route, given the tokens that it has so far and its epoch.
             prompt: its token ids, for policies that look at them.
+            new_tokens: that it asks for at most, for the same.
 
         Raises:
             InvalidArgument: a header that bears on the route makes no sense.
             Unavailable: there is no route at all, or none got the session any further.
             DeadlineExceeded: the deadline passed while the session waited for one.
         """
-        return SessionRun(self._attempts, spec, ctx, span, opening, ask_of(ctx, prompt)).events()
+        return SessionRun(self._attempts, spec, ctx, span, opening, ask_of(ctx, prompt, new_tokens)).events()
 
     async def forward(
         self,

@@ -97,7 +97,9 @@ class Generation:
                 yield self._chunk(text, [], finish, [], [])
                 return
         async with aclosing(
-            self._dispatch.generate(plan.spec, self._ctx, self._span, self._opening, plan.token_ids)
+            self._dispatch.generate(
+                plan.spec, self._ctx, self._span, self._opening, plan.token_ids, plan.max_tokens
+            )
         ) as events:
             async for route, event in events:
                 text, finish = answer.push(

@@ -13,6 +13,8 @@ from .health.stage import Health
 from .health.step_times import StepTimes
 from .policies import Candidate
 
+_NOTHING_TOLD = stage_pb2.ReplicaLoad()
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -21,6 +23,10 @@ class _Seen:
     times: StepTimes = field(default_factory=StepTimes)
     others: int = 0
     others_at: float = -math.inf
+    # When it last told its load, or was sent a prompt; what it told; and the tokens of prompts sent there since.
+    told_at: float = -math.inf
+    told: stage_pb2.ReplicaLoad | None = None
+    sent: int = 0
     # Made from the above and the record when asked for, until one of them changes.
     candidate: Candidate | None = None
     record: registry_pb2.ReplicaRecord | None = None
@@ -70,9 +76,18 @@ class Loads:
         for load in loads:
             seen = self._of(load.replica_id)
             seen.others = max(load.sessions, load.queue_depth) - seen.active
-            seen.others_at = now
+            seen.others_at = seen.told_at = now
+            seen.told, seen.sent = load, 0
             seen.times.report(load.step_ms, now)
             self._changed(load.replica_id, seen)
+
+    def sent(self, replica_ids: Iterable[str], tokens: int, now: float) -> None:
+        """So many tokens of a prompt are on their way to these replicas, which know nothing of them yet."""
+        for name in replica_ids:
+            seen = self._of(name)
+            seen.sent += tokens
+            seen.told_at = max(seen.told_at, now)
+            self._changed(name, seen)
 
     def failed(self, replica_id: str, now: float) -> None:
         """It broke under a session: its connection was lost, it did not answer, or it answered with a fault of its own.
@@ -129,7 +144,7 @@ class Loads:
     def _candidate(self, record: registry_pb2.ReplicaRecord) -> Candidate:
         seen = self._of(record.replica_id)
         if seen.candidate is None or seen.record is not record:
-            times = seen.times
+            times, told = seen.times, seen.told or _NOTHING_TOLD
             seen.record = record
             seen.candidate = Candidate(
                 record.replica_id,
@@ -143,6 +158,12 @@ class Loads:
                 times.doubt,
                 record.canary_ms,
                 record.zone,
+                seen.told_at,
+                told.sessions,
+                told.queue_depth * _number(told.step_ms),
+                told.prompt_tokens + seen.sent,
+                _number(told.prompt_token_us) / 1000,
+                _number(told.decode_ms),
             )
         return seen.candidate
 
@@ -151,3 +172,8 @@ class Loads:
         if seen is None:
             seen = self._seen[name] = _Seen()
         return seen
+
+
+def _number(told: float) -> float:
+    """A time as a replica told it; 0, which is unknown, for what is none."""
+    return told if 0 < told < math.inf else 0.0

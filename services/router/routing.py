@@ -5,12 +5,14 @@ import re
 from collections.abc import Collection, Sequence
 
 from stagemesh.errors import InvalidArgument, Unavailable
+from stagemesh.prefix import BLOCK
 from stagemesh.v1 import registry_pb2, stage_pb2
 
 from .loads import Loads
 from .membership import Membership
-from .policies import NOTHING_ASKED, POLICIES, Ask, Policy
+from .policies import BY_PREFIX, NOTHING_ASKED, POLICIES, Ask, Policy
 from .policies.zones import nearby
+from .prefixes import Prefixes, Reuse
 
 RETRY_AFTER_S = 1.0
 MAX_HOPS = 4096
@@ -20,9 +22,15 @@ MAX_POLICIES = 4096
 
 
 class Routing:
-    """Applies the policies; keeps one policy instance for each stage of each model. `zone` is this router's own."""
+    """Applies the policies; keeps one policy instance for each stage of each model. `zone` is this router's own.
+
+    `prefixes` is what replicas hold, as far as somebody has them tell it.
+    """
 
     def __init__(self, membership: Membership, loads: Loads, *, default_policy: str, zone: str = "") -> None:
+        self.prefixes = Prefixes()
+        # Models whose requests asked for the policy themselves.
+        self._asked_by_prefix: set[str] = set()
         self._membership = membership
         self._loads = loads
         self._default = default_policy
@@ -53,8 +61,14 @@ class Routing:
         name = self._policy(spec, override)
         route: list[stage_pb2.RouteHop] = []
         zone = self._zone
-        for stage, replicas in enumerate(self._membership.ready(spec)):
+        stages = self._membership.ready(spec)
+        reuse = self._reuse(spec, name, stages, ask)
+        for stage, replicas in enumerate(stages):
+            if reuse is not None:
+                ask = ask.holding(reuse.at(stage))
             chosen = self._one(spec, stage, replicas, name, now, rng, avoid, ask, zone)
+            if reuse is not None:
+                reuse.chose(stage, chosen.replica_id)
             zone = chosen.zone
             route.append(self._hop(stage, chosen.replica_id, chosen.address))
         if not route:
@@ -78,8 +92,41 @@ class Routing:
         stages = self._membership.ready(spec)
         replicas = stages[stage] if stage < len(stages) else []
         name = self._policy(spec, override)
+        if (reuse := self._reuse(spec, name, [replicas], ask)) is not None:
+            ask = ask.holding(reuse.at(0))
         chosen = self._one(spec, stage, replicas, name, now, rng, avoid, ask, self._zone)
         return self._hop(stage, chosen.replica_id, chosen.address)
+
+    @property
+    def asked_by_prefix(self) -> int:
+        """Models that go by prefixes only because requests asked for it."""
+        return len(self._asked_by_prefix)
+
+    def goes_by_prefix(self, spec: registry_pb2.ModelSpec) -> bool:
+        """Whether somebody should have the model's replicas tell what they hold."""
+        return spec.name in self._asked_by_prefix or self._policy(spec, "") == BY_PREFIX
+
+    def spared(self, route: Sequence[stage_pb2.RouteHop], ask: Ask) -> int:
+        """Tokens of the prompt that the route is expected not to compute."""
+        if not len(ask.token_ids) or not all(self.prefixes.reports(hop.replica_id) for hop in route):
+            return 0
+        stages = [[hop.replica_id] for hop in route]
+        return Reuse(self.prefixes, stages, ask.blocks, len(ask.token_ids)).most * BLOCK
+
+    def _reuse(
+        self,
+        spec: registry_pb2.ModelSpec,
+        name: str,
+        stages: Sequence[Sequence[registry_pb2.ReplicaRecord]],
+        ask: Ask,
+    ) -> Reuse | None:
+        """What the stages hold of the prompt, where the policy asks for it."""
+        if name != BY_PREFIX or not len(ask.token_ids):
+            return None
+        if not self.goes_by_prefix(spec) and len(self._asked_by_prefix) < MAX_POLICIES:
+            self._asked_by_prefix.add(spec.name)
+        ids = [[each.replica_id for each in replicas] for replicas in stages]
+        return Reuse(self.prefixes, ids, ask.blocks, len(ask.token_ids))
 
     def _policy(self, spec: registry_pb2.ModelSpec, override: str) -> str:
         name = override or spec.policy or self._default

@@ -68,6 +68,19 @@ class Telemetry:
             "Sessions and micro-batches routed to a replica.",
             ("model", "stage", "replica"),
         )
+        self.prefix_hits = _counter(
+            "stagemesh_router_prefix_hit_tokens_total",
+            "Prompt tokens that were not computed, since every stage of the route still had them.",
+            ("model",),
+        )
+        self.prefix_reports = _counter(
+            "stagemesh_router_prefix_reports_total",
+            "What replicas told of the prompts they hold: full, changes, or missed (everything is asked for again).",
+            ("kind",),
+        )
+        self.prefix_blocks = gauge(
+            "stagemesh_router_prefix_blocks", "Blocks of prompts of which this router knows who holds them."
+        )
         self.recoveries = _counter(
             "stagemesh_session_recoveries_total",
             "Sessions that lost their route after a token came, and went on along another one.",

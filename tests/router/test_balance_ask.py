@@ -11,6 +11,8 @@ from stagemesh.services.router.policies import NOTHING_ASKED, Ask
 from stagemesh.services.router.routing import Routing
 
 from stagemesh.errors import InvalidArgument, Unavailable
+from stagemesh.prefix import BLOCK
+from stagemesh.v1.stage_pb2 import PrefixReport
 
 from .specs import listing, model, replica
 
@@ -87,14 +89,49 @@ def test_a_models_zones_are_a_must():
         picks(routing, model(zones=["west"]), ask=Ask(zone="north"))
 
 
-def test_a_session_keeps_its_route_and_a_prompt_goes_where_it_went():
+def test_a_session_keeps_its_route():
     _, routing = mesh(a="", b="", c="")
     for number in range(8):
         asked = Ask(session_key=f"chat {number}")
         assert len(picks(routing, override="session_affinity", ask=asked)) == 1
-        asked = Ask(token_ids=[number] * 64)
-        assert len(picks(routing, override="prefix_affinity", ask=asked)) == 1
     assert len(picks(routing, override="session_affinity")) > 1
+
+
+def test_a_prompt_goes_where_every_stage_holds_most_of_it():
+    loads, routing = mesh(a="", b="", c="")
+    asked, now = Ask(token_ids=[7] * 70), 0.0
+
+    def holds(name, blocks):
+        report = PrefixReport(full=True, held=b"".join(each[:8] for each in asked.blocks[:blocks]))
+        assert routing.prefixes.take(name, report)
+
+    holds("b0", 4)
+    by_prefix = {"override": "prefix_affinity", "ask": asked}
+    assert len(picks(routing, **by_prefix)) > 1, "no later stage has anything"
+    holds("a1", 2)
+    holds("c1", 3)
+    assert picks(routing, **by_prefix) == {("b0", "c1")}
+    assert len(picks(routing, ask=asked)) > 1, "the policy is another one"
+    route = routing.choose(model(), now, random.Random(0), **by_prefix)
+    assert routing.spared(route, asked) == 3 * BLOCK
+    hop = routing.choose_stage(model(), 1, now, random.Random(0), avoid={"c1"}, **by_prefix)
+    assert hop.replica_id == "a1"
+    assert routing.spared([route[0], hop], asked) == 2 * BLOCK
+    loads.begin(["b0", "c1"])
+    assert picks(routing, **by_prefix) == {("b0", "c1")}
+    loads.sent(["b0", "c1"], 10**5, now)
+    assert "b0" not in {head for head, _ in picks(routing, **by_prefix)}, (
+        "prompts on their way there wait, too"
+    )
+
+
+def test_who_is_to_tell_what_it_holds():
+    _, routing = mesh(a="")
+    assert routing.goes_by_prefix(model(policy="prefix_affinity"))
+    assert not routing.goes_by_prefix(model())
+    picks(routing, override="prefix_affinity", ask=Ask(token_ids=[1]))
+    assert routing.goes_by_prefix(model()), "requests ask for it themselves"
+    assert routing.asked_by_prefix == 1
 
 
 def test_one_stage_is_chosen_alone():

@@ -10,16 +10,20 @@ from .round_robin import RoundRobin
 from .session_affinity import SessionAffinity
 from .weighted import Weighted
 
+BY_PREFIX = "prefix_affinity"
+"""The one that is told what replicas hold of a prompt."""
+
 POLICIES: dict[str, Callable[[], Policy]] = {
     "round_robin": RoundRobin,
     "weighted": Weighted,
     "least_loaded": LeastLoaded,
     "p2c_ewma": P2cEwma,
     "session_affinity": SessionAffinity,
-    "prefix_affinity": PrefixAffinity,
+    BY_PREFIX: PrefixAffinity,
 }
 
 __all__ = [
+    "BY_PREFIX",
     "NOTHING_ASKED",
     "POLICIES",
     "Ask",

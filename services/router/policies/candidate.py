@@ -2,8 +2,8 @@
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -29,6 +29,9 @@ class Candidate:
     `peak_ms` is the peak-sensitive moving average of a pass, last confirmed at `peak_at`, 0 while unknown.
     `mean_ms` is the mean over a minute, right within the factor `doubt`; 0 while unknown. `canary_ms` is the pass that
     was timed before the replica became ready.
+
+    What it told at `told_at`, 0 while unknown: its sessions, the milliseconds of steps that wait there, the tokens of
+    prompts that do (with those sent there since), and what a token of a prompt and a pass of decode steps take.
     """
 
     replica_id: str
@@ -42,6 +45,16 @@ class Candidate:
     doubt: float = UNSURE
     canary_ms: float = 0.0
     zone: str = ""
+    told_at: float = -math.inf
+    told_sessions: int = 0
+    steps_ms: float = 0.0
+    prompt_tokens: int = 0
+    token_ms: float = 0.0
+    decode_ms: float = 0.0
+
+    def waiting(self, now: float) -> tuple[int, float]:
+        """Tokens of prompts, and milliseconds of steps, that wait there; nothing when that was long ago."""
+        return (self.prompt_tokens, self.steps_ms) if now - self.told_at < FRESH_S else (0, 0.0)
 
     def load(self, now: float) -> int:
         """Sessions there, this router's and, while that is fresh, those of others."""
@@ -57,12 +70,19 @@ class Ask:
     """Who asks, as far as a policy may use it.
 
     `session_key` names what belongs together (a conversation), `token_ids` is the prompt, `zone` limits the choice to
-    replicas there. All may be empty.
+    replicas there, `new_tokens` is how long the answer may become. All may be empty. `held` has, for the stage that is
+    being chosen for, the blocks of the prompt that a replica would spare; those that spare none are not in it.
     """
 
     session_key: str = ""
     token_ids: Sequence[int] = ()
     zone: str = ""
+    new_tokens: int = 0
+    held: Mapping[str, int] = field(default_factory=dict)
+
+    def holding(self, held: Mapping[str, int]) -> "Ask":
+        """The same, for a stage whose replicas would spare that much."""
+        return replace(self, held=held)
 
     @cached_property
     def blocks(self) -> tuple[bytes, ...]:

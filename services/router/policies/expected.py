@@ -1,0 +1,57 @@
+"""How long a prompt takes at a replica, as far as its reports tell. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from stagemesh.prefix import BLOCK
+
+from .candidate import Candidate
+
+MOST_NEW = 256
+"""New tokens that are reckoned with at most: few answers are as long as they may be."""
+TOKENS_PER_STEP = 64
+"""Tokens of a prompt that take about as long as a step of running sessions, where nothing was measured."""
+
+
+def expected_ms(
+    candidates: Sequence[Candidate],
+    held: Mapping[str, int],
+    prompt_tokens: int,
+    new_tokens: int,
+    now: float,
+) -> list[float]:
+    """Milliseconds until each would be done with a session: what waits there, its prompt, and its new tokens.
+
+    Prompts that wait, and the part of this one that is not held there, at the measured time of a prompt's token; steps
+    that wait at the measured time of a pass; the new tokens at that of a pass of decode steps, longer by the
+    sessions that came since it was told. Who has told nothing yet counts as fast as the fastest.
+
+    Args:
+        candidates: replicas of one stage.
+        held: blocks of the prompt that need not be computed there.
+        prompt_tokens: its length.
+        new_tokens: the answer's length at most.
+        now: seconds.
+    """
+    token_ms = _least(each.token_ms for each in candidates)
+    decode_ms = _least(each.decode_ms for each in candidates)
+    if not decode_ms:
+        decode_ms = token_ms * TOKENS_PER_STEP or 1.0
+    if not token_ms:
+        token_ms = decode_ms / TOKENS_PER_STEP
+    new_tokens = min(new_tokens, MOST_NEW)
+    times = []
+    for each in candidates:
+        prompts, queue_ms = each.waiting(now)
+        missing = prompt_tokens - held.get(each.replica_id, 0) * BLOCK
+        crowd = max(1.0, (each.load(now) + 1) / (each.told_sessions + 1))
+        times.append(
+            queue_ms
+            + (prompts + max(missing, 1)) * (each.token_ms or token_ms)
+            + new_tokens * (each.decode_ms or decode_ms) * crowd
+        )
+    return times
+
+
+def _least(values: Iterable[float]) -> float:
+    """The smallest that is known; 0 when none is."""
+    return min((value for value in values if value > 0), default=0.0)
