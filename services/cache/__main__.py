@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import socket
 import time
 import uuid
@@ -18,6 +19,8 @@ from stagemesh.loop_lag import LoopLag
 from stagemesh.v1.cache_pb2 import DESCRIPTOR
 from stagemesh.v1.cache_pb2_grpc import add_CacheServiceServicer_to_server
 from stagemesh.v1.registry_pb2 import ServiceRecord
+from stagemesh.v1.semantic_pb2 import DESCRIPTOR as SEMANTIC
+from stagemesh.v1.semantic_pb2_grpc import add_SemanticServiceServicer_to_server
 
 from .behind import Behind, Nothing
 from .config import CacheConfig
@@ -25,6 +28,10 @@ from .entry_file import open_file
 from .file_writer import FileWriter
 from .measures import Measures
 from .restore import restore_all, tell
+from .semantic.file import SemanticFile, open_behind
+from .semantic.layer import SemanticLayer
+from .semantic.servicer import SemanticServicer
+from .semantic.worker import SemanticWorker
 from .servicer import CacheServicer
 from .single_flight import SingleFlight
 from .validity import KEEP_S, Validity, ValidityWatch
@@ -60,6 +67,8 @@ async def main(argv: list[str] | None = None) -> None:
             )
         )
         validity = Validity(store, behind)
+        semantic = await stack.enter_async_context(SemanticWorker(await _semantic(config)))
+        validity.followers.append(semantic)
         watch = await stack.enter_async_context(ValidityWatch(etcd, validity))
         # What was invalidated while this cache was down must be gone before it answers anybody.
         await watch.listed()
@@ -76,7 +85,9 @@ async def main(argv: list[str] | None = None) -> None:
         )
         server = GrpcServer(config.host, config.port)
         add_CacheServiceServicer_to_server(servicer, server.server)
-        port = await server.start([DESCRIPTOR.services_by_name["CacheService"].full_name])
+        add_SemanticServiceServicer_to_server(SemanticServicer(semantic), server.server)
+        names = [DESCRIPTOR.services_by_name["CacheService"].full_name]
+        port = await server.start([*names, SEMANTIC.services_by_name["SemanticService"].full_name])
         stack.push_async_callback(server.stop, config.drain_s)
         stack.push_async_callback(_cancel, asyncio.create_task(_sweep(store), name="cache-sweep"))
         record = ServiceRecord(
@@ -121,6 +132,21 @@ async def _behind(config: CacheConfig, store: EntryStore, etcd: Etcd) -> Behind:
         _log.info("cache.restored entries=%d left_out=%d", len(rows) - len(left_out), len(left_out))
     store.watcher = tell(behind)
     return behind
+
+
+async def _semantic(config: CacheConfig) -> tuple[SemanticLayer, SemanticFile | None]:
+    """The semantic layer with what its file holds."""
+    path = config.semantic_file
+    if path is None and config.file is not None:
+        path = config.file.with_name(config.file.name + ".semantic")
+    layer = SemanticLayer(
+        max_bytes=config.semantic_max_bytes,
+        default_ttl_s=config.default_ttl_s,
+        clock=time.time,
+        rng=random.Random(),
+    )
+    file = await asyncio.to_thread(open_behind, path, layer) if path is not None else None
+    return layer, file
 
 
 async def _sweep(store: EntryStore) -> None:

@@ -44,6 +44,13 @@ class CacheConfig(ServiceConfig):
     )
     max_computing: int = Field(65536, ge=1, description="answers that are computed once for all who ask")
     max_waiting: int = Field(4096, ge=0, description="lookups that may wait for another one's answer")
+    semantic_max_bytes: int = Field(
+        256 * 2**20, ge=2**16, description="byte budget of the questions that semantic lookups search"
+    )
+    semantic_file: Path | None = Field(
+        None,
+        description="file that keeps these questions and what is known of their errors; beside `file` when not given",
+    )
     drain_s: float = Field(5.0, ge=0, le=3600, description="seconds that requests in flight get at shutdown")
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from stagemesh import records
 from stagemesh.entry_store import EntryStore
@@ -32,6 +32,16 @@ _SLICE = 1000
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
+class Follower(Protocol):
+    """Hears of all that is no longer valid, after the entries are gone."""
+
+    async def dropped(self, selector: Selector) -> None:
+        """What the selector fits was invalidated."""
+
+    async def deployed(self, spec: ModelSpec | None, name: str) -> None:
+        """A model is deployed so; None: no more."""
+
+
 class Validity:
     """Drops what was invalidated from the memory and from behind. Used on the event loop only."""
 
@@ -41,6 +51,7 @@ class Validity:
         self._lately = Lately(keep_s=3600.0, at_most=4096)
         self._known: dict[str, asyncio.Task[int]] = {}
         self._revisions: dict[str, str] = {}
+        self.followers: list[Follower] = []
 
     def __repr__(self) -> str:
         return f"Validity({len(self._known)} invalidations known)"
@@ -70,6 +81,8 @@ class Validity:
             self._lately.add(selector, time.monotonic())
             dropped = await self._drop(self._store.select(selector))
             await self._behind.invalidate(selector, invalidation)
+            for follower in self.followers:
+                await follower.dropped(selector)
         except BaseException:
             self._known.pop(invalidation, None)
             raise
@@ -78,6 +91,8 @@ class Validity:
 
     async def deployed(self, spec: ModelSpec) -> None:
         """A model is deployed in this revision: answers of any other are dropped."""
+        for follower in self.followers:
+            await follower.deployed(spec, spec.name)
         if self._revisions.get(spec.name) == spec.revision:
             return  # it was scaled, or is only told again
         self._revisions[spec.name] = spec.revision
@@ -93,10 +108,14 @@ class Validity:
         model = f"model:{name}"
         await self._drop(self._store.select(Selector(tags=frozenset({model}))))
         await self._behind.drop_stale(model, "")
+        for follower in self.followers:
+            await follower.deployed(None, name)
 
     async def forget_all(self) -> None:
         """Drop everything: it cannot be known what of it was invalidated."""
         await self._drop(self._store.select(Selector()))
+        for follower in self.followers:
+            await follower.dropped(Selector())
 
     def forget(self, invalidation: str) -> None:
         """A record was removed: nobody will speak of it again."""
