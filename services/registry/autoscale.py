@@ -33,7 +33,7 @@ from .world import World
 
 log = logging.getLogger(__name__)
 
-TICK_S = 1.0
+TICK_S = 0.5
 _REASON = 500
 # Of arrivals that one report tells; a preloader learns little from more at one time.
 _TOLD = 100
