@@ -2,7 +2,19 @@
 
 import typer
 
-from stagemesh.cli import admin, bench, demo, doctor, generate, infer, passthrough, plan, rollout, serve, status
+from stagemesh.cli import (
+    admin,
+    bench,
+    demo,
+    doctor,
+    generate,
+    infer,
+    passthrough,
+    plan,
+    rollout,
+    serve,
+    status,
+)
 
 app = typer.Typer(
     name="stagemesh",
