@@ -106,7 +106,8 @@ async def erring_replica(run: Run) -> None:
         await asyncio.sleep(10.0)
         run.at_most("its share of new sessions after 10 s", await share_of(run, victim, 5.0), 0.05)
         run.signal(victim.process, signal.SIGUSR2, f"{victim}: it is well again")
-        await rejoins(run, victim)
+        # One that erred again and again stays away for longer each time.
+        await rejoins(run, victim, within_s=90.0)
     await run.whole()
 
 
