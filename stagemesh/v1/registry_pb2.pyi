@@ -574,6 +574,18 @@ class WakeResponse(_message.Message):
     woken: bool
     def __init__(self, woken: _Optional[bool] = ...) -> None: ...
 
+class EventsRequest(_message.Message):
+    __slots__ = ("model", "kind", "follow", "since_unix_ms")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    SINCE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    kind: str
+    follow: bool
+    since_unix_ms: int
+    def __init__(self, model: _Optional[str] = ..., kind: _Optional[str] = ..., follow: _Optional[bool] = ..., since_unix_ms: _Optional[int] = ...) -> None: ...
+
 class LoadReport(_message.Message):
     __slots__ = ("reporter", "covers_ms", "replicas", "models")
     REPORTER_FIELD_NUMBER: _ClassVar[int]

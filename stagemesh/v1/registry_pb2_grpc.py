@@ -64,6 +64,11 @@ class RegistryServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_registry__pb2.LoadReport.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_registry__pb2.ReportPace.FromString,
                 _registered_method=True)
+        self.Events = channel.unary_stream(
+                '/stagemesh.v1.RegistryService/Events',
+                request_serializer=stagemesh_dot_v1_dot_registry__pb2.EventsRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_registry__pb2.EventRecord.FromString,
+                _registered_method=True)
         self.Rollout = channel.unary_unary(
                 '/stagemesh.v1.RegistryService/Rollout',
                 request_serializer=stagemesh_dot_v1_dot_registry__pb2.RolloutRequest.SerializeToString,
@@ -118,6 +123,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Events(self, request, context):
+        """What was decided in the last hour and why, oldest first; with `follow` also what comes. Any registry takes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rollout(self, request, context):
         """Decides on a rollout that is under way: brings it to its end, or takes it back. Any registry takes it.
         """
@@ -164,6 +176,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=stagemesh_dot_v1_dot_registry__pb2.LoadReport.FromString,
                     response_serializer=stagemesh_dot_v1_dot_registry__pb2.ReportPace.SerializeToString,
+            ),
+            'Events': grpc.unary_stream_rpc_method_handler(
+                    servicer.Events,
+                    request_deserializer=stagemesh_dot_v1_dot_registry__pb2.EventsRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_registry__pb2.EventRecord.SerializeToString,
             ),
             'Rollout': grpc.unary_unary_rpc_method_handler(
                     servicer.Rollout,
@@ -338,6 +355,33 @@ class RegistryService:
             '/stagemesh.v1.RegistryService/Report',
             stagemesh_dot_v1_dot_registry__pb2.LoadReport.SerializeToString,
             stagemesh_dot_v1_dot_registry__pb2.ReportPace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Events(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stagemesh.v1.RegistryService/Events',
+            stagemesh_dot_v1_dot_registry__pb2.EventsRequest.SerializeToString,
+            stagemesh_dot_v1_dot_registry__pb2.EventRecord.FromString,
             options,
             channel_credentials,
             insecure,
