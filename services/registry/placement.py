@@ -16,14 +16,16 @@ def choose_node(
     stage: int,
     suits: Callable[[NodeRecord], bool] = lambda node: True,
 ) -> NodeRecord | None:
-    """The best node with room: without this stage, without failures of it, least filled, fewest partitions."""
+    """The best node with room: without this stage, without failures of it, one that has its partition loaded still,
+    least filled, fewest partitions."""
     staying, _ = current_of(board, spec, stage)
 
-    def order(node: NodeRecord) -> tuple[int, int, float, int, int, str]:
+    def order(node: NodeRecord) -> tuple[int, int, bool, float, int, int, str]:
         free, need = board.free_bytes(node), bytes_needed(spec, spec.partitions[stage], node)
         return (
             count_on(node.node_id, staying),
             history.failures_at(spec, stage, node.node_id),
+            not keeps(node, spec, stage),
             # In percent, so that nodes that differ by a little memory count as equal.
             round(1 - (free - need) / node.memory_bytes, 2),
             len(board.on(node.node_id)),
@@ -33,6 +35,16 @@ def choose_node(
 
     fitting = [node for node in board.usable_nodes() if suits(node) and fits(board, spec, stage, node)]
     return min(fitting, key=order, default=None)
+
+
+def keeps(node: NodeRecord, spec: ModelSpec, stage: int) -> bool:
+    """Whether the node has kept the stage's partition, and would serve it at once."""
+    layers, checkpoint = spec.partitions[stage], spec.revision.partition("-")[0]
+    return any(
+        (kept.checkpoint, kept.dtype, kept.first_layer, kept.end_layer)
+        == (checkpoint, spec.dtype, layers.first_layer, layers.end_layer)
+        for kept in node.keeps
+    )
 
 
 def fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:

@@ -18,6 +18,7 @@ from stagemesh.grpc_server import GrpcServer, run, serve_until_signal
 from stagemesh.loop_lag import LoopLag
 from stagemesh.malloc import keep_large_blocks
 from stagemesh.metrics import serve_metrics
+from stagemesh.planning.profile import default_folder
 from stagemesh.process import leave
 from stagemesh.records import check_name
 from stagemesh.reporting import Reporter
@@ -27,6 +28,7 @@ from stagemesh.v1.registry_pb2 import NodeRecord
 from .config import StageConfig
 from .measure import choose_device, device_name, free_memory, measure_speed
 from .node import Node
+from .partition.trials import TRIALS
 from .servicer import SERVICE, StageServicer
 from .shared_memory_segment import sweep
 from .watcher import EXIT_HANGS
@@ -44,6 +46,7 @@ async def main() -> None:
     setup_tracing("stagemesh-stage", node_id)
     if config.threads:
         torch.set_num_threads(config.threads)
+    TRIALS.use(config.data_dir or default_folder().parent)
     device = choose_device(config.device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device: {config.device} was asked for, but torch sees no CUDA device here")

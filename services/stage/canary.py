@@ -16,8 +16,12 @@ from .replica import Replica
 PREFILL_TOKENS = 4
 
 
-async def probe(replica: Replica) -> float:
+async def probe(replica: Replica, again: bool = False) -> float:
     """Run the canary; return milliseconds of one single-token step.
+
+    Args:
+        replica: not ready yet.
+        again: its partition served before, and has kept its weights: the single-token step alone.
 
     Raises:
         FailedPrecondition: what came out is not finite or has the wrong shape.
@@ -26,9 +30,10 @@ async def probe(replica: Replica) -> float:
     model = replica.model
     kv = replica.pool.reserve(PREFILL_TOKENS + 1) if model.generates else None
     try:
-        await replica.engine.run(lambda: _step(model, Segment(0, PREFILL_TOKENS, 0, kv)))
+        position = PREFILL_TOKENS if model.generates and not again else 0
+        if not again:
+            await replica.engine.run(lambda: _step(model, Segment(0, PREFILL_TOKENS, 0, kv)))
         started = time.perf_counter()
-        position = PREFILL_TOKENS if model.generates else 0
         await replica.engine.run(lambda: _step(model, Segment(0, 1, position, kv)))
         return (time.perf_counter() - started) * 1000
     finally:

@@ -47,6 +47,13 @@ class StageConfig(ServiceConfig):
     fast: bool = Field(
         True, description="use packed weights and the like where they measure faster; off is plain torch"
     )
+    keep_mb: int = Field(
+        -1,
+        ge=-1,
+        le=2**24,
+        description="MiB that loaded partitions may take which nobody asks for now, so that their models wake at once; "
+        "they go when the memory is needed. 0 keeps none, -1 keeps up to half of the node's memory",
+    )
     journal_mb: int = Field(
         128,
         ge=0,

@@ -1,13 +1,14 @@
 """A partition that a node was told to host, from loading to its end."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stagemesh.v1.registry_pb2 import Assignment, ReplicaRecord, ReplicaState
 from stagemesh.v1.stage_pb2 import PartitionStatus
 
 from .head import Head
 from .replica import Replica
+from .warm.kept import Key, Loaded
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +23,9 @@ class Hosted:
         task: that loads it.
         hangs: a pass of it does not end.
         closed: it takes no more sessions.
+        key: which partition it is, among those that are kept.
+        loaded: the partition.
+        gone: set when it is over.
     """
 
     assignment: Assignment
@@ -31,6 +35,9 @@ class Hosted:
     task: asyncio.Task[None] | None = None
     hangs: bool = False
     closed: bool = False
+    key: Key | None = None
+    loaded: Loaded | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def serves(self) -> bool:

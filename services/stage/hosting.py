@@ -6,7 +6,6 @@ ends as on SIGTERM, so that its supervisor starts it again.
 """
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Coroutine
@@ -16,7 +15,6 @@ from typing import Any
 from stagemesh import records
 from stagemesh.errors import CheckpointError, StagemeshError, Unavailable
 from stagemesh.etcd import Etcd, Lease
-from stagemesh.malloc import return_free_blocks
 from stagemesh.revisions import spec_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaState
 
@@ -27,11 +25,12 @@ from .config import StageConfig
 from .failure import told
 from .head import Head
 from .hosted import Hosted
-from .loading import load_assigned
+from .loading import give_back, load_assigned, weight_bytes
 from .partition.interface import Partition
 from .profile_node import Profiles
 from .relay import Upstream
 from .replica import Replica
+from .warm.kept import KeptPartitions, Key, Loaded
 from .watchdog import Limits
 from .watcher import Watcher
 
@@ -43,6 +42,10 @@ UNKNOWN_CONTEXT = 8192
 COME_BACK_S = 10.0
 # How long whoever leaves waits for the last pass of what measures it.
 LAST_PASS_S = 1.0
+# Partitions that load beside one another.
+LOADS_AT_ONCE = 4
+# How long whoever wants a partition waits for one that is just being let go of.
+LET_GO_S = 2.0
 # Routers look elsewhere within that, once a record says that a replica leaves.
 NOTICED_S = 0.2
 
@@ -71,9 +74,10 @@ class Hosting:
         self._record = record
         self._etcd = etcd
         self._lease = lease
-        self._loading = asyncio.Lock()
-        # Bytes of what is being read, by replica id: reading cannot be stopped, and may go on for nobody.
+        self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
+        # Bytes set aside for what is being loaded, by replica id: reading cannot be stopped, and may go on for nobody.
         self._reading: dict[str, int] = {}
+        self._kept = KeptPartitions(record, config.keep_mb)
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
         self._profiles = Profiles(record, etcd, self.announce, config.fast, config.data_dir)
@@ -119,19 +123,26 @@ class Hosting:
         assignment = hosted.assignment
         limit: asyncio.Timeout | None = None
         try:
-            await self.publish(hosted, ReplicaState.REPLICA_STATE_LOADING)
             found = await self._etcd.get(records.model_key(assignment.model))
             if found is None:
                 raise CheckpointError("the model was undeployed meanwhile")
             spec = _wanted(records.from_json(found.value, ModelSpec), assignment)
-            async with self._loading:  # one at a time: each must see what the one before it took
-                async with asyncio.timeout(self._config.load_timeout_s) as limit:
-                    replica = await self._replica(hosted, spec)
+            hosted.key = Key.of(spec, assignment)
+            hosted.loaded = kept = await self._kept_of(hosted.key)
+            if kept is not None:
+                replica = await self._replica(hosted, spec, kept.partition, again=True)
+            else:
+                await self.publish(hosted, ReplicaState.REPLICA_STATE_LOADING)
+                async with self._loading, asyncio.timeout(self._config.load_timeout_s) as limit:
+                    replica = await self._replica(hosted, spec, await self._read(hosted, spec))
             hosted.replica = replica
             if assignment.stage == 0:
                 hosted.head = Head(replica, assignment.stages, self._config.chunk_tokens)
             await self.publish(hosted, ReplicaState.REPLICA_STATE_READY)
-            self._profiles.learn(replica, spec)
+            if kept is None:
+                self._profiles.learn(replica, spec)
+            else:
+                await self.announce()
         except TimeoutError as error:
             late = limit is not None and limit.expired()
             detail = f"it still loads after {self._config.load_timeout_s:g} s" if late else told(error)
@@ -141,18 +152,48 @@ class Hosting:
                 log.exception("loading %s failed", assignment.replica_id)
             await self.publish(hosted, ReplicaState.REPLICA_STATE_FAILED, told(error))
 
-    async def _replica(self, hosted: Hosted, spec: ModelSpec) -> Replica:
-        """Load it and try it out."""
-        assignment = hosted.assignment
-        free = self._free_bytes()
-        self._reading[assignment.replica_id] = assignment.partition.parameter_bytes
+    async def _kept_of(self, key: Key) -> Loaded | None:
+        """The partition if it is loaded and nobody's; one that is just being let go of is waited for a moment."""
+        leaving = [one.gone.wait() for one in self.ending if one.key == key and not one.hangs]
+        if leaving:
+            tasks = [asyncio.ensure_future(one) for one in leaving]
+            _, late = await asyncio.wait(tasks, timeout=LET_GO_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in late:
+                task.cancel()
+        return self._kept.take(key)
+
+    async def _read(self, hosted: Hosted, spec: ModelSpec) -> Partition:
+        """Load it from its checkpoint, into memory that is set aside before others look for theirs."""
+        assignment, name = hosted.assignment, hosted.assignment.replica_id
+        free, needed = self._free_bytes(), weight_bytes(spec, assignment.partition, self._config.device)
+        self._reading[name] = needed
+        if self._kept.shrink(free - needed):
+            await asyncio.to_thread(give_back)
+        load = partial(load_assigned, spec, assignment, self._config.device, free, self._config.fast)
+        started = time.monotonic()
 
         def read() -> None:
+            self._reading.pop(name, None)
+
+        model = await apart(load, f"load-{name}", read, self._config.nice)
+        hosted.loaded = Loaded(model, time.monotonic() - started)
+        return model
+
+    async def _replica(
+        self, hosted: Hosted, spec: ModelSpec, model: Partition, again: bool = False
+    ) -> Replica:
+        """Give it memory for sessions and try it out; `again`: it served before."""
+        assignment = hosted.assignment
+        kv_bytes = self._kv_bytes(model, spec, max(0, self._free_bytes() - model.weight_bytes))
+        self._reading[assignment.replica_id] = model.weight_bytes + kv_bytes
+        self._kept.shrink(self._free_bytes())
+        try:
+            return await self._tried(hosted, model, kv_bytes, again)
+        finally:
             self._reading.pop(assignment.replica_id, None)
 
-        load = partial(load_assigned, spec, assignment, self._config.device, free, self._config.fast)
-        model = await apart(load, f"load-{assignment.replica_id}", read, self._config.nice)
-        kv_bytes = self._kv_bytes(model, spec, free - model.weight_bytes)
+    async def _tried(self, hosted: Hosted, model: Partition, kv_bytes: int, again: bool) -> Replica:
+        assignment = hosted.assignment
         replica = Replica(
             assignment.replica_id,
             assignment.model,
@@ -171,7 +212,7 @@ class Hosting:
                 on_return=lambda: self._returned(hosted, replica),
             )
         try:
-            hosted.record.canary_ms = await probe(replica)
+            hosted.record.canary_ms = await probe(replica, again)
         except BaseException:
             replica.engine.close()
             if not hosted.hangs:
@@ -246,15 +287,35 @@ class Hosting:
         """Stop being chosen, let sessions finish, then free everything."""
         self.ending.add(hosted)
         try:
-            if hosted.record.state == ReplicaState.REPLICA_STATE_READY:
+            served = hosted.record.state == ReplicaState.REPLICA_STATE_READY
+            if served:
                 await self.publish(hosted, ReplicaState.REPLICA_STATE_DRAINING)
                 await self._idle([hosted], self._config.drain_s)
             await self._shut(hosted)
+            if served:
+                self._keep(hosted)
+            hosted.gone.set()
             await self._lease.delete(_key(hosted.assignment))
         finally:
+            hosted.gone.set()
             self.ending.discard(hosted)
+        hosted.replica = hosted.head = hosted.loaded = None
+        if served:
+            await self.announce()
+        await asyncio.to_thread(give_back)
+
+    def _keep(self, hosted: Hosted) -> None:
+        """What served well stays loaded, as long as nothing else needs its memory."""
+        if hosted.hangs or hosted.loaded is None or hosted.key is None or self._leaving:
+            return
         hosted.replica = hosted.head = None
-        await asyncio.to_thread(_give_back)
+        self._kept.put(hosted.key, hosted.loaded, self._free_bytes())
+
+    async def relieve(self) -> None:
+        """Give up what is kept, if the machine runs short of memory."""
+        if self._kept.relieve():
+            await asyncio.to_thread(give_back)
+            await self.announce()
 
     async def drain(self) -> None:
         """Leave for good: no longer be chosen, let sessions finish, send the others elsewhere, free everything.
@@ -330,9 +391,3 @@ def _end_streams(replica: Replica, error: StagemeshError) -> None:
     for upstream in list(replica.links.upstreams.values()):
         if isinstance(upstream, Upstream):
             upstream.end(error)
-
-
-def _give_back() -> None:
-    """Weights that nobody uses any more leave the heap, which keeps large blocks otherwise."""
-    gc.collect()
-    return_free_blocks()

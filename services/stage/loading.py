@@ -4,6 +4,7 @@ All that loading ever writes is what it fetches from a hub, into the hub's cache
 """
 
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import torch
 
 from stagemesh import checkpoint as checkpoints
 from stagemesh.errors import CheckpointError, ResourceExhausted
+from stagemesh.malloc import return_free_blocks
+from stagemesh.tensor import ITEM_BYTES
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec
+from stagemesh.v1.registry_pb2 import Partition as Layers
 
 from .partition.interface import Partition
 from .partition.load import load_partition
@@ -64,6 +68,19 @@ def load_assigned(
             locate=locate,
             fast=fast,
         )
+
+
+def weight_bytes(spec: ModelSpec, partition: Layers, device: str) -> int:
+    """What a partition's parameters take in the dtype that they are computed in."""
+    stored = ITEM_BYTES.get(spec.checkpoint_dtype, 4)
+    computed = spec.dtype or ("F32" if device == "cpu" else spec.checkpoint_dtype)
+    return partition.parameter_bytes * ITEM_BYTES.get(computed, stored) // stored
+
+
+def give_back() -> None:
+    """Weights that nobody uses any more leave the heap, which keeps large blocks otherwise."""
+    gc.collect()
+    return_free_blocks()
 
 
 def _fetched(source: str, file: str, commit: str) -> Path:

@@ -57,6 +57,21 @@ JOURNALS_DROPPED = counter(
     ("model", "stage"),
 )
 BAD_FRAMES = counter("stagemesh_stage_bad_frames_total", "Frames refused because they could not be read")
+KEPT_BYTES = gauge(
+    "stagemesh_stage_kept_bytes",
+    "Memory of loaded partitions that are kept although no assignment asks for them",
+)
+KEPT_ASKED = counter(
+    "stagemesh_stage_kept_asked_total",
+    "Assignments by whether their partition was kept: hit (attached at once) or miss (loaded)",
+    ("result",),
+)
+KEPT_GIVEN_UP = counter(
+    "stagemesh_stage_kept_given_up_total",
+    "Kept partitions given up, by why: room (for another one kept), needed (by a partition that serves), "
+    "short (the machine ran out of memory)",
+    ("why",),
+)
 REPLICAS = gauge("stagemesh_stage_replicas_ready", "Replicas of this node that are ready")
 HANGS = counter(
     "stagemesh_stage_hangs_total", "Passes that hung, for which a replica was given up", ("model", "stage")

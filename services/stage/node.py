@@ -157,6 +157,7 @@ class Node:
             for hosted in self._hosted.values():
                 if hosted.replica is not None:
                     hosted.replica.drop_overdue(time.time())
+            await self._hosting.relieve()
 
     def _replica_record(self, assignment: Assignment) -> ReplicaRecord:
         return ReplicaRecord(
