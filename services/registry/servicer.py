@@ -18,6 +18,8 @@ from stagemesh.v1.registry_pb2 import (
     Deployment,
     DeployRequest,
     DeployResponse,
+    EventRecord,
+    EventsRequest,
     ListDeploymentsRequest,
     ListDeploymentsResponse,
     LoadReport,
@@ -36,6 +38,7 @@ from stagemesh.v1.registry_pb2_grpc import RegistryServiceServicer
 
 from .controller import Controller
 from .desired import build_spec, check_deploy, scaled
+from .event_log import events
 from .events import Events
 from .mirror import Mirror
 from .models import Models
@@ -150,6 +153,14 @@ class Registry(RegistryServiceServicer):
         async with aclosing(self._reports.stream(request_iterator)) as paces:  # type: ignore[type-var]
             async for pace in paces:
                 yield pace
+
+    async def Events(
+        self, request: EventsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[EventRecord]:
+        """What was decided, and with `follow` what is."""
+        async with aclosing(events(self._etcd, request)) as found:  # type: ignore[type-var]
+            async for record in found:
+                yield record
 
     async def ListModels(
         self, request: ListDeploymentsRequest, context: grpc.aio.ServicerContext

@@ -7,6 +7,7 @@ from stagemesh.cli import (
     bench,
     demo,
     doctor,
+    events,
     generate,
     infer,
     passthrough,
@@ -35,6 +36,7 @@ app.command("deploy")(admin.deploy)
 app.command("scale")(admin.scale)
 app.command("undeploy")(admin.undeploy)
 app.command("doctor")(doctor.doctor)
+app.command("events")(events.events)
 app.command("plan")(plan.plan)
 app.add_typer(rollout.app, name="rollout")
 passthrough.register(app)
