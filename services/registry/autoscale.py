@@ -1,4 +1,4 @@
-"""Has the autoscaler decide every second while this registry leads, and writes what it decided.
+"""Has the autoscaler decide twice a second while this registry leads, and writes what it decided.
 
 The decisions are made in `scaling`, which is pure; here they become records: a scale record that the plan follows, or an assignment
 that stands in for another one. Whatever is written is fenced with the term in which it was decided, and each is an event.
@@ -132,6 +132,8 @@ class Autoscale:
         loads = self._loads(view, now)
         self._gauges.show(loads)
         scaling = [load for load in loads if view.world.models[load.model].HasField("scaling")]
+        for load in scaling:
+            log.debug("autoscale.load %s", load)
         for decision in self._autoscaler.decide(scaling, now):
             await self._scale(decision, term)
         await self._sweep(view.world, term)
