@@ -12,6 +12,7 @@ from stagemesh.v1.registry_pb2 import DeployRequest, ModelSpec, Partition, Scale
 
 from .certified import check_certified
 from .cuts import even_cuts
+from .planned import Placed
 from .rollout.begin import scale_candidate
 from .scaling.limits import check_scaling
 
@@ -29,6 +30,7 @@ DEFAULT_POLICY = "default"
 MAX_ZONES = 64
 MAX_REPLICAS = 1000
 MAX_SOURCE = 1024
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 
 
 def check_deploy(request: DeployRequest) -> str:
@@ -47,6 +49,7 @@ def check_deploy(request: DeployRequest) -> str:
     check_policy(request.policy)
     check_zones(request.zones)
     check_replicas(request.replicas or 1)
+    check_weight(request.weight)
     if request.HasField("scaling"):
         check_scaling(request.scaling)
     return records.check_name(request.name or name_of(request.source))
@@ -56,6 +59,14 @@ def check_replicas(replicas: int) -> None:
     """Raise `InvalidArgument` unless 1 <= replicas <= 1000."""
     if not 1 <= replicas <= MAX_REPLICAS:
         raise InvalidArgument(f"replicas: {replicas} is not within 1..{MAX_REPLICAS}", field="replicas")
+
+
+def check_weight(weight: float) -> None:
+    """Raise `InvalidArgument` unless it is 0, for none, or within 0.001..1000."""
+    if weight and not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise InvalidArgument(
+            f"weight: {weight:g} is not within {MIN_WEIGHT:g}..{MAX_WEIGHT:g}", field="weight"
+        )
 
 
 def check_policy(policy: str) -> None:
@@ -79,10 +90,19 @@ def name_of(source: str) -> str:
 
 
 def build_spec(
-    name: str, request: DeployRequest, checkpoint: Checkpoint, *, source: str, hub_revision: str
+    name: str,
+    request: DeployRequest,
+    checkpoint: Checkpoint,
+    *,
+    source: str,
+    hub_revision: str,
+    placed: Placed | None = None,
 ) -> ModelSpec:
-    """The desired state, without generation and creation time. Raises `InvalidArgument` for too many stages, and what `check_certified` does."""
-    stages = request.stages or 1
+    """The desired state, without generation and creation time; cuts and replicas are the planner's where it was asked.
+
+    Raises `InvalidArgument` for too many stages, and what `check_certified` does.
+    """
+    stages = len(placed.cuts) if placed is not None else request.stages or 1
     if checkpoint.task == "tensor" and request.dtype not in ("", checkpoint.dtype):
         raise InvalidArgument(f"dtype: the package was exported in {checkpoint.dtype}", field="dtype")
     if stages > len(checkpoint.cuts) + 1:
@@ -91,12 +111,16 @@ def build_spec(
             f"{checkpoint.layers} layers can be cut into",
             field="stages",
         )
-    cuts = even_cuts(
-        checkpoint.layer_bytes,
-        stages,
-        embedding_bytes=checkpoint.embedding_bytes,
-        head_bytes=checkpoint.head_bytes + (checkpoint.tied_bytes if stages > 1 else 0),
-        allowed=checkpoint.cuts,
+    cuts = (
+        list(placed.cuts)
+        if placed is not None
+        else even_cuts(
+            checkpoint.layer_bytes,
+            stages,
+            embedding_bytes=checkpoint.embedding_bytes,
+            head_bytes=checkpoint.head_bytes + (checkpoint.tied_bytes if stages > 1 else 0),
+            allowed=checkpoint.cuts,
+        )
     )
     spec = ModelSpec(
         name=name,
@@ -107,13 +131,8 @@ def build_spec(
         architecture=checkpoint.architecture,
         dtype=request.dtype,
         checkpoint_dtype=checkpoint.dtype,
-        partitions=[
-            Partition(
-                first_layer=first, end_layer=end, parameter_bytes=partition_bytes(checkpoint, first, end)
-            )
-            for first, end in cuts
-        ],
-        replicas=[request.replicas or 1] * stages,
+        partitions=partitions_of(checkpoint, cuts),
+        replicas=placed.replicas if placed is not None else [request.replicas or 1] * stages,
         context_length=checkpoint.context_length,
         vocab_size=checkpoint.vocab_size,
         hidden_size=checkpoint.hidden_size,
@@ -122,16 +141,27 @@ def build_spec(
         cache=request.cache if request.HasField("cache") else True,
         cache_ttl_s=request.cache_ttl_s,
         uncertified=not check_certified(request, checkpoint, stages),
+        weight=request.weight,
     )
     if request.HasField("scaling"):
         spec.scaling.CopyFrom(request.scaling)
+    if placed is not None:
+        spec.plan.CopyFrom(placed.record)
     checkpoint.signature.write(spec)
     return spec
 
 
-def spec_revision(checkpoint_revision: str, dtype: str, cuts: list[tuple[int, int]]) -> str:
+def partitions_of(checkpoint: Checkpoint, cuts: Sequence[tuple[int, int]]) -> list[Partition]:
+    """The partitions of half-open layer ranges."""
+    return [
+        Partition(first_layer=first, end_layer=end, parameter_bytes=partition_bytes(checkpoint, first, end))
+        for first, end in cuts
+    ]
+
+
+def spec_revision(checkpoint_revision: str, dtype: str, cuts: Sequence[tuple[int, int]]) -> str:
     """`<checkpoint>-<settings>`: replicas of one revision compute the same and fit together into a route."""
-    settings = hashlib.sha256(repr((dtype, cuts)).encode()).hexdigest()[:8]
+    settings = hashlib.sha256(repr((dtype, list(cuts))).encode()).hexdigest()[:8]
     return f"{checkpoint_revision}-{settings}"
 
 
@@ -147,7 +177,8 @@ def scaled(spec: ModelSpec, request: ScaleRequest) -> ModelSpec:
     A number of replicas holds from then on; limits let it follow the load again.
     """
     scales_itself = request.HasField("scaling")
-    if request.replicas or not (request.HasField("policy") or scales_itself):
+    check_weight(request.weight)
+    if request.replicas or not (request.HasField("policy") or scales_itself or request.weight):
         check_replicas(request.replicas)
     if scales_itself:
         check_scaling(request.scaling)
@@ -164,6 +195,9 @@ def scaled(spec: ModelSpec, request: ScaleRequest) -> ModelSpec:
         changed.policy = policy
         if rolls_out(changed):
             changed.rollout.next.policy = policy
+    if request.weight:
+        for one in specs_of(changed):
+            one.weight = request.weight
     if scales_itself:
         for one in specs_of(changed):
             one.scaling.CopyFrom(request.scaling)

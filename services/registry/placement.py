@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
+from stagemesh.planning.pins import layers_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
 from .board import Board, count_on
@@ -17,14 +18,18 @@ def choose_node(
     suits: Callable[[NodeRecord], bool] = lambda node: True,
 ) -> NodeRecord | None:
     """The best node with room: without this stage, without failures of it, one that has its partition loaded still,
-    least filled, fewest partitions."""
+    least filled, fewest partitions.
+    """
     staying, _ = current_of(board, spec, stage)
 
-    def order(node: NodeRecord) -> tuple[int, int, bool, float, int, int, str]:
+    planned = planned_nodes(spec, stage)
+
+    def order(node: NodeRecord) -> tuple[int, int, bool, bool, float, int, int, str]:
         free, need = board.free_bytes(node), bytes_needed(spec, spec.partitions[stage], node)
         return (
             count_on(node.node_id, staying),
             history.failures_at(spec, stage, node.node_id),
+            node.node_id not in planned,
             not keeps(node, spec, stage),
             # In percent, so that nodes that differ by a little memory count as equal.
             round(1 - (free - need) / node.memory_bytes, 2),
@@ -49,7 +54,7 @@ def keeps(node: NodeRecord, spec: ModelSpec, stage: int) -> bool:
 
 def fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
     """Whether the node is where the model may be, and has room for the stage's partition."""
-    if not in_zones(spec, node):
+    if not allowed(spec, stage, node):
         return False
     need = bytes_needed(spec, spec.partitions[stage], node)
     return node.memory_bytes > 0 and board.free_bytes(node) >= need
@@ -60,6 +65,27 @@ def in_zones(spec: ModelSpec, node: NodeRecord) -> bool:
     return not spec.zones or node.zone in spec.zones
 
 
+def allowed(spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
+    """Whether the stage may be placed there: zones, and the labels and pins that the planner was given."""
+    if not in_zones(spec, node):
+        return False
+    if any(node.labels.get(key) != value for key, value in spec.plan.node_labels.items()):
+        return False
+    partition = spec.partitions[stage]
+    for pin in spec.plan.pins:
+        first, end = layers_of(pin.layers, spec.partitions[-1].end_layer)
+        if first < partition.end_layer and partition.first_layer < end:
+            placed = (not pin.zone or node.zone == pin.zone) and (not pin.nodes or node.node_id in pin.nodes)
+            if not placed or any(node.labels.get(key) != value for key, value in pin.node_labels.items()):
+                return False
+    return True
+
+
+def planned_nodes(spec: ModelSpec, stage: int) -> frozenset[str]:
+    """Where the planner put the stage; empty without a plan."""
+    return frozenset(spec.plan.stages[stage].nodes) if stage < len(spec.plan.stages) else frozenset()
+
+
 def current_of(board: Board, spec: ModelSpec, stage: int) -> tuple[list[Assignment], list[Assignment]]:
     """Assignments of the wanted partition: those that stay, and those on nodes that drain or where it may not be."""
     staying: list[Assignment] = []
@@ -67,7 +93,7 @@ def current_of(board: Board, spec: ModelSpec, stage: int) -> tuple[list[Assignme
     for held in board.of(spec.name, stage):
         if is_current(spec, held):
             node = board.world.nodes.get(held.node_id)
-            leaves = node is not None and (node.draining or not in_zones(spec, node))
+            leaves = node is not None and (node.draining or not allowed(spec, stage, node))
             (leaving if leaves else staying).append(held)
     return staying, leaving
 

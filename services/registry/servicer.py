@@ -37,13 +37,16 @@ from stagemesh.v1.registry_pb2 import (
 from stagemesh.v1.registry_pb2_grpc import RegistryServiceServicer
 
 from .controller import Controller
-from .desired import build_spec, check_deploy, scaled
+from .desired import build_spec, check_deploy, same_settings, scaled
 from .event_log import events
 from .events import Events
 from .mirror import Mirror
 from .models import Models
+from .planned import Placed, kept, wish_of
+from .planned_certified import plan_certified
 from .reports import ReportDoor
 from .rollout.begin import aborted, deployed, promoted, way_of
+from .room import check_room
 from .scales import Scales
 
 log = logging.getLogger(__name__)
@@ -81,13 +84,17 @@ class Registry(RegistryServiceServicer):
         """Create the model, or replace it when the request differs from what is deployed."""
         name = check_deploy(request)
         found, source, hub_revision = await self._read(request)
-        wanted = build_spec(name, request, found, source=source, hub_revision=hub_revision)
-
+        placed = await self._placed(name, request, found)
+        wanted = build_spec(name, request, found, source=source, hub_revision=hub_revision, placed=placed)
         way = way_of(request.canary, request.canary_s)
 
         def change(current: ModelSpec | None) -> ModelSpec:
-            serves = current is not None and self._mirror.world().serves(current)
-            return deployed(current, wanted, way, serves=serves, now_ms=int(time.time() * 1000))
+            world = self._mirror.world()
+            serves = current is not None and world.serves(current)
+            spec = deployed(current, wanted, way, serves=serves, now_ms=int(time.time() * 1000))
+            if not request.allow_pending and (current is None or not same_settings(current, spec)):
+                check_room(world, spec)
+            return spec
 
         spec = await self._models.update(name, change)
         if rolls_out(spec) and spec.rollout.to_revision == wanted.revision:
@@ -179,6 +186,21 @@ class Registry(RegistryServiceServicer):
                 for name, spec in sorted(world.models.items())
             ]
         )
+
+    async def _placed(self, name: str, request: DeployRequest, found: checkpoint.Checkpoint) -> Placed | None:
+        """Where the planner puts the model; None where it was not asked."""
+        wish = wish_of(request)
+        if wish is None:
+            return None
+        world = self._mirror.world()
+        current = world.models.get(name)
+        known = kept(current, wish, found, request.dtype)
+        if known is not None:
+            return known
+        async with self._readers:  # up to seconds
+            return await asyncio.to_thread(
+                plan_certified, request, found, name, wish, world, int(time.time() * 1000)
+            )
 
     async def _read(self, request: DeployRequest) -> _Read:
         try:

@@ -9,10 +9,19 @@ from google.protobuf import json_format
 from rich.console import Console
 
 from stagemesh.cli.guard import one_line_errors
-from stagemesh.cli.options import DEFAULT_REGISTRY, Certificate, Force, Json, Registry, certificate_text
+from stagemesh.cli.options import (
+    DEFAULT_REGISTRY,
+    Certificate,
+    Force,
+    Json,
+    Registry,
+    certificate_text,
+    labels_of,
+)
 from stagemesh.cli.progress import Progress
 from stagemesh.cli.scaling import Idle, Max, Min, TargetKv, TargetQueue, scaling_of
 from stagemesh.local import deployment
+from stagemesh.planning.pins import parse_pin
 from stagemesh.v1 import registry_pb2
 
 Name = Annotated[str, typer.Argument(help="Name of the deployed model.", show_default=False)]
@@ -27,8 +36,15 @@ def deploy(
         str, typer.Option(help="Name to serve it under; derived from MODEL when not given.")
     ] = "",
     revision: Annotated[str, typer.Option(help="Hub revision.")] = "",
-    stages: Annotated[int, typer.Option(help="Partitions.", min=1)] = 1,
-    replicas: Annotated[int, typer.Option(help="Replicas of each stage.", min=1)] = 1,
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            help="Partitions; 1, or the planner's choice, when not given.", min=1, show_default=False
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Replicas of each stage; 1 when not given.", min=1, show_default=False)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="F32, BF16 or F16; the checkpoint's own when not given.")] = "",
     policy: Annotated[str, typer.Option(help="Balancing policy; the router's default when not given.")] = "",
     zone: Annotated[
@@ -52,6 +68,36 @@ def deploy(
     canary_s: Annotated[
         int, typer.Option(help="Seconds that each share is watched; 0: 60. Only with --canary.", min=0)
     ] = 0,
+    weight: Annotated[
+        float, typer.Option(help="Its part of what models share at a router, beside others; 0: 1.", min=0)
+    ] = 0.0,
+    allow_pending: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pending/--no-allow-pending",
+            help="Deploy it although no nodes have room for it now; it waits for some that join.",
+        ),
+    ] = False,
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="Let the planner decide cuts, replicas and nodes, for: throughput, or latency.",
+            metavar="WHAT",
+        ),
+    ] = "",
+    auto_recut: Annotated[
+        bool, typer.Option("--auto-recut", help="Move cuts by itself when that pays. Only with --plan.")
+    ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Only nodes with this label, KEY=VALUE; again for more. Only with --plan."),
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers that may only lie there: first=zone:A, 0-7=node:n1, last=label:KEY:VALUE. Only with --plan."
+        ),
+    ] = None,
     force: Force = False,
     certificate: Certificate = None,
     registry: Registry = DEFAULT_REGISTRY,
@@ -71,18 +117,24 @@ def deploy(
         source=deployment.absolute_source(model),
         name=name,
         hub_revision=revision,
-        stages=stages,
-        replicas=replicas,
+        stages=stages or (0 if plan else 1),
+        replicas=replicas or (0 if plan else 1),
         dtype=dtype,
         policy=policy,
         zones=zone or (),
         cache=cache,
         cache_ttl_s=cache_ttl,
+        weight=weight,
+        allow_pending=allow_pending,
         force=force,
         certificate=certificate_text(certificate),
         scaling=scaling_of(least, most, target_queue_ms, target_kv, idle),
         canary=canary,
         canary_s=canary_s,
+        plan=plan,
+        auto_recut=auto_recut,
+        node_labels=labels_of(label),
+        pins=[parse_pin(text) for text in pin or ()],
     )
 
     async def run() -> registry_pb2.ModelSpec:
@@ -113,6 +165,9 @@ def scale(
     target_queue_ms: TargetQueue = None,
     target_kv: TargetKv = None,
     idle: Idle = None,
+    weight: Annotated[
+        float, typer.Option(help="Its part of what models share at a router, beside others.", min=0)
+    ] = 0.0,
     registry: Registry = DEFAULT_REGISTRY,
     wait: Wait = True,
     timeout: WaitTimeout = 600.0,
@@ -128,15 +183,17 @@ def scale(
     replicas = fixed if replicas is None else replicas
     limits = (least, most, target_queue_ms, target_kv, idle)
     scales_itself = any(each is not None for each in limits)
-    if replicas is None and policy is None and not scales_itself:
-        raise typer.BadParameter("say how many REPLICAS, limits like --min and --max, or which --policy")
+    if replicas is None and policy is None and not scales_itself and not weight:
+        raise typer.BadParameter(
+            "say how many REPLICAS, limits like --min and --max, which --policy, or a --weight"
+        )
     if replicas is not None and scales_itself:
         raise typer.BadParameter("either a fixed number of REPLICAS, or limits like --min and --max")
 
     async def run() -> registry_pb2.ModelSpec:
         before = await deployment.scaling(registry, name) if scales_itself else None
         spec = await deployment.scale(
-            registry, name, replicas or 0, stage, policy, scaling_of(*limits, before)
+            registry, name, replicas or 0, stage, policy, scaling_of(*limits, before), weight
         )
         await _wait(registry, name, timeout, wait)
         return spec

@@ -61,14 +61,15 @@ async def scale(
     stage: int | None,
     policy: str | None = None,
     scaling: registry_pb2.Scaling | None = None,
+    weight: float = 0.0,
 ) -> registry_pb2.ModelSpec:
-    """Change the replicas wanted of one stage or of every stage (0: as they are), the limits, or the balancing policy.
+    """Change the replicas wanted of one stage or of every stage (0: as they are), the limits, the balancing policy, or the weight (0: as it is).
 
     Raises what the registry answered.
     """
     async with _registry(registry) as stub:
         request = registry_pb2.ScaleRequest(
-            name=name, replicas=replicas, stage=stage, policy=policy, scaling=scaling
+            name=name, replicas=replicas, stage=stage, policy=policy, scaling=scaling, weight=weight
         )
         return (await stub.Scale(request, timeout=_RPC_S)).model
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from stagemesh.client import AsyncClient
 from stagemesh.errors import DeadlineExceeded
 from stagemesh.local import deployment, waiting
 from stagemesh.local.etcd_server import EtcdServer, etcd_binary
+from stagemesh.local.fork_server import ForkServer
 from stagemesh.local.launcher import Flags, Launcher
 from stagemesh.local.ports import claim
 from stagemesh.local.processes import ChildProcess
@@ -42,7 +44,8 @@ class LocalMesh:
     loopback unless `etcd` is given. There are `routers` of them, which share nothing but etcd: the first one has the
     given ports, each further one the next free ones after them.
 
-    A process that dies is started again; etcd with its data, a stage as a new empty node. Raises `ConfigError` and
+    A process that dies is started again; etcd with its data, a stage as a new empty node. Stage processes are forked from one
+    that has imported everything, so that they are there at once; with `fork=False` each is started anew. Raises `ConfigError` and
     `Unavailable` with one clear line when the mesh does not come up.
     """
 
@@ -64,6 +67,7 @@ class LocalMesh:
         flags: Mapping[str, Flags] | None = None,
         env: Mapping[str, str] | None = None,
         progress: Callable[[str], None] | None = None,
+        fork: bool = True,
     ) -> None:
         self.stages = stages
         self.replicas = replicas
@@ -85,6 +89,9 @@ class LocalMesh:
         self._prefix = "" if etcd is None else f"{socket.gethostname().split('.')[0]}-{uuid.uuid4().hex[:4]}-"
         self._folder: Path | None = None
         self._etcd_server: EtcdServer | None = None
+        # macOS forks, and then its frameworks do not work in the child.
+        self._fork = fork and sys.platform == "linux"
+        self._fork_server: ForkServer | None = None
         self._services: dict[str, Supervised] = {}
         self._nodes: list[Supervised] = []
 
@@ -181,6 +188,9 @@ class LocalMesh:
             self._progress("starting etcd")
             self._etcd_server = EtcdServer(self._folder, self._progress)
             await self._etcd_server.start()
+        if self._fork:
+            env = {**self._env, "TMPDIR": str(self._folder)}
+            self._fork_server = await ForkServer.start(self._folder / "fork-server.log", env)
         launcher, ports = self._launcher(self._folder), self._ports
         self._services = {
             "registry": launcher.service("registry", {"port": ports["registry"]}),
@@ -193,8 +203,7 @@ class LocalMesh:
         places = [*self._services.values(), *self._nodes]
         routers = "router" if self.routers == 1 else f"{self.routers} routers"
         self._progress(f"starting registry, cache, {routers} and {self.nodes} stage processes")
-        for place in places:
-            await place.start()
+        await asyncio.gather(*(place.start() for place in places))
         await waiting.until_up(
             {place.name: place for place in places},
             {
@@ -218,6 +227,9 @@ class LocalMesh:
         # All released before any ends: a place must not be refilled while the others go.
         await asyncio.gather(*(place.release() for place in places))
         await asyncio.gather(*(place.stop(_GRACE_S) for place in places))
+        if self._fork_server is not None:
+            await self._fork_server.stop()
+            self._fork_server = None
         if self._etcd_server is not None:
             await self._etcd_server.stop()
             self._etcd_server = None
@@ -263,7 +275,7 @@ class LocalMesh:
         """Deploy a local folder or hub id, and wait until every replica is ready in the router's view.
 
         Raises `CheckpointError` and the like from the registry's checks, `Unavailable` with the replica's own
-        words when one failed to load, and `DeadlineExceeded`.
+        words when one failed to load, `FailedPrecondition` or `ResourceExhausted` when there is no room for it, and `DeadlineExceeded`.
         """
         request = registry_pb2.DeployRequest(
             source=deployment.absolute_source(str(source)),
@@ -313,6 +325,7 @@ class LocalMesh:
             memory=self._memory or int(psutil.virtual_memory().available * _MEMORY_PART) // self.nodes,
             device=self._device,
             on_event=self._progress,
+            fork_server=self._fork_server,
         )
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stagemesh.errors import InvalidArgument, NotFound, Unavailable
+from stagemesh.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from stagemesh.local import LocalMesh, deployment
 
 
@@ -15,6 +15,9 @@ async def test_refusals_reach_the_caller_in_one_line(monkeypatch):
             await mesh.deploy("/no/such/folder", "a")
         with pytest.raises(InvalidArgument, match="stages: 50"):
             await mesh.deploy(model, "b", stages=50)
-        with pytest.raises(Unavailable, match=r"c cannot be placed: .*bytes") as caught:
+        with pytest.raises(FailedPrecondition, match=r"'c' needs .* bytes .* 1000000 bytes free") as refused:
             await mesh.deploy(model, "c")
+        assert "\n" not in refused.value.message
+        with pytest.raises(Unavailable, match=r"c cannot be placed: .*bytes") as caught:
+            await mesh.deploy(model, "c", allow_pending=True)
         assert "\n" not in caught.value.message

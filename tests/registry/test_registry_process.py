@@ -120,7 +120,12 @@ async def test_failed_replica_is_tried_on_another_node(start_registry, start_nod
 async def test_pending_says_the_numbers_and_ends_when_a_node_comes(start_registry, start_node, until) -> None:
     await start_node("small", memory=1000)
     registry = await start_registry()
-    await registry.stub.Deploy(deploy(stages=1, replicas=1))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.stub.Deploy(deploy(stages=1, replicas=1))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "small has 1000 bytes of 1000 bytes free" in caught.value.details()
+    assert not (await registry.stub.ListModels(ListDeploymentsRequest())).deployments
+    await registry.stub.Deploy(deploy(stages=1, replicas=1, allow_pending=True))
 
     async def pending() -> list[str]:
         return list((await registry.stub.ListModels(ListDeploymentsRequest())).deployments[0].pending)
