@@ -17,7 +17,6 @@ import numpy as np
 import redis
 
 from bench.children import server
-from bench.noop_stage import WIDTH
 from stagemesh.errors import Unavailable
 from stagemesh.etcd import Etcd
 from stagemesh.grpc_server import create_channel
@@ -29,9 +28,11 @@ from stagemesh.tensor import from_numpy
 from stagemesh.v1 import cache_pb2, cache_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
 
 MODEL, REPLICA, TENANT = "noop", "noop-0", "default"
-ROWS = 64
+ROWS, WIDTH = 64, 16
+"""Of the answer; the width is that of `bench.noop_stage`, which is not imported: as a service it sets how gRPC waits, and
+the bare services would inherit that from here."""
 IDS = np.arange(512, dtype=np.int64).reshape(ROWS, 8) % 100
-"""4 KiB in; the answer, [64, 16] of F32, is 4 KiB too."""
+"""4 KiB in, and as much out: [64, 16] of F32."""
 KEY = hashlib.sha256(b"an entry of 4 KiB").digest()
 HIT = inference_pb2.CACHE_STATUS_HIT
 _UP_S = 60.0
@@ -141,6 +142,7 @@ async def _router_call(channel: grpc.aio.Channel) -> Call:
         answer = await stub.Infer(request, timeout=10)
         if answer.cache != HIT:
             raise Unavailable("not a hit")
+        assert len(answer.outputs[0].data) == IDS.nbytes
         return answer
 
     await _until(hit)
