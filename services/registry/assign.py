@@ -196,7 +196,9 @@ def _spread(board: Board, history: History, spec: ModelSpec, rng: Random) -> Non
         homes = {held.node_id for held in staying}
         doubled = len(homes) < len(staying)
         # What scales itself is packed onto few nodes on purpose, and grows when it needs more.
-        crowded = not spec.HasField("scaling") and any(len(board.on(node_id)) > 1 for node_id in homes)
+        # A planner put what it placed where it is on purpose as well.
+        free = not spec.HasField("scaling") and not spec.plan.stages
+        crowded = free and any(len(board.on(node_id)) > 1 for node_id in homes)
 
         def suits(
             node: NodeRecord, stage: int = stage, homes: set[str] = homes, doubled: bool = doubled

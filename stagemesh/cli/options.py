@@ -1,11 +1,12 @@
 """Options that several commands share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stagemesh.errors import NotFound
+from stagemesh.errors import InvalidArgument, NotFound
 
 Address = Annotated[
     str,
@@ -39,6 +40,14 @@ Certificate = Annotated[
         show_default=False,
     ),
 ]
+
+
+def labels_of(words: Sequence[str] | None) -> dict[str, str]:
+    """KEY=VALUE words as a mapping; raises `InvalidArgument` for one that is not."""
+    wrong = [word for word in words or () if "=" not in word or word.startswith("=")]
+    if wrong:
+        raise InvalidArgument(f"--label: {wrong[0]!r} is not KEY=VALUE", field="label")
+    return dict(word.split("=", 1) for word in words or ())
 
 
 def certificate_text(file: Path | None) -> str:

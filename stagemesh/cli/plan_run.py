@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 
 from stagemesh import checkpoint as checkpoints
+from stagemesh.cli.options import labels_of
 from stagemesh.cli.plan_table import show
 from stagemesh.client import Client
 from stagemesh.errors import InvalidArgument, NotFound
 from stagemesh.planning import Goal, Links, ModelShape, Node
 from stagemesh.planning.explain import explain as explain_plan
-from stagemesh.planning.live import from_records, links_from
+from stagemesh.planning.live import from_records, links_from, taken_bytes
 from stagemesh.planning.nodes_file import NodesFile, read_nodes
 from stagemesh.planning.picture import svg
 from stagemesh.planning.plan import make_plan
@@ -80,7 +81,7 @@ def run(wanted: Wanted) -> None:
         stages=wanted.stages,
         headroom=wanted.headroom,
         zones=wanted.zones,
-        labels=_labels(wanted.labels),
+        labels=labels_of(wanted.labels),
         pins=given.pins(found.layers) if given else (),
     )
     shape = ModelShape.of(found, Path(wanted.model).name or wanted.model, wanted.dtype)
@@ -108,8 +109,11 @@ def _read(file: Path) -> NodesFile:
 def _live(address: str, api_key: str, shape: str) -> tuple[Sequence[Node], Links]:
     """Nodes that the router sees, and their links; those that cannot be planned with are named on stderr."""
     with Client(address, api_key=api_key or None) as client:
-        seen = client.status().nodes
-    members, left_out = from_records(seen, shape)
+        mesh = client.status()
+    seen = mesh.nodes
+    replicas = [item.record for item in mesh.replicas]
+    taken = taken_bytes(replicas, [item.spec for item in mesh.models], seen)
+    members, left_out = from_records(seen, shape, taken)
     for line in left_out:
         typer.echo(f"stagemesh: left out {line}", err=True)
     if not members:
@@ -117,10 +121,3 @@ def _live(address: str, api_key: str, shape: str) -> tuple[Sequence[Node], Links
             "no node of the mesh can be planned with; describe some with --nodes FILE", field="nodes"
         )
     return members, links_from(seen)
-
-
-def _labels(words: Sequence[str]) -> dict[str, str]:
-    wrong = [word for word in words if "=" not in word or word.startswith("=")]
-    if wrong:
-        raise InvalidArgument(f"--label: {wrong[0]!r} is not KEY=VALUE", field="label")
-    return dict(word.split("=", 1) for word in words)

@@ -1,13 +1,18 @@
 """Nodes and links for the planner from the records that running nodes keep in etcd. Pure."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
-from stagemesh.v1.registry_pb2 import NodeRecord
+from stagemesh.revisions import specs_of
+from stagemesh.v1.registry_pb2 import ModelSpec, NodeRecord, ReplicaRecord
 
 from .fleet import Link, Links, Node, Speed
+from .goal import HEADROOM
+from .shape import ITEM_BYTES
 
-__all__ = ["from_record", "from_records", "links_from"]
+__all__ = ["from_record", "from_records", "links_from", "taken_bytes"]
 
 
 def from_record(record: NodeRecord, shape: str = "") -> Node:
@@ -24,8 +29,27 @@ def from_record(record: NodeRecord, shape: str = "") -> Node:
     )
 
 
-def from_records(records: Iterable[NodeRecord], shape: str = "") -> tuple[Sequence[Node], Sequence[str]]:
-    """Nodes that can be planned with, and a line for each that cannot."""
+def taken_bytes(
+    replicas: Iterable[ReplicaRecord], models: Iterable[ModelSpec], nodes: Iterable[NodeRecord]
+) -> dict[str, int]:
+    """Bytes that the replicas' partitions take on each node, as placement counts them."""
+    specs = {one.revision: one for model in models for one in specs_of(model)}
+    devices = {node.node_id: node.device.partition(":")[0] for node in nodes}
+    taken: dict[str, int] = {}
+    for replica in replicas:
+        spec = specs.get(replica.revision, ModelSpec())
+        stored = ITEM_BYTES.get(spec.checkpoint_dtype, 4)
+        own = "F32" if devices.get(replica.node_id) == "cpu" else spec.checkpoint_dtype
+        computed = ITEM_BYTES.get(spec.dtype or own, stored)
+        size = math.ceil(replica.partition.parameter_bytes * computed / stored * HEADROOM)
+        taken[replica.node_id] = taken.get(replica.node_id, 0) + size
+    return taken
+
+
+def from_records(
+    records: Iterable[NodeRecord], shape: str = "", taken: Mapping[str, int] | None = None
+) -> tuple[Sequence[Node], Sequence[str]]:
+    """Nodes that can be planned with, with the memory that is not `taken` (bytes by node), and a line for each that cannot."""
     nodes, left_out = [], []
     for record in records:
         node = from_record(record, shape)
@@ -35,8 +59,10 @@ def from_records(records: Iterable[NodeRecord], shape: str = "") -> tuple[Sequen
             node.speed.layer_ms or (record.gflops > 0 and record.memory_gbps > 0)
         ):
             left_out.append(f"{record.node_id}: its record says no memory or no speed")
+        elif (free := node.memory_bytes - (taken or {}).get(record.node_id, 0)) <= 0:
+            left_out.append(f"{record.node_id}: all of its {node.memory_bytes} bytes are taken")
         else:
-            nodes.append(node)
+            nodes.append(replace(node, memory_bytes=free))
     return nodes, left_out
 
 
