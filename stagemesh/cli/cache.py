@@ -145,8 +145,13 @@ def _stats(what: cache_pb2.CacheStats | StagemeshError) -> dict[str, Any]:
     )
     # Counts are 64 bits wide, which this JSON spells as texts.
     found = {name: value if name == "behind" else int(value) for name, value in document.items()}
-    asked = what.hits + what.misses
-    return found | {"hit_rate": round(what.hits / asked, 6) if asked else None}
+    return found | {"hit_rate": None if (rate := _hit_rate(what)) is None else round(rate, 6)}
+
+
+def _hit_rate(what: cache_pb2.CacheStats) -> float | None:
+    """Of all that was asked, at the cache or at a router that has a copy; None when nothing was."""
+    hits = what.hits + what.near_hits
+    return hits / (hits + what.misses) if hits + what.misses else None
 
 
 def _show(found: list[tuple[str, cache_pb2.CacheStats | StagemeshError]]) -> None:
@@ -157,6 +162,7 @@ def _show(found: list[tuple[str, cache_pb2.CacheStats | StagemeshError]]) -> Non
         "ENTRIES",
         "MIB",
         "HITS",
+        "AT ROUTERS",
         "MISSES",
         "RATE",
         "COMPUTED",
@@ -169,9 +175,16 @@ def _show(found: list[tuple[str, cache_pb2.CacheStats | StagemeshError]]) -> Non
         if isinstance(what, StagemeshError):
             table.add_row(address, f"does not answer: {what.message}")
             continue
-        asked = what.hits + what.misses
         used = f"{what.bytes_used / 2**20:.1f}/{what.bytes_budget / 2**20:.0f}"
-        rate = f"{what.hits / asked:.1%}" if asked else "-"
-        counts = (what.hits, what.misses, rate, what.computed, what.coalesced, what.taken_over)
+        rate = "-" if (share := _hit_rate(what)) is None else f"{share:.1%}"
+        counts = (
+            what.hits,
+            what.near_hits,
+            what.misses,
+            rate,
+            what.computed,
+            what.coalesced,
+            what.taken_over,
+        )
         table.add_row(address, str(what.entries), used, *map(str, counts), what.behind)
     console.print(table)

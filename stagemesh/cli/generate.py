@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stagemesh.cli.guard import one_line_errors
-from stagemesh.cli.options import DEFAULT_ADDRESS, Address, ApiKey, Json, Timeout
+from stagemesh.cli.options import DEFAULT_ADDRESS, Address, ApiKey, CacheControl, Json, Timeout
 from stagemesh.client import Client, Generation
 from stagemesh.errors import InvalidArgument
 
@@ -52,6 +52,7 @@ def generate(
         typer.Option("--n", help="How many answers; several come when they are whole.", show_default=False),
     ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Look up and store the answer.")] = True,
+    cache_control: CacheControl = "",
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
     timeout: Timeout = 120.0,
@@ -84,6 +85,7 @@ def generate(
             logprobs=logprobs,
             n=n,
             cache=cache,
+            cache_control=cache_control,
         )
         with stream:
             for chunk in stream:

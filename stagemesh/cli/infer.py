@@ -10,7 +10,7 @@ import typer
 from stagemesh.cli.generate import only_model
 from stagemesh.cli.guard import one_line_errors
 from stagemesh.cli.infer_files import Arrays, read_inputs
-from stagemesh.cli.options import DEFAULT_ADDRESS, Address, ApiKey, Json, Timeout
+from stagemesh.cli.options import DEFAULT_ADDRESS, Address, ApiKey, CacheControl, Json, Timeout
 from stagemesh.client import Client, RouteHop
 from stagemesh.errors import InvalidArgument
 from stagemesh.v1.registry_pb2 import ModelSpec
@@ -45,6 +45,7 @@ def infer(
     describe: Annotated[
         bool, typer.Option("--describe", help="Say which tensors the model takes and gives; send nothing.")
     ] = False,
+    cache_control: CacheControl = "",
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
     timeout: Timeout = 120.0,
@@ -71,12 +72,12 @@ def infer(
             _describe(_spec(client, name), as_json=as_json)
             return
         if text:
-            embedding = client.embed_detailed(name, text)
+            embedding = client.embed_detailed(name, text, cache_control=cache_control)
             outputs: Arrays = {"embeddings": embedding.vectors}
             route, cache = embedding.route, embedding.cache
         else:
             inputs = read_inputs(file, named or (), _spec(client, name).inputs, cast=cast)
-            inference = client.infer_detailed(name, inputs, output or ())
+            inference = client.infer_detailed(name, inputs, output or (), cache_control=cache_control)
             outputs, route, cache = dict(inference.outputs), inference.route, inference.cache
     if out is not None:
         with out.open("wb") as target:

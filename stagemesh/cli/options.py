@@ -32,6 +32,15 @@ DEFAULT_REGISTRY = "127.0.0.1:8002"
 DEFAULT_REGISTRY_PORT = 8002
 
 Force = Annotated[bool, typer.Option("--force", help="Serve a split that no parity certificate vouches for.")]
+CacheControl = Annotated[
+    str,
+    typer.Option(
+        "--cache-control",
+        metavar="TEXT",
+        help="What you want of the cache, with commas: no-cache, no-store, no-semantic, ttl=SECONDS, max-age=SECONDS, "
+        "namespace=NAME, tag=NAME, sampled, replay=chunks or whole. For instance 'ttl=60, namespace=docs'.",
+    ),
+]
 Certificate = Annotated[
     Path | None,
     typer.Option(

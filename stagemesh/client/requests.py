@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 import numpy.typing as npt
 
 from stagemesh.client.arrays import tensor_of
+from stagemesh.client.cache_control import cache_control_of
 from stagemesh.errors import InvalidArgument
 from stagemesh.v1 import inference_pb2
 
@@ -17,10 +18,11 @@ class GenerateOptions(TypedDict, total=False):
 
     `temperature` 0 is greedy; `top_k`, `top_p` and `min_p` at 0 are off; the same `seed` gives the same tokens;
     `stop` texts end the generation and are not part of the output; `cache=False` neither looks the answer up nor
-    stores it. Penalties: `repetition_penalty` (1 is off) of prompt and output, `frequency_penalty` and
-    `presence_penalty` (0 is off) of the output; `logit_bias` maps token ids to what is added to their logits. `n`
-    answers, each with a seed of its own made from `seed`; `min_tokens` before anything may end one. `logprobs` is
-    how many alternatives to report per token.
+    stores it, and a `cache_control` such as "ttl=60, namespace=docs" says more (`cache_control.cache_control_of`).
+    Penalties: `repetition_penalty` (1 is off) of prompt and output, `frequency_penalty` and `presence_penalty` (0 is
+    off) of the output; `logit_bias` maps token ids to what is added to their logits. `n` answers, each with a seed of
+    its own made from `seed`; `min_tokens` before anything may end one. `logprobs` is how many alternatives to report
+    per token.
     """
 
     max_tokens: int | None
@@ -40,6 +42,7 @@ class GenerateOptions(TypedDict, total=False):
     repetition_penalty: float | None
     logit_bias: Mapping[int, float] | None
     cache: bool
+    cache_control: str
 
 
 _SCALARS = (
@@ -91,6 +94,7 @@ def generate_request(
         raise InvalidArgument(f"logit_bias: {error}", field="logit_bias") from error
     _set(request, "ignore_eos", bool(options.get("ignore_eos", False)))
     request.cache_no_lookup = request.cache_no_store = not options.get("cache", True)
+    _control(request, options.get("cache_control") or "")
     unknown = set(options) - set(GenerateOptions.__annotations__)
     if unknown:
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
@@ -98,7 +102,11 @@ def generate_request(
 
 
 def infer_request(
-    model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], cache: bool
+    model: str,
+    inputs: Mapping[str, npt.NDArray[Any]],
+    outputs: Sequence[str],
+    cache: bool,
+    cache_control: str = "",
 ) -> inference_pb2.InferRequest:
     """Build the request from named arrays of shape [batch, ...], of any rank and dtype that the model takes."""
     request = inference_pb2.InferRequest()
@@ -107,15 +115,27 @@ def infer_request(
         request.inputs.append(tensor_of(name, array))
     _extend(request.outputs, "outputs", outputs)
     request.cache_no_lookup = request.cache_no_store = not cache
+    _control(request, cache_control)
     return request
 
 
-def embed_request(model: str, texts: str | Sequence[str]) -> inference_pb2.EmbedRequest:
+def embed_request(
+    model: str, texts: str | Sequence[str], cache_control: str = ""
+) -> inference_pb2.EmbedRequest:
     """Build the request; a single text is a list of one."""
     request = inference_pb2.EmbedRequest()
     _set(request, "model", model)
     _extend(request.texts, "texts", [texts] if isinstance(texts, str) else texts)
+    _control(request, cache_control)
     return request
+
+
+def _control(
+    request: inference_pb2.GenerateRequest | inference_pb2.InferRequest | inference_pb2.EmbedRequest,
+    text: str,
+) -> None:
+    if text:
+        request.cache_control.CopyFrom(cache_control_of(text))
 
 
 def _add_message(request: inference_pb2.GenerateRequest, index: int, message: ChatMessage) -> None:

@@ -126,10 +126,16 @@ class Client:
         outputs: Sequence[str] = (),
         *,
         cache: bool = True,
+        cache_control: str = "",
         timeout_s: float | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Run named arrays of shape [batch, ...] through the model; without `outputs`, its default ones."""
-        answer = self.infer_detailed(model, inputs, outputs, cache=cache, timeout_s=timeout_s)
+        """Run named arrays of shape [batch, ...] through the model; without `outputs`, its default ones.
+
+        `cache_control` is a text such as "no-store" or "ttl=60, namespace=docs", see `cache_control.cache_control_of`.
+        """
+        answer = self.infer_detailed(
+            model, inputs, outputs, cache=cache, cache_control=cache_control, timeout_s=timeout_s
+        )
         return dict(answer.outputs)
 
     def infer_detailed(
@@ -139,23 +145,34 @@ class Client:
         outputs: Sequence[str] = (),
         *,
         cache: bool = True,
+        cache_control: str = "",
         timeout_s: float | None = None,
     ) -> Inference:
         """Like `infer`, with the route and the cache's part."""
-        request = infer_request(model, inputs, outputs, cache)
+        request = infer_request(model, inputs, outputs, cache, cache_control)
         return inference_of(self._answer(lambda stub: stub.Infer, request, timeout_s))
 
     def embed(
-        self, model: str, texts: str | Sequence[str], *, timeout_s: float | None = None
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        cache_control: str = "",
+        timeout_s: float | None = None,
     ) -> npt.NDArray[Any]:
         """Embed texts; returns float32 of shape [texts, dimension]."""
-        return (self.embed_detailed(model, texts, timeout_s=timeout_s)).vectors
+        return (self.embed_detailed(model, texts, cache_control=cache_control, timeout_s=timeout_s)).vectors
 
     def embed_detailed(
-        self, model: str, texts: str | Sequence[str], *, timeout_s: float | None = None
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        cache_control: str = "",
+        timeout_s: float | None = None,
     ) -> Embedding:
         """Like `embed`, with usage, route and the cache's part."""
-        request = embed_request(model, texts)
+        request = embed_request(model, texts, cache_control)
         return embedding_of(self._answer(lambda stub: stub.Embed, request, timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> list[inference_pb2.ModelInfo]:
