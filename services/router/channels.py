@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import grpc.aio
 
 from stagemesh.grpc_server import create_channel
-from stagemesh.v1 import cache_pb2_grpc, registry_pb2_grpc, stage_pb2, stage_pb2_grpc
+from stagemesh.v1 import cache_pb2_grpc, registry_pb2_grpc, semantic_pb2_grpc, stage_pb2, stage_pb2_grpc
 
 from .forward_stream import ForwardStream
 
@@ -22,6 +22,7 @@ class Channels:
         self._stages: dict[str, stage_pb2_grpc.StageServiceStub] = {}
         self._forwards: dict[str, ForwardStream] = {}
         self._caches: dict[str, cache_pb2_grpc.CacheServiceStub] = {}
+        self._semantics: dict[str, semantic_pb2_grpc.SemanticServiceStub] = {}
 
     def __repr__(self) -> str:
         return f"Channels({sorted(self._open)})"
@@ -52,6 +53,13 @@ class Channels:
             stub = self._caches[address] = cache_pb2_grpc.CacheServiceStub(self._channel(address))
         return stub
 
+    def semantic(self, address: str) -> semantic_pb2_grpc.SemanticServiceStub:
+        """Stub of the semantic layer of the cache at host:port."""
+        stub = self._semantics.get(address)
+        if stub is None:
+            stub = self._semantics[address] = semantic_pb2_grpc.SemanticServiceStub(self._channel(address))
+        return stub
+
     def registry(self, address: str) -> registry_pb2_grpc.RegistryServiceStub:
         """Stub of the registry at host:port; calls are rare."""
         return registry_pb2_grpc.RegistryServiceStub(self._channel(address))
@@ -75,6 +83,7 @@ class Channels:
         channel = self._open.pop(address)
         self._stages.pop(address, None)
         self._caches.pop(address, None)
+        self._semantics.pop(address, None)
         stream = self._forwards.pop(address, None)
         if stream is not None:
             # First, or an idle stream would hold the channel open for the whole grace.

@@ -37,6 +37,12 @@ class RouterConfig(ServiceConfig):
     max_held: int = Field(
         128, ge=0, description="requests that wait while their model, which slept, wakes; more are refused"
     )
+    semantic_timeout_ms: int = Field(
+        300,
+        ge=1,
+        le=60000,
+        description="how long an answer to a question that means the same is looked for, encoder included",
+    )
     cache_timeout_ms: int = Field(50, ge=1, le=60_000, description="how long the cache may take to answer")
     cache_wait_s: float = Field(
         30.0,

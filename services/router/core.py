@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
+from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from stagemesh.errors import DeadlineExceeded, InvalidArgument, OutOfRange
+from stagemesh.errors import DeadlineExceeded, InvalidArgument, OutOfRange, ResourceExhausted
 from stagemesh.etcd import Etcd
 from stagemesh.v1 import inference_pb2, registry_pb2
 
@@ -24,12 +25,17 @@ from .auth import Auth, load_keys
 from .cache.client import HIT, CacheClient
 from .cache.controls import CacheControls, controls_of
 from .cache.near import NearCache
+from .cache.semantic import SemanticClient
+from .cache.semantic_verify import Verifier
+from .cache.semantics import Semantics
+from .cache.usage import CacheUsageCounter
 from .cache.use import embed_use, infer_use
 from .channels import Channels
 from .choices import Choices, got_on
 from .config import RouterConfig
 from .context import RequestContext, asked_timeout
 from .dispatch import Dispatch
+from .embedder import Embedder
 from .generate import Generation
 from .hand_over import HandOver
 from .health.metrics import HealthMetrics
@@ -114,6 +120,19 @@ class RouterCore:
             near=near,
         )
         self._at_once = AtOnce(self._cache, self._gate)
+        embedder = Embedder(self._dispatch, self.texts, self._rng, max_output_bytes=self._max_output_bytes)
+        semantic = SemanticClient(
+            self.membership,
+            self.channels,
+            self._cache,
+            embedder.vectors,
+            timeout_ms=config.semantic_timeout_ms,
+        )
+        self._semantics = Semantics(
+            semantic,
+            Verifier(semantic, self._recompute),
+            CacheUsageCounter(self.membership, self.channels),
+        )
         self._watch = MembershipWatch(
             etcd, self.membership, self.loads, self.channels, Warmer(self.texts), self._changed, near
         )
@@ -133,12 +152,14 @@ class RouterCore:
     async def __aenter__(self) -> "RouterCore":
         await self._watch.__aenter__()
         await self._watch.listed()
+        self._semantics.usage.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._watch.__aexit__()
         await self.waking.close()
         await self._prefixes.close()
+        await self._semantics.close()
         await self._cache.close()
         await self.channels.close()
         await self.texts.close()
@@ -255,7 +276,32 @@ class RouterCore:
             cache=self._cache,
             dispatch=self._dispatch,
             telemetry=self.telemetry,
+            semantics=self._semantics,
         )
+
+    async def _recompute(
+        self, plan: Plan, ctx: RequestContext
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """A plan's own answer, whatever is kept, among the running requests when nobody else waits; it is stored."""
+        if self._gate.admission.waiting:
+            raise ResourceExhausted("others wait")
+        own = replace(plan, controls=replace(plan.controls, no_cache=True), resume_token=b"")
+        async with self._admitted(plan.spec, ctx, plan.max_tokens) as place:
+            generation = Generation(
+                own,
+                ctx,
+                trace.INVALID_SPAN,
+                self._rng.getrandbits(63) | 1,
+                started=time.monotonic(),
+                cache=self._cache,
+                dispatch=self._dispatch,
+                telemetry=self.telemetry,
+                semantics=self._semantics,
+            )
+            async with aclosing(generation.run()) as responses:
+                async for response in responses:
+                    got_on(place, generation, response)
+                    yield response
 
     async def infer(
         self, request: inference_pb2.InferRequest, ctx: RequestContext

@@ -8,11 +8,12 @@ from functools import partial
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from stagemesh.v1 import cache_pb2, inference_pb2, stage_pb2
+from stagemesh.v1 import cache_pb2, inference_pb2, semantic_pb2, stage_pb2
 
 from .cache.believe import generation_fault, in_one_chunk
-from .cache.client import BYPASS, CacheClient
+from .cache.client import BYPASS, MISS, SEMANTIC, CacheClient
 from .cache.flight import CacheUse
+from .cache.semantics import Semantics
 from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
 from .prepare import Plan
@@ -39,6 +40,7 @@ class Generation:
         cache: CacheClient,
         dispatch: Dispatch,
         telemetry: Telemetry,
+        semantics: Semantics,
     ) -> None:
         self.plan = plan
         self.completion_tokens = 0
@@ -51,6 +53,7 @@ class Generation:
         self._cache = cache
         self._dispatch = dispatch
         self._telemetry = telemetry
+        self._semantics = semantics
         # Nothing of it was computed for this request.
         self.cached = False
         self._first = True
@@ -63,13 +66,27 @@ class Generation:
         if plan.so_far is None:
             self.cache_status = asked.status
         if asked.value is not None:
-            self.cached = True
+            self._semantics.usage.hit(plan.spec.name, asked.value)
             for response in self._replay(asked.value):
                 yield response
             return
         store = plan.key is not None and plan.controls.store
         chunks: list[cache_pb2.CachedChunk] = []
+        sought = None
         with asked:
+            if plan.question is not None and asked.status == MISS and not plan.controls.no_semantic:
+                sought = await self._semantics.client.find(plan, self._ctx, self._span)
+            if sought is not None and sought.value is not None and sought.found is not None:
+                asked.dissolve()  # whoever waits for this answer finds that one by itself
+                try:
+                    for response in self._replay_alike(sought.value, sought.found):
+                        yield response
+                finally:
+                    self._semantics.served(plan, self._ctx, sought, sought.value)
+                return
+            if asked.status == MISS:
+                self._semantics.usage.miss(plan.spec.name)
+            begun = time.monotonic()
             async with aclosing(self._stream()) as responses:
                 async for response in responses:
                     if store:
@@ -80,9 +97,13 @@ class Generation:
                             chunks=chunks,
                             finish_reason=response.finish_reason,
                             prompt_tokens=len(plan.token_ids),
+                            compute_ms=int((time.monotonic() - begun) * 1000),
+                            partition=plan.question.partition if plan.question is not None else b"",
                         )
                         with trace.use_span(self._span):
                             asked.store(value)
+                        if plan.question is not None:
+                            self._semantics.computed(plan, self._ctx, sought, value)
                     yield response
 
     async def _stream(self) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
@@ -140,7 +161,20 @@ class Generation:
             response.usage.completion_tokens = len(self._before()) + self.completion_tokens
         return response
 
+    def _replay_alike(
+        self, kept: cache_pb2.CachedGeneration, found: semantic_pb2.SemanticFindResponse
+    ) -> list[inference_pb2.GenerateResponse]:
+        """Another question's answer, which says so."""
+        self.cache_status = SEMANTIC
+        responses = self._replay(kept)
+        responses[0].semantic.similarity = min(found.similarity, 1.0)
+        responses[0].semantic.false_hit_bound = found.false_hit_bound
+        # It is not this prompt's: nobody could go on with it.
+        responses[0].ClearField("resume_token")
+        return responses
+
     def _replay(self, kept: cache_pb2.CachedGeneration) -> list[inference_pb2.GenerateResponse]:
+        self.cached = True
         position = len(self.plan.token_ids)
         if self.plan.controls.replay == "whole":
             kept = in_one_chunk(kept)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import grpc.aio
 
-from stagemesh.v1 import stage_pb2
+from stagemesh.v1 import inference_pb2, stage_pb2
 
-from .cache.client import STATUS_NAMES
+from .cache.client import SEMANTIC, STATUS_NAMES
 from .context import RequestContext
 from .core import RouterCore
 from .routing import route_header
@@ -26,10 +26,17 @@ def open_context(core: RouterCore, rpc: grpc.aio.ServicerContext) -> RequestCont
 
 
 def answered(
-    rpc: grpc.aio.ServicerContext, ctx: RequestContext, cache: int, route: Sequence[stage_pb2.RouteHop]
+    rpc: grpc.aio.ServicerContext,
+    ctx: RequestContext,
+    cache: int,
+    route: Sequence[stage_pb2.RouteHop],
+    semantic: inference_pb2.SemanticHit | None = None,
 ) -> None:
     """Say in trailing metadata under which id, from where and along which route the answer came."""
     trailing = [("x-request-id", ctx.request_id), ("stagemesh-cache", STATUS_NAMES.get(cache, "bypass"))]
     if route:
         trailing.append(("x-stagemesh-route", route_header(list(route))))
+    if semantic is not None and cache == SEMANTIC:
+        trailing.append(("x-stagemesh-cache-similarity", f"{semantic.similarity:.4f}"))
+        trailing.append(("x-stagemesh-cache-false-hit-bound", f"{semantic.false_hit_bound:.4g}"))
     rpc.set_trailing_metadata(tuple(trailing))

@@ -11,6 +11,7 @@ from stagemesh.v1 import inference_pb2, registry_pb2, stage_pb2
 
 from .cache.controls import NONE, CacheControls
 from .cache.key import generation_key
+from .cache.question import Question, question_of
 from .resume import Drawn, ResumeTokens, answers_so_far, check_same, content_digest
 from .text.answer import AnswerText
 from .text.tokenizers import ModelText
@@ -26,7 +27,8 @@ class Plan:
 
     `alternatives` is how many the caller wants per token: 0 with log probabilities on still gives each chosen
     token's own. `key` is None when the generation must not touch the cache; `drawn`: a kept answer may be of another seed. `index` says which of the request's
-    answers it is; `so_far` is what had arrived of it when a stream broke with which this request goes on, else None.
+    answers it is; `question` is what it asks where another question's answer may do, or where others may be given its own;
+    `so_far` is what had arrived of it when a stream broke with which this request goes on, else None.
     """
 
     spec: registry_pb2.ModelSpec
@@ -44,6 +46,7 @@ class Plan:
     index: int = 0
     resume_token: bytes = b""
     so_far: inference_pb2.AnswerSoFar | None = None
+    question: Question | None = None
 
     def answer_text(self) -> AnswerText:
         """What turns the answer's tokens to text."""
@@ -116,6 +119,17 @@ async def prepare(
                 namespace=controls.namespace,
                 drawn=None if request.HasField("seed") else index,
             )
+        question = None
+        if key is not None and spec.semantic.enabled and repeats(request):
+            question = question_of(
+                request,
+                spec,
+                tenant,
+                own,
+                max_tokens=max_tokens,
+                stop_token_ids=stop_token_ids,
+                namespace=controls.namespace,
+            )
         plans.append(
             Plan(
                 spec=spec,
@@ -133,6 +147,7 @@ async def prepare(
                 index=index,
                 resume_token=token,
                 so_far=so_far[index] if so_far else None,
+                question=question,
             )
         )
     return plans

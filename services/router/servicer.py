@@ -27,7 +27,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         ):
             async for response in responses:
                 if first:
-                    answered(rpc, ctx, response.cache, response.route)
+                    answered(rpc, ctx, response.cache, response.route, response.semantic)
                     first = False
                 await rpc.write(response)
 

@@ -14,6 +14,7 @@ _CACHE_WORDS = {
     inference_pb2.CACHE_STATUS_MISS: "miss",
     inference_pb2.CACHE_STATUS_BYPASS: "bypass",
     inference_pb2.CACHE_STATUS_ERROR: "error",
+    inference_pb2.CACHE_STATUS_SEMANTIC: "semantic",
 }
 
 

@@ -11,15 +11,31 @@ from stagemesh.tensor import check_layout
 from stagemesh.v1 import cache_pb2, inference_pb2, registry_pb2, tensor_pb2
 
 
+_ENDS = ("stop", "length")
+
+
 def generation_fault(
     kept: cache_pb2.CachedGeneration, *, prompt_tokens: int, max_tokens: int, vocab_size: int
 ) -> str:
     """Why it is no whole answer to a prompt of so many tokens; empty when it is."""
-    tokens = sum(len(chunk.token_ids) for chunk in kept.chunks)
-    if kept.finish_reason not in ("stop", "length"):
-        return "no end"
-    if kept.prompt_tokens != prompt_tokens:
+    if kept.finish_reason in _ENDS and kept.prompt_tokens != prompt_tokens:
         return "another prompt"
+    return _whole_fault(kept, max_tokens, vocab_size)
+
+
+def answer_fault(
+    kept: cache_pb2.CachedGeneration, *, partition: bytes, max_tokens: int, vocab_size: int
+) -> str:
+    """Why it is no whole answer to any question of that partition; empty when it is."""
+    if not partition or kept.partition != partition:
+        return "another partition"
+    return _whole_fault(kept, max_tokens, vocab_size)
+
+
+def _whole_fault(kept: cache_pb2.CachedGeneration, max_tokens: int, vocab_size: int) -> str:
+    tokens = sum(len(chunk.token_ids) for chunk in kept.chunks)
+    if kept.finish_reason not in _ENDS:
+        return "no end"
     if tokens > max_tokens:
         return "too many tokens"
     if kept.finish_reason == "length" and tokens != max_tokens:

@@ -35,7 +35,14 @@ HIT = inference_pb2.CACHE_STATUS_HIT
 MISS = inference_pb2.CACHE_STATUS_MISS
 BYPASS = inference_pb2.CACHE_STATUS_BYPASS
 ERROR = inference_pb2.CACHE_STATUS_ERROR
-STATUS_NAMES: dict[int, str] = {HIT: "hit", MISS: "miss", BYPASS: "bypass", ERROR: "error"}
+SEMANTIC = inference_pb2.CACHE_STATUS_SEMANTIC
+STATUS_NAMES: dict[int, str] = {
+    HIT: "hit",
+    MISS: "miss",
+    BYPASS: "bypass",
+    ERROR: "error",
+    SEMANTIC: "semantic",
+}
 
 M = TypeVar("M", bound=Message)
 

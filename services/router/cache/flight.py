@@ -59,7 +59,7 @@ class Asked(Generic[M]):
         lease: Lease | None = None,
         *,
         keep: Callable[[M, Lease | None, float], None] | None = None,
-        give_back: Callable[[Lease], None] | None = None,
+        give_back: Callable[..., None] | None = None,
     ) -> None:
         self.status = status
         self.value = value
@@ -80,6 +80,12 @@ class Asked(Generic[M]):
         lease, self._lease = self._lease, None
         if lease is not None and self._give_back is not None:
             self._give_back(lease)
+
+    def dissolve(self) -> None:
+        """Nothing will be stored, and nobody needs to wait for it."""
+        lease, self._lease = self._lease, None
+        if lease is not None and self._give_back is not None:
+            self._give_back(lease, dissolve=True)
 
     def store(self, value: M) -> None:
         """Keep the whole answer, in the background; nothing happens where it must not be kept."""

@@ -40,7 +40,7 @@ def chat(core: Core, max_body_bytes: int) -> Handler:
                 return SseResponse(
                     shape.events(pump),
                     pump.close,
-                    headers=answer_headers(context.request_id, first.cache, first.route),
+                    headers=answer_headers(context.request_id, first.cache, first.route, first.semantic),
                     seconds=context.deadline - time.monotonic(),
                 )
             first, answers = await until_disconnect(request.receive, collect(pump, 1, shape.n))
@@ -58,7 +58,9 @@ def chat(core: Core, max_body_bytes: int) -> Handler:
         ]
         usage = usage_body([answer.usage for answer in answers], shape.n)
         document = shape.document("chat.completion", choices) | {"usage": usage}
-        return JSONResponse(document, headers=answer_headers(context.request_id, first.cache, first.route))
+        return JSONResponse(
+            document, headers=answer_headers(context.request_id, first.cache, first.route, first.semantic)
+        )
 
     return handle
 

@@ -42,7 +42,7 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
                 return SseResponse(
                     shape.events(pump),
                     pump.close,
-                    headers=answer_headers(context.request_id, first.cache, first.route),
+                    headers=answer_headers(context.request_id, first.cache, first.route, first.semantic),
                     seconds=context.deadline - time.monotonic(),
                 )
             first, answers = await until_disconnect(request.receive, collect(pump, len(asked), n))
@@ -54,7 +54,9 @@ def completions(core: Core, max_body_bytes: int) -> Handler:
             for index, answer in enumerate(answers)
         ]
         document = shape.document(choices) | {"usage": usage_body([answer.usage for answer in answers], n)}
-        return JSONResponse(document, headers=answer_headers(context.request_id, first.cache, first.route))
+        return JSONResponse(
+            document, headers=answer_headers(context.request_id, first.cache, first.route, first.semantic)
+        )
 
     return handle
 

@@ -139,7 +139,7 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         async with aclosing(self._core.generate(generation_of(request), ctx)) as chunks:
             async for chunk in chunks:
                 if chunk.request_id:
-                    answered(rpc, ctx, chunk.cache, chunk.route)
+                    answered(rpc, ctx, chunk.cache, chunk.route, chunk.semantic)
                 while len(parts) <= chunk.index:
                     parts.append([])
                 parts[chunk.index].append(chunk.text)
