@@ -143,6 +143,8 @@ NEEDED_PATHS = {
     ("router", "cache", 8003),
     ("router", "stage", 8100),
     ("stage", "stage", 8100),
+    ("stage", "registry", 8002),
+    ("router", "registry", 8002),
     ("cli", "registry", 8002),
     ("cli", "router", 8000),
     ("cli", "router", 8001),
