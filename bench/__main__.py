@@ -27,6 +27,7 @@ QUESTIONS = {
     "plan": "What does planning for unequal nodes bring beside simpler splits, and how long does it take?",
     "compiled": "Is torch.compile worth its compile time, beside packed weights and the stage's own fast path?",
     "cache": "How fast is a kept answer, beside a bare call and a service in front of Redis, and how many are kept a second?",
+    "prefix": "What does it save to send prompts where their beginnings are held, and what does it cost in queues?",
     "balance": "How near does the balance of 1,000 unequal replicas come to a policy that knows everything?",
 }
 
@@ -58,6 +59,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, in seconds")
     parser.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds instead of its own number")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="PATH",
+        help="recorded requests to replay; shared/data beside the checkout",
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", help="where the picture goes")
     parsed = parser.parse_args(argv)
     if not 0 <= parsed.rounds <= 100:
@@ -71,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.name == "table":
         _make_table(args.results or RESULTS)
         return 0
-    options = Options(quick=args.quick, rounds=args.rounds)
+    options = Options(quick=args.quick, rounds=args.rounds, trace=args.trace)
     names = list(QUESTIONS) if args.name == "all" else [args.name]
     results: list[Result] = []
     for name in names:

@@ -2,14 +2,18 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`quick` shrinks every size until a run only shows that it works; `rounds` replaces a benchmark's own number."""
+    """`quick` shrinks every size until a run only shows that it works; `rounds` replaces a benchmark's own number.
+    `trace` is the file or folder to replay, where a benchmark replays something recorded.
+    """
 
     quick: bool = False
     rounds: int = 0
+    trace: Path | None = None
 
     def times(self, usual: int) -> int:
         """How many rounds to run when the benchmark's own number is `usual`."""

@@ -5,13 +5,12 @@ changes is kept for it, so that nothing waits here for it. One that fell behind 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 
 from stagemesh.errors import NotFound, ResourceExhausted
-from stagemesh.prefix import SHORT_BYTES
 from stagemesh.v1.stage_pb2 import PrefixReport, ReplicaLoad
 
-from .partition.holdings import Holdings, Report
+from .partition.holdings import Holdings, parts
 from .replica import Replica
 
 PERIOD_S = 0.1
@@ -20,8 +19,6 @@ LOOK_S = 5.0
 """How often a stream of which nothing is heard looks whether its replica is still there."""
 MOST_FOLLOWERS = 64
 """Routers that follow one replica."""
-PART = 32768
-"""Blocks of one message."""
 
 
 async def watch_prefixes(
@@ -72,19 +69,3 @@ def _holdings(replica_id: str, find: Callable[[str], Replica | None]) -> Holding
 def _load(replica_id: str, find: Callable[[str], Replica | None]) -> ReplicaLoad:
     replica = find(replica_id)
     return replica.load() if replica is not None else ReplicaLoad()
-
-
-def parts(report: Report, most: int = PART) -> Iterator[PrefixReport]:
-    """The report as messages of at most `most` blocks each; at least one."""
-    changes = [(digest, True) for digest in report.held] + [(digest, False) for digest in report.dropped]
-    for part, at in enumerate(range(0, max(len(changes), 1), most)):
-        some = changes[at : at + most]
-        yield PrefixReport(
-            since=report.since,
-            sequence=report.sequence,
-            full=report.full and not at,
-            more=at + most < len(changes),
-            part=part,
-            held=b"".join(digest[:SHORT_BYTES] for digest, is_held in some if is_held),
-            dropped=b"".join(digest[:SHORT_BYTES] for digest, is_held in some if not is_held),
-        )

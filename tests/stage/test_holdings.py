@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stagemesh.services.stage.partition.blocks import Blocks
-from stagemesh.services.stage.prefix_reports import parts
+from stagemesh.services.stage.partition.holdings import parts
 
 from stagemesh.prefix import BLOCK, SHORT_BYTES, digests
 from stagemesh.v1.stage_pb2 import PrefixReport

@@ -6,11 +6,16 @@ only said to be gone, and a report that is read twice does no harm.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from stagemesh.prefix import SHORT_BYTES
+from stagemesh.v1.stage_pb2 import PrefixReport
 
 LOG = 65536
 """Changes remembered: a prompt of a million tokens."""
+PART = 32768
+"""Blocks of one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +78,19 @@ class Holdings:
         """The last changes, newest first; a deque is quick to reach from its end."""
         backwards = reversed(self._log)
         return (next(backwards) for _ in range(count))
+
+
+def parts(report: Report, most: int = PART) -> Iterator[PrefixReport]:
+    """The report as messages of at most `most` blocks each; at least one."""
+    changes = [(digest, True) for digest in report.held] + [(digest, False) for digest in report.dropped]
+    for part, at in enumerate(range(0, max(len(changes), 1), most)):
+        some = changes[at : at + most]
+        yield PrefixReport(
+            since=report.since,
+            sequence=report.sequence,
+            full=report.full and not at,
+            more=at + most < len(changes),
+            part=part,
+            held=b"".join(digest[:SHORT_BYTES] for digest, is_held in some if is_held),
+            dropped=b"".join(digest[:SHORT_BYTES] for digest, is_held in some if not is_held),
+        )
