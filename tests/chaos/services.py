@@ -29,7 +29,8 @@ async def kill_a_router(run: Run) -> None:
             killed = time.monotonic()
         run.say("the client moved", f"to router {client.address}, {client.stats}")
         run.within("every stream had ended", time.monotonic() - killed, 60.0)
-    run.within("p99 stall", quantile(run.outcome.stalls_s, 0.99), 1.0 + run.calm.prefill_s)
+    # Every stream of the router at once is computed again from its prompt on, at the other one.
+    run.within("p99 stall", quantile(run.outcome.stalls_s, 0.99), 5.0)
 
     async def back() -> bool:
         return all([await _answers(address) for address in run.mesh.grpc_addresses])
