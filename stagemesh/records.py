@@ -21,6 +21,10 @@ SERVICES = ROOT + "services/"
 # What the autoscaler has decided, and what the registry did and why; events go by themselves after a while.
 SCALES = ROOT + "scales/"
 EVENTS = ROOT + "events/"
+# What the registry has learned of when models are asked for: JSON of its own, written by the leader.
+PRELOAD = ROOT + "preload/"
+# How many nodes there should be.
+CAPACITY = ROOT + "capacity"
 INVALIDATIONS = ROOT + "invalidations/"
 LEADER = ROOT + "leader"
 # A random mark that the leading registry leaves in a store that has none: without it, or with another one, the store is new.
@@ -55,6 +59,11 @@ def scale_key(name: str) -> str:
 def event_key(unix_ms: int, mark: str) -> str:
     """Key of an event; `mark` tells events of one millisecond apart. Keys sort by time."""
     return f"{EVENTS}{unix_ms:013d}-{mark}"
+
+
+def preload_key(name: str) -> str:
+    """Key of what was learned of when a model is asked for."""
+    return f"{PRELOAD}{name}"
 
 
 def node_key(node_id: str) -> str:

@@ -255,6 +255,16 @@ class ScaleRecord(_message.Message):
     unix_ms: int
     def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
 
+class CapacityRecord(_message.Message):
+    __slots__ = ("nodes", "reason", "unix_ms")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    nodes: int
+    reason: str
+    unix_ms: int
+    def __init__(self, nodes: _Optional[int] = ..., reason: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+
 class EventRecord(_message.Message):
     __slots__ = ("kind", "model", "reason", "numbers", "unix_ms", "registry")
     class NumbersEntry(_message.Message):
