@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+from typing import NoReturn
 
 import torch
 
@@ -109,6 +110,11 @@ def use_fast_loop() -> None:
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Run the service as this process; does not return."""
     use_fast_loop()
     run(main())
+
+
+if __name__ == "__main__":
+    start()

@@ -12,13 +12,17 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
-    """Ask the kernel to kill this process when its parent dies, then exec."""
-    parent = int(sys.argv[1])
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies; exits when that has happened already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the parent is gone")
+
+
+def main() -> None:
+    """Ask the kernel to kill this process when its parent dies, then exec."""
+    die_with(int(sys.argv[1]))
     os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagemesh.local.processes import ChildProcess, service_argv
+from stagemesh.errors import Unavailable
+from stagemesh.local.fork_server import ForkServer
+from stagemesh.local.processes import ChildProcess, flag_argv, service_argv
 from stagemesh.local.supervisor import Supervised
 
 # Sessions that still run when the mesh stops get this long, in seconds.
@@ -21,7 +23,7 @@ class Launcher:
 
     `router_host` and `inner_host` are where the router and everything else listen, `flags` are added to every
     process of a kind, `folder` gets a log file per process. `node_prefix` makes node names unique on a shared
-    etcd; `memory` is in bytes per node.
+    etcd; `memory` is in bytes per node. With a `fork_server` stage processes come from there.
     """
 
     etcd: str
@@ -35,6 +37,7 @@ class Launcher:
     memory: int
     device: str
     on_event: Callable[[str], None]
+    fork_server: ForkServer | None = None
 
     def service(self, kind: str, flags: Flags, name: str = "") -> Supervised:
         """The place of a router, the cache or the registry; its name is the kind's when none is given."""
@@ -66,5 +69,12 @@ class Launcher:
         common: dict[str, Flag] = {"host": host, "etcd": self.etcd}
         if kind in _DRAINING:
             common["drain-s"] = DRAIN_S
-        argv = service_argv(kind, {**common, **flags, **self.flags.get(kind, {})})
-        return await ChildProcess.start(name, argv, self.folder / f"{name}.log", self.env)
+        all_flags = {**common, **flags, **self.flags.get(kind, {})}
+        log_path = self.folder / f"{name}.log"
+        if kind == "stage" and self.fork_server is not None:
+            try:
+                return await self.fork_server.fork(name, flag_argv(all_flags), log_path, self.env)
+            except Unavailable as error:  # slower, and as good
+                self.on_event(f"{error.message}; starting it anew")
+        argv = service_argv(kind, all_flags)
+        return await ChildProcess.start(name, argv, log_path, self.env)

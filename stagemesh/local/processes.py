@@ -6,11 +6,30 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from stagemesh.errors import ConfigError
 
 _CHILD = Path(__file__).with_name("child.py")
 _LOG_TAIL_BYTES = 16_384
+
+
+class Process(Protocol):
+    """What is needed of a process, whoever started it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; `None` while it runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal."""
+
+    async def wait(self) -> int:
+        """Wait for its end."""
 
 
 class ChildProcess:
@@ -19,16 +38,21 @@ class ChildProcess:
     The process that starts it must do so from its main thread: the kernel watches the starting thread.
     """
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log_path: Path) -> None:
+    def __init__(self, name: str, process: Process, log_path: Path) -> None:
         self.name = name
         self.log_path = log_path
         self._process = process
 
     @classmethod
     async def start(
-        cls, name: str, argv: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None
+        cls,
+        name: str,
+        argv: Sequence[str],
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> "ChildProcess":
-        """Start the program with this environment, or this process's own.
+        """Start the program with this environment, or this process's own; `descriptors` are those that it inherits.
 
         Raises `ConfigError` when it cannot be executed at all.
         """
@@ -46,6 +70,7 @@ class ChildProcess:
                     stderr=log,
                     env=env,
                     process_group=0,
+                    pass_fds=descriptors,
                 )
             except OSError as error:
                 raise ConfigError(f"{name} cannot be started: {error.strerror}") from error
@@ -115,8 +140,9 @@ class ChildProcess:
 
 def service_argv(kind: str, flags: Mapping[str, str | int | float]) -> list[str]:
     """The command line of a service; flags with an empty text are left out."""
-    argv = [sys.executable, "-P", "-m", f"stagemesh.services.{kind}"]
-    for flag, value in flags.items():
-        if value != "":
-            argv += [f"--{flag}", str(value)]
-    return argv
+    return [sys.executable, "-P", "-m", f"stagemesh.services.{kind}", *flag_argv(flags)]
+
+
+def flag_argv(flags: Mapping[str, str | int | float]) -> list[str]:
+    """Flags as they stand in a command line; those with an empty text are left out."""
+    return [word for flag, value in flags.items() if value != "" for word in (f"--{flag}", str(value))]
