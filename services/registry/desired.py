@@ -145,6 +145,8 @@ def build_spec(
     )
     if request.HasField("scaling"):
         spec.scaling.CopyFrom(request.scaling)
+    if request.HasField("semantic"):
+        spec.semantic.CopyFrom(request.semantic)
     if placed is not None:
         spec.plan.CopyFrom(placed.record)
     checkpoint.signature.write(spec)

@@ -9,7 +9,7 @@ from contextlib import aclosing
 import grpc
 
 from stagemesh import checkpoint, records
-from stagemesh.errors import DeadlineExceeded, InvalidArgument, NotFound
+from stagemesh.errors import DeadlineExceeded, InvalidArgument, NotFound, StagemeshError
 from stagemesh.etcd import Etcd
 from stagemesh.revisions import rolls_out
 from stagemesh.v1.registry_pb2 import (
@@ -24,6 +24,8 @@ from stagemesh.v1.registry_pb2 import (
     ListDeploymentsResponse,
     LoadReport,
     ModelSpec,
+    RecutRequest,
+    RecutResponse,
     ReportPace,
     RolloutRequest,
     RolloutResponse,
@@ -38,6 +40,7 @@ from stagemesh.v1.registry_pb2_grpc import RegistryServiceServicer
 
 from .controller import Controller
 from .desired import build_spec, check_deploy, same_settings, scaled
+from .encoders import check_semantic, encoder_of
 from .event_log import events
 from .events import Events
 from .mirror import Mirror
@@ -46,6 +49,7 @@ from .planned import Placed, kept, wish_of
 from .planned_certified import plan_certified
 from .reports import ReportDoor
 from .rollout.begin import aborted, deployed, promoted, way_of
+from .rollout.recuts import Recuts
 from .room import check_room
 from .scales import Scales
 
@@ -70,10 +74,12 @@ class Registry(RegistryServiceServicer):
         events: Events,
         reports: ReportDoor,
         models: Models,
+        recuts: Recuts,
     ) -> None:
         self._etcd = etcd
         self._mirror = mirror
         self._models = models
+        self._recuts = recuts
         self._controller = controller
         self._scales = scales
         self._events = events
@@ -84,6 +90,7 @@ class Registry(RegistryServiceServicer):
         """Create the model, or replace it when the request differs from what is deployed."""
         name = check_deploy(request)
         found, source, hub_revision = await self._read(request)
+        await self._with_encoder(request, found.task, context)
         placed = await self._placed(name, request, found)
         wanted = build_spec(name, request, found, source=source, hub_revision=hub_revision, placed=placed)
         way = way_of(request.canary, request.canary_s)
@@ -102,6 +109,24 @@ class Registry(RegistryServiceServicer):
                 "rollout.begun", name, f"revision {wanted.revision[:12]} beside {spec.revision[:12]}"
             )
         return DeployResponse(model=spec)
+
+    async def _with_encoder(
+        self, request: DeployRequest, task: str, context: grpc.aio.ServicerContext
+    ) -> None:
+        """Of a model whose answers may be given by meaning: its encoder by name, deployed if it was not yet."""
+        if not request.semantic.enabled:
+            request.ClearField("semantic")
+            return
+        if task != "generate":
+            raise InvalidArgument(f"semantic: a model for {task!r} gives no texts", field="semantic")
+        request.semantic.CopyFrom(check_semantic(request.semantic))
+        encoder, missing = encoder_of(request.semantic, self._mirror.world().models)
+        if missing is not None:
+            try:
+                await self.Deploy(missing, context)
+            except StagemeshError as error:
+                raise type(error)(f"semantic.encoder: {error.message}", field="semantic.encoder") from None
+        request.semantic.encoder = encoder
 
     async def Rollout(self, request: RolloutRequest, context: grpc.aio.ServicerContext) -> RolloutResponse:
         """Bring a rollout to its end, or take it back."""
@@ -123,6 +148,11 @@ class Registry(RegistryServiceServicer):
             f"rollout.{what}", name, f"an operator {what} revision {spec.rollout.to_revision[:12]}"
         )
         return RolloutResponse(model=spec)
+
+    async def Recut(self, request: RecutRequest, context: grpc.aio.ServicerContext) -> RecutResponse:
+        """Weigh a model's cuts by what its nodes measure, and move them where that pays."""
+        name = records.check_name(request.name)
+        return await self._recuts.recut(name, dry_run=request.dry_run, force=request.force)
 
     async def Scale(self, request: ScaleRequest, context: grpc.aio.ServicerContext) -> ScaleResponse:
         """Change the replicas wanted of one stage or of all."""
