@@ -24,7 +24,10 @@ from .events import Events
 from .leadership import Leadership
 from .mirror import Mirror
 from .models import Models
+from .preload import Preloader
+from .preload.keeper import PreloadKeeper
 from .reports import ReportDoor, clocked
+from .rollout.recuts import Recuts
 from .rollout.run import Rollouts
 from .scales import Scales
 from .servicer import Registry
@@ -56,15 +59,22 @@ async def main() -> None:
         scales = Scales(etcd, mirror)
         leadership = Leadership(etcd, registry_id, config.lease_ttl_s)
         controller = Controller(etcd, mirror, leadership, config.patience())
-        autoscale = Autoscale(etcd, mirror, leadership, controller, events, config.scaling())
+        preloader = Preloader(keep_s=config.idle_s, epoch_s=time.time() - time.monotonic())
+        keeper = PreloadKeeper(etcd, leadership, preloader)
+        autoscale = Autoscale(
+            etcd, mirror, leadership, controller, events, config.scaling(), preloads=preloader
+        )
         models = Models(etcd, mirror)
         rollouts = Rollouts(
             models, mirror, leadership, events, lambda: controller.history, config.rollout_limits()
         )
-        reports = ReportDoor(leadership, [clocked(autoscale.take), clocked(rollouts.take)])
+        recuts = Recuts(models, mirror, leadership, events, config.recut_patience())
+        reports = ReportDoor(
+            leadership, [clocked(autoscale.take), clocked(rollouts.take), clocked(recuts.take)]
+        )
         server = GrpcServer(config.host, config.port)
         add_RegistryServiceServicer_to_server(
-            Registry(etcd, mirror, controller, scales, events, reports, models), server.server
+            Registry(etcd, mirror, controller, scales, events, reports, models, recuts), server.server
         )
         port = await server.start([_SERVICE])
         stack.push_async_callback(server.stop, _GRACE_S)
@@ -73,7 +83,9 @@ async def main() -> None:
             asyncio.create_task(mirror.follow(), name="mirror"),
             asyncio.create_task(controller.run(), name="controller"),
             asyncio.create_task(rollouts.run(), name="rollouts"),
+            asyncio.create_task(recuts.run(), name="recuts"),
             asyncio.create_task(autoscale.run(), name="autoscale"),
+            asyncio.create_task(keeper.run(), name="preload"),
             asyncio.create_task(_report_health(server, etcd, mirror), name="health"),
         ]
         stack.push_async_callback(leadership.resign)
