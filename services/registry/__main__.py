@@ -24,6 +24,7 @@ from .events import Events
 from .leadership import Leadership
 from .mirror import Mirror
 from .models import Models
+from .node_pool import NodePool, pool_of
 from .preload import Preloader
 from .preload.keeper import PreloadKeeper
 from .reports import ReportDoor, clocked
@@ -59,10 +60,11 @@ async def main() -> None:
         scales = Scales(etcd, mirror)
         leadership = Leadership(etcd, registry_id, config.lease_ttl_s)
         controller = Controller(etcd, mirror, leadership, config.patience())
+        nodes = NodePool(pool_of(config.node_pool, etcd, leadership), config.node_bounds(), events)
         preloader = Preloader(keep_s=config.idle_s, epoch_s=time.time() - time.monotonic())
         keeper = PreloadKeeper(etcd, leadership, preloader)
         autoscale = Autoscale(
-            etcd, mirror, leadership, controller, events, config.scaling(), preloads=preloader
+            etcd, mirror, leadership, controller, events, nodes, config.scaling(), preloads=preloader
         )
         models = Models(etcd, mirror)
         rollouts = Rollouts(

@@ -21,6 +21,7 @@ from .controller import Controller
 from .events import Events
 from .leadership import Fenced, Leadership
 from .mirror import Mirror
+from .node_pool import NodePool
 from .placement import new_assignment
 from .scaling.autoscaler import Autoscaler, Patience
 from .scaling.limits import Defaults, limits_of
@@ -60,6 +61,8 @@ class Settings:
     patience: Patience = field(default_factory=Patience)
     # Seconds for which nodes have to be little used before they are emptied; 0 never empties one.
     consolidate_after_s: float = 60.0
+    # Nodes are started and stopped by somebody who counts them up.
+    node_pool: bool = False
 
 
 class Autoscale:
@@ -72,6 +75,7 @@ class Autoscale:
         leadership: Leadership,
         controller: Controller,
         events: Events,
+        nodes: NodePool,
         settings: Settings,
         preloads: Preloads | None = None,
         rng: Random | None = None,
@@ -81,6 +85,7 @@ class Autoscale:
         self._leadership = leadership
         self._controller = controller
         self._events = events
+        self._nodes = nodes
         self._settings = settings
         self._preloads = preloads
         self._rng = rng or Random()
@@ -95,7 +100,10 @@ class Autoscale:
         """What a former term saw is old: begin anew."""
         self.reports = Reports()
         self._autoscaler = Autoscaler(self._settings.patience)
-        self._consolidator = Consolidator(after_s=self._settings.consolidate_after_s)
+        self._consolidator = Consolidator(
+            after_s=self._settings.consolidate_after_s, in_order=self._settings.node_pool
+        )
+        self._nodes.reset()
 
     def take(self, report: LoadReport, now: float) -> None:
         """A report of a node or a router, at monotonic seconds."""
@@ -142,6 +150,7 @@ class Autoscale:
         allowed = view.allowed(self._controller.history)
         for move in self._consolidator.decide(boxes, allowed, settled=settled, now=now):
             await self._move(view.world, move, term)
+        await self._nodes.step(boxes, view.pending(), now, term)
         self.reports.forget(view.world.assignments.keys(), view.world.models.keys(), now)
 
     def _loads(self, view: View, now: float) -> list[ModelLoad]:

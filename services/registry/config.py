@@ -8,6 +8,7 @@ from .assign import Patience
 from .autoscale import Settings
 from .rollout.machine import Limits
 from .scaling.autoscaler import Patience as ScalingPatience
+from .scaling.capacity import Bounds
 from .scaling.limits import Defaults
 
 
@@ -69,6 +70,23 @@ class RegistryConfig(ServiceConfig):
         "them; 0: never",
     )
 
+    node_pool: str = Field(
+        "",
+        description="who starts and stops nodes: 'etcd' (a launcher that follows the number there, as stagemesh serve "
+        "--max-nodes does), 'statefulset/NAME' or 'deployment/NAME' (scaled through the Kubernetes API); empty: nobody, "
+        "the metric stagemesh_nodes_wanted says how many there should be",
+    )
+    min_nodes: int = Field(1, ge=0, le=100_000, description="nodes at least, of a node pool")
+    max_nodes: int = Field(1, ge=1, le=100_000, description="nodes at most, of a node pool")
+    spare_nodes: int = Field(0, ge=0, le=100_000, description="empty nodes that a node pool keeps for what comes")
+    empty_node_after_s: float = Field(
+        120.0, ge=0, le=86_400, description="seconds for which nodes have to be empty before a node pool stops them"
+    )
+
+    def node_bounds(self) -> Bounds:
+        """How many nodes a pool may have."""
+        return Bounds(self.min_nodes, self.max_nodes, self.spare_nodes, self.empty_node_after_s)
+
     def scaling(self) -> Settings:
         """What models that scale themselves aim at, and how patient the autoscaler is."""
         return Settings(
@@ -80,6 +98,7 @@ class RegistryConfig(ServiceConfig):
                 self.scale_down_cooldown_s,
             ),
             self.consolidate_after_s,
+            bool(self.node_pool),
         )
 
     def patience(self) -> Patience:

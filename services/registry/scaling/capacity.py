@@ -36,7 +36,14 @@ class Capacity:
     _least_empty: int = field(default=0, init=False)
 
     def decide(
-        self, pending: Sequence[int], memories: Sequence[int], empty: int, now: float, *, starting: int = 0
+        self,
+        pending: Sequence[int],
+        memories: Sequence[int],
+        empty: int,
+        now: float,
+        *,
+        starting: int = 0,
+        crowded: bool = False,
     ) -> Wish | None:
         """The number of nodes that there should be, or None while the present one is right.
 
@@ -46,6 +53,7 @@ class Capacity:
             empty: nodes of these without a partition.
             now: seconds.
             starting: nodes that were asked for and are not there yet.
+            crowded: replicas on one node take each other's time, and no node is empty.
         """
         nodes = len(memories) + starting
         if pending:

@@ -6,6 +6,7 @@ algorithms", 1974). A node is only begun when a place is known for everything on
 beside the replica, which goes when the stand-in is ready, so there is never less than before.
 """
 
+import re
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 BUSY_LIMIT = 0.5
 # One on which replicas compute that much of the time together has more than it can do.
 OVERLOAD = 0.9
+_NUMBER = re.compile(r"(\d+)")
 # Candidates looked at in one step, the least used first.
 _TRIED = 32
 
@@ -81,7 +83,9 @@ def consolidate(
     # By free bytes, so that the best fit is the first that is large enough.
     by_free = sorted((each.free, node_id) for node_id, each in left.items())
     candidates = [box for box in used if box.node_id not in keep and _may_empty(box)]
-    candidates.sort(key=lambda box: (sum(piece.nbytes for piece in box.pieces), box.busy, _last_first(box)))
+    # Of nodes alike the one with the last name: whoever counts nodes up takes that one away first.
+    candidates.sort(key=lambda box: order_of(box.node_id), reverse=True)
+    candidates.sort(key=lambda box: (sum(piece.nbytes for piece in box.pieces), box.busy))
     moves: list[Move] = []
     emptied = 0
     targets: set[str] = set()
@@ -113,6 +117,21 @@ def relieve(boxes: Sequence[Box], allowed: Allowed) -> Move | None:
                     reason = f"node {box.node_id} is {box.busy:.0%} busy with {len(box.pieces)} replicas, {target.node_id} is empty"
                     return Move(piece, box.node_id, target.node_id, reason)
     return None
+
+
+def advance(boxes: Sequence[Box], allowed: Allowed) -> list[Move]:
+    """What the used node with the last name holds, onto an empty one with an earlier name: then the last ones can be stopped."""
+    ordered = sorted(boxes, key=lambda each: order_of(each.node_id))
+    last = next((nth for nth in reversed(range(len(ordered))) if ordered[nth].pieces), 0)
+    source = ordered[last] if ordered else None
+    if source is None or not all(piece.movable for piece in source.pieces):
+        return []
+    for target in ordered[:last]:
+        needs = [] if target.pieces else [allowed(piece, target.node_id) for piece in source.pieces]
+        if needs and None not in needs and sum(need or 0 for need in needs) <= target.free:
+            reason = f"node {target.node_id} is empty, and nodes after it can be stopped then"
+            return [Move(piece, source.node_id, target.node_id, reason) for piece in source.pieces]
+    return []
 
 
 def _empty(
@@ -173,9 +192,9 @@ def _may_empty(box: Box) -> bool:
     return box.busy <= BUSY_LIMIT and all(piece.movable for piece in box.pieces)
 
 
-def _last_first(box: Box) -> tuple[int, ...]:
-    """Of nodes alike the one with the last name goes: whoever counts nodes up takes that one away first."""
-    return tuple(-ord(each) for each in box.node_id)
+def order_of(node_id: str) -> list[str | int]:
+    """By name, numbers in it by their value: node-10 comes after node-2."""
+    return [int(part) if nth % 2 else part for nth, part in enumerate(_NUMBER.split(node_id))]
 
 
 @dataclass(slots=True)
@@ -187,12 +206,14 @@ class Consolidator:
         relieve_after_s: seconds for which one had too much to do while another was empty.
         pause_s: seconds between two steps.
         share: nodes emptied in one step, as a part of all; one at least.
+        in_order: nodes are stopped from the last name on, so that those are to be empty.
     """
 
     after_s: float = 60.0
     relieve_after_s: float = 5.0
     pause_s: float = 20.0
     share: float = 0.01
+    in_order: bool = False
     _since: float | None = field(default=None, init=False)
     _moved_at: float = field(default=float("-inf"), init=False)
 
@@ -213,6 +234,8 @@ class Consolidator:
         patience_s = self.relieve_after_s if relief is not None else self.after_s
         if relief is None and self.after_s > 0:
             moves = consolidate(boxes, allowed, most_nodes=max(1, int(len(boxes) * self.share)))
+            if self.in_order and not moves:
+                moves = advance(boxes, allowed)
         if not moves:
             self._since = None
             return []
