@@ -8,6 +8,7 @@ import typer
 from google.protobuf import json_format
 from rich.console import Console
 
+from stagemesh.cli import semantic as semantic_options
 from stagemesh.cli.guard import one_line_errors
 from stagemesh.cli.options import (
     DEFAULT_REGISTRY,
@@ -52,6 +53,12 @@ def deploy(
     ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
     cache_ttl: Annotated[int, typer.Option(help="Seconds an answer stays valid; 0: default.", min=0)] = 0,
+    semantic: semantic_options.On = False,
+    semantic_encoder: semantic_options.Encoder = "",
+    allowed_false_hit_rate: semantic_options.Allowed = 0.0,
+    semantic_confidence: semantic_options.Confidence = 0.0,
+    semantic_verify: semantic_options.VerifyShare = 0.05,
+    semantic_loose: semantic_options.Loose = False,
     least: Min = None,
     most: Max = None,
     target_queue_ms: TargetQueue = None,
@@ -129,6 +136,14 @@ def deploy(
         force=force,
         certificate=certificate_text(certificate),
         scaling=scaling_of(least, most, target_queue_ms, target_kv, idle),
+        semantic=semantic_options.semantic_of(
+            semantic,
+            semantic_encoder,
+            allowed_false_hit_rate,
+            semantic_confidence,
+            semantic_verify,
+            semantic_loose,
+        ),
         canary=canary,
         canary_s=canary_s,
         plan=plan,

@@ -1,4 +1,4 @@
-"""`cache stats` and `cache invalidate`: every cache of the mesh, found through a router or named. Other words run one."""
+"""`cache stats` and `cache invalidate` (others in `cache_report`): every cache of the mesh, found through a router or named. Other words run one."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _ADDRESS = re.compile(r"\S+:\d{1,5}")
-COMMANDS = ("stats", "invalidate")
+COMMANDS = ("stats", "invalidate", "report", "semantic")
 
 
 @app.command("stats")
@@ -52,7 +52,7 @@ def stats(
     """What each cache holds, and what became of lookups since it started."""
     request = cache_pb2.CacheStatsRequest()
     found = asyncio.run(
-        _ask_all(address, api_key, caches, timeout, lambda stub: stub.GetStats(request, timeout=timeout))
+        ask_all(address, api_key, caches, timeout, lambda stub: stub.GetStats(request, timeout=timeout))
     )
     if as_json:
         typer.echo(json.dumps({"caches": [{"address": each, **_stats(what)} for each, what in found]}))
@@ -88,7 +88,7 @@ def invalidate(
         raise InvalidArgument("say what to drop, or --all for everything, and not both", field="all")
     request = cache_pb2.CacheInvalidateRequest(tenant=tenant, tags=tags, prefix=prefix, id=uuid.uuid4().hex)
     found = asyncio.run(
-        _ask_all(address, api_key, caches, timeout, lambda stub: stub.Invalidate(request, timeout=timeout))
+        ask_all(address, api_key, caches, timeout, lambda stub: stub.Invalidate(request, timeout=timeout))
     )
     answers = [what for _, what in found if not isinstance(what, StagemeshError)]
     entries, announced = sum(each.entries for each in answers), any(each.announced for each in answers)
@@ -106,12 +106,13 @@ def invalidate(
         typer.echo(f"stagemesh: not reached: {', '.join(missed)}; told through etcd", err=True)
 
 
-async def _ask_all(
+async def ask_all(
     address: str,
     api_key: str,
     caches: str,
     timeout_s: float,
-    ask: Callable[[CacheServiceStub], Awaitable[T]],
+    ask: Callable[[Any], Awaitable[T]],
+    service: Callable[[Any], Any] = CacheServiceStub,
 ) -> list[tuple[str, T | StagemeshError]]:
     """What each cache says, or why it does not; raises `NotFound` when there is none."""
     if caches:
@@ -129,7 +130,7 @@ async def _ask_all(
     async def one(cache: str) -> T | StagemeshError:
         async with create_channel(cache) as channel:
             try:
-                return await ask(CacheServiceStub(channel))
+                return await ask(service(channel))
             except grpc.aio.AioRpcError as error:
                 return from_rpc_error(error)
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from stagemesh.cli import cache
+from stagemesh.cli import cache, cache_report
 from stagemesh.cli.guard import one_line_errors
 from stagemesh.errors import ConfigError
 
@@ -50,7 +50,7 @@ def _register(
     @one_line_errors
     def become(context: typer.Context) -> None:
         if command == "cache" and context.args and context.args[0] in cache.COMMANDS:
-            cache.app(context.args, prog_name="stagemesh cache")
+            cache_report.app(context.args, prog_name="stagemesh cache")
         missing = [name for name in needs if importlib.util.find_spec(name) is None]
         if missing:
             raise ConfigError(
