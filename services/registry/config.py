@@ -6,6 +6,7 @@ from stagemesh.config import ServiceConfig
 
 from .assign import Patience
 from .autoscale import Settings
+from .rollout.drift import Patience as RecutPatience
 from .rollout.machine import Limits
 from .scaling.autoscaler import Patience as ScalingPatience
 from .scaling.capacity import Bounds
@@ -35,6 +36,20 @@ class RegistryConfig(ServiceConfig):
         le=86400,
         description="seconds that sessions on what a rollout replaces may take to their end, at most",
     )
+
+    recut_gain: float = Field(
+        0.15,
+        gt=0,
+        le=100,
+        description="gain in throughput (or latency) below which no model's cuts are moved",
+    )
+    recut_cooldown_s: float = Field(
+        600.0, ge=0, le=86400, description="seconds from one rollout of a model to the next move of its cuts"
+    )
+
+    def recut_patience(self) -> RecutPatience:
+        """When other cuts are worth a move."""
+        return RecutPatience(least_gain=self.recut_gain, cooldown_s=self.recut_cooldown_s)
 
     def rollout_limits(self) -> Limits:
         """How long a rollout waits for sessions."""
@@ -78,9 +93,14 @@ class RegistryConfig(ServiceConfig):
     )
     min_nodes: int = Field(1, ge=0, le=100_000, description="nodes at least, of a node pool")
     max_nodes: int = Field(1, ge=1, le=100_000, description="nodes at most, of a node pool")
-    spare_nodes: int = Field(0, ge=0, le=100_000, description="empty nodes that a node pool keeps for what comes")
+    spare_nodes: int = Field(
+        0, ge=0, le=100_000, description="empty nodes that a node pool keeps for what comes"
+    )
     empty_node_after_s: float = Field(
-        120.0, ge=0, le=86_400, description="seconds for which nodes have to be empty before a node pool stops them"
+        120.0,
+        ge=0,
+        le=86_400,
+        description="seconds for which nodes have to be empty before a node pool stops them",
     )
 
     def node_bounds(self) -> Bounds:

@@ -12,6 +12,7 @@ from stagemesh.cli import (
     infer,
     passthrough,
     plan,
+    recut,
     rollout,
     serve,
     status,
@@ -39,6 +40,7 @@ app.command("doctor")(doctor.doctor)
 app.command("events")(events.events)
 app.command("plan")(plan.plan)
 app.add_typer(rollout.app, name="rollout")
+app.command("recut")(recut.recut)
 passthrough.register(app)
 
 

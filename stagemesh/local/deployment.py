@@ -96,6 +96,13 @@ async def rollout(
         return (await stub.Rollout(request, timeout=_RPC_S)).model
 
 
+async def recut(registry: str, name: str, *, dry_run: bool, force: bool) -> registry_pb2.RecutResponse:
+    """Have a model's cuts weighed, and moved where that pays; raises what the registry answered."""
+    async with _registry(registry) as stub:
+        request = registry_pb2.RecutRequest(name=name, dry_run=dry_run, force=force)
+        return await stub.Recut(request, timeout=_DEPLOY_S)
+
+
 async def model(registry: str, name: str) -> registry_pb2.ModelSpec:
     """A model's record; raises `NotFound` when there is none of that name."""
     found = await _find(registry, name)
