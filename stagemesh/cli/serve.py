@@ -1,4 +1,4 @@
-"""`serve MODEL`: a whole mesh on this machine for one model, until a signal."""
+"""`serve MODEL`: a whole mesh on this machine for one model, or for those that it served before, until a signal."""
 
 import asyncio
 import os
@@ -12,8 +12,9 @@ from stagemesh.cli.guard import one_line_errors
 from stagemesh.cli.options import DEFAULT_REGISTRY_PORT, Certificate, Force, certificate_text
 from stagemesh.cli.progress import Progress
 from stagemesh.cli.signals import run_until_signal
-from stagemesh.errors import ConfigError
+from stagemesh.errors import ConfigError, StagemeshError
 from stagemesh.local import LocalMesh
+from stagemesh.local.deployment import deployments
 from stagemesh.local.etcd_server import etcd_binary
 from stagemesh.local.leftovers import Leftovers
 from stagemesh.local.ports import claim
@@ -24,18 +25,42 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def serve(
-    model: Annotated[str, typer.Argument(help="Local folder or hub id.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Local folder or hub id; may be left out with --data: what was deployed comes back.",
+            show_default=False,
+        ),
+    ] = "",
     name: Annotated[
         str, typer.Option(help="Name to serve it under; derived from MODEL when not given.")
     ] = "",
     stages: Annotated[int, typer.Option(help="Partitions.", min=1)] = 1,
     replicas: Annotated[int, typer.Option(help="Replicas of each stage.", min=1)] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            help="Stage processes; 0: stages x replicas, with --data at least as many as before.", min=0
+        ),
+    ] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what is deployed: serve with it again, and the same models come back.",
+            show_default=False,
+        ),
+    ] = None,
     routers: Annotated[int, typer.Option(help="Routers; more than one: clients fail over.", min=1)] = 1,
     http_port: Annotated[int, typer.Option(help="Router's HTTP port; 0: any.", min=0, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Router's gRPC port; 0: any.", min=0, max=65535)] = 8001,
     registry_port: Annotated[
         int, typer.Option(help="Registry's gRPC port; 0: any.", min=0, max=65535)
     ] = DEFAULT_REGISTRY_PORT,
+    registries: Annotated[int, typer.Option(help="Registries, of which one leads.", min=1)] = 1,
+    etcd_members: Annotated[
+        int,
+        typer.Option(help="Members of the etcd that is started: 1, or 3, of which any may be lost.", min=1),
+    ] = 1,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     etcd: Annotated[
         str, typer.Option(envvar="STAGEMESH_ETCD", help="host:port,... of your etcd; else one is started.")
@@ -51,16 +76,27 @@ def serve(
         str, typer.Option(help="File with API keys for the router.", show_default=False)
     ] = "",
 ) -> None:
-    """Serve a model on this machine, cut into stages; Ctrl-C stops everything."""
+    """Serve a model on this machine, cut into stages; Ctrl-C stops everything.
+
+    With --data nothing that was deployed is forgotten: `stagemesh serve --data DIR` brings back every model, also those that
+    `stagemesh deploy` added, and after a crash of the machine.
+    """
+    if not model and data is None:
+        raise ConfigError("say which MODEL to serve, or with --data DIR where it was served before")
+    if data is not None and etcd:
+        raise ConfigError(
+            "--data is for the etcd that serve starts; your --etcd keeps what is deployed itself"
+        )
     # What can be found wrong without starting anything is said first.
     claim({"http": http_port, "grpc": grpc_port, "registry": registry_port}, host)
     if not etcd:
         etcd_binary()
     check_programs()
-    found = check_source(model)
     proof = certificate_text(certificate)
-    if not (force or proof):
-        check_split(found, model, stages)
+    if model:
+        found = check_source(model)
+        if not (force or proof):
+            check_split(found, model, stages)
     mesh_flags = {"router": {"api-keys": os.path.abspath(api_keys)}} if api_keys else {}
     out = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -79,19 +115,27 @@ def serve(
                 device=device,
                 flags=mesh_flags,
                 progress=progress,
+                nodes=nodes,
+                registries=registries,
+                etcd_members=etcd_members,
+                data=data,
             )
             try:
                 async with mesh:
-                    spec = await mesh.deploy(
-                        model,
-                        name,
-                        dtype=dtype,
-                        policy=policy,
-                        cache=cache,
-                        force=force,
-                        certificate=proof,
-                    )
-                    out.print(f"{spec.name} is served by {stages} stages x {replicas} replicas")
+                    if model:
+                        spec = await mesh.deploy(
+                            model,
+                            name,
+                            dtype=dtype,
+                            policy=policy,
+                            cache=cache,
+                            force=force,
+                            certificate=proof,
+                        )
+                        out.print(f"{spec.name} is served by {stages} stages x {replicas} replicas")
+                    else:
+                        for line in await bring_back(mesh):
+                            out.print(line)
                     for line in addresses(mesh):
                         out.print(line)
                     out.print("Ctrl-C stops it")
@@ -108,6 +152,19 @@ def serve(
     left = leftovers.found()
     if left:
         raise ConfigError("left behind: " + ", ".join(left))
+
+
+async def bring_back(mesh: LocalMesh) -> list[str]:
+    """Wait for every model that was deployed before; a line on each, also where it does not come up."""
+    lines: list[str] = []
+    for found in await deployments(mesh.registry_address):
+        name = found.model.name
+        try:
+            await mesh.wait_ready(name)
+            lines.append(f"{name} is served by {len(found.model.partitions)} stages")
+        except StagemeshError as error:
+            lines.append(f"{name} does not come up: {error.message}")
+    return lines or ["nothing is deployed yet: `stagemesh deploy MODEL` does"]
 
 
 def check_source(model: str) -> "Checkpoint":

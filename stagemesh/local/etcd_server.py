@@ -29,16 +29,30 @@ def etcd_binary() -> Path:
 
 
 class EtcdServer:
-    """One etcd member on loopback, started again when it dies. Its data and port stay over every start.
+    """One etcd member on loopback, started again when it dies. Its data and ports stay over every start.
 
-    `on_event` gets a line when it died.
+    `on_event` gets a line when it died. `cluster` names every member and its peer address, as etcd takes it; without it
+    the member is alone. If not `durable`, a crash of the machine may lose what was written last.
     """
 
-    def __init__(self, folder: Path, on_event: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        on_event: Callable[[str], None] = lambda line: None,
+        *,
+        name: str = "etcd",
+        client_port: int = 0,
+        peer_port: int = 0,
+        cluster: str = "",
+        durable: bool = False,
+    ) -> None:
         self._folder = folder
         self._binary = etcd_binary()
-        self._client_port = free_port()
-        self._peer_port = free_port(avoid=frozenset([self._client_port]))
+        self.name = name
+        self._client_port = client_port or free_port()
+        self._peer_port = peer_port or free_port(avoid=frozenset([self._client_port]))
+        self._cluster = cluster or f"{name}=http://127.0.0.1:{self._peer_port}"
+        self._durable = durable
         self._on_event = on_event
         self._place: Supervised | None = None
 
@@ -54,7 +68,7 @@ class EtcdServer:
 
     async def start(self) -> None:
         """Start it and wait until it answers; raises `Unavailable` when it ends or does not come up."""
-        self._place = Supervised("etcd", self._start_process, self._on_event)
+        self._place = Supervised(self.name, self._start_process, self._on_event)
         await self._place.start()
         deadline = time.monotonic() + _READY_S
         while not await _answers("127.0.0.1", self._client_port):
@@ -69,13 +83,15 @@ class EtcdServer:
 
     async def _start_process(self, restarts: int) -> ChildProcess:
         client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
-        argv = [str(self._binary), "--name=stagemesh", f"--data-dir={self._folder / 'etcd'}"]
+        argv = [str(self._binary), f"--name={self.name}", f"--data-dir={self._folder / self.name}"]
         argv += [f"--listen-client-urls={client}", f"--advertise-client-urls={client}"]
         argv += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
-        argv += [f"--initial-cluster=stagemesh={peer}", "--log-level=warn", "--unsafe-no-fsync"]
+        argv += [f"--initial-cluster={self._cluster}", "--log-level=warn"]
+        if not self._durable:
+            argv.append("--unsafe-no-fsync")
         # Variables meant for another etcd would override these flags.
         env = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-        return await ChildProcess.start("etcd", argv, self._folder / "etcd.log", env)
+        return await ChildProcess.start(self.name, argv, self._folder / f"{self.name}.log", env)
 
     async def stop(self) -> None:
         """End it; the data folder stays."""

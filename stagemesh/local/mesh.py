@@ -14,8 +14,10 @@ from types import TracebackType
 import psutil
 
 from stagemesh.client import AsyncClient
-from stagemesh.errors import DeadlineExceeded
+from stagemesh.errors import ConfigError, DeadlineExceeded
 from stagemesh.local import deployment, waiting
+from stagemesh.local.data_folder import DataFolder
+from stagemesh.local.etcd_cluster import EtcdCluster
 from stagemesh.local.etcd_server import EtcdServer, etcd_binary
 from stagemesh.local.fork_server import ForkServer
 from stagemesh.local.launcher import Flags, Launcher
@@ -42,7 +44,11 @@ class LocalMesh:
     every process of a kind ("router", "stage", "cache", "registry"), `env` adds to all their environments.
     `progress` gets a line whenever something happens. `host` is where the router listens; the rest stays on
     loopback unless `etcd` is given. There are `routers` of them, which share nothing but etcd: the first one has the
-    given ports, each further one the next free ones after them.
+    given ports, each further one the next free ones after them. Of `registries` one leads. `etcd_members` is 1, or 3, of which any
+    one may be lost.
+
+    With `data`, a folder, the mesh keeps what was deployed: started again with it, the same models come back, on at least as many
+    nodes unless `nodes` says how many.
 
     A process that dies is started again; etcd with its data, a stage as a new empty node. Stage processes are forked from one
     that has imported everything, so that they are there at once; with `fork=False` each is started anew. Raises `ConfigError` and
@@ -68,18 +74,28 @@ class LocalMesh:
         env: Mapping[str, str] | None = None,
         progress: Callable[[str], None] | None = None,
         fork: bool = True,
+        nodes: int = 0,
+        registries: int = 1,
+        etcd_members: int = 1,
+        data: Path | None = None,
     ) -> None:
         self.stages = stages
         self.replicas = replicas
         self.routers = routers
-        self.nodes = max(1, stages * replicas)
+        self._nodes_wanted = nodes
+        self.nodes = nodes or max(1, stages * replicas)
+        self.registries = registries
+        self._etcd_members = etcd_members
+        if data is not None and etcd is not None:
+            raise ConfigError("data: is for the etcd that is started here; what is deployed is kept by yours")
+        self._data = DataFolder(data) if data is not None else None
         self.host = host
         # Only the router is for others, unless other machines may join through an etcd that they know.
         self._inner_host = _LOOPBACK if etcd is None else host
         self._wanted = {"http": http_port, "grpc": grpc_port, "registry": registry_port, "cache": cache_port}
         self._ports: dict[str, int] = {}
         self._given_etcd = etcd
-        self._threads = threads or max(1, (os.cpu_count() or 1) // self.nodes)
+        self._threads_wanted = threads
         self._memory = memory
         self._device = device
         self._flags = flags or {}
@@ -88,7 +104,7 @@ class LocalMesh:
         # On an etcd that others use too, names must be ours alone.
         self._prefix = "" if etcd is None else f"{socket.gethostname().split('.')[0]}-{uuid.uuid4().hex[:4]}-"
         self._folder: Path | None = None
-        self._etcd_server: EtcdServer | None = None
+        self._etcd: EtcdCluster | None = None
         # macOS forks, and then its frameworks do not work in the child.
         self._fork = fork and sys.platform == "linux"
         self._fork_server: ForkServer | None = None
@@ -119,8 +135,14 @@ class LocalMesh:
 
     @property
     def registry_address(self) -> str:
-        """The registry's gRPC address."""
-        return f"{_reachable(self._inner_host)}:{self._ports['registry']}"
+        """The first registry's gRPC address."""
+        return self.registry_addresses[0]
+
+    @property
+    def registry_addresses(self) -> list[str]:
+        """Every registry's gRPC address; each takes every request."""
+        host = _reachable(self._inner_host)
+        return [f"{host}:{self._ports['registry' + suffix]}" for suffix in suffixes(self.registries)]
 
     @property
     def cache_address(self) -> str:
@@ -130,14 +152,19 @@ class LocalMesh:
     @property
     def etcd_endpoints(self) -> str:
         """host:port,... of etcd."""
-        if self._etcd_server is not None:
-            return self._etcd_server.endpoint
+        if self._etcd is not None:
+            return self._etcd.endpoints
         return self._given_etcd or ""
 
     @property
     def etcd_server(self) -> EtcdServer | None:
         """The etcd that this mesh started, to stop and start it again; `None` when it was given one."""
-        return self._etcd_server
+        return self.etcd_servers[0] if self.etcd_servers else None
+
+    @property
+    def etcd_servers(self) -> list[EtcdServer]:
+        """Every member of it."""
+        return self._etcd.members if self._etcd is not None else []
 
     @property
     def folder(self) -> Path | None:
@@ -158,19 +185,27 @@ class LocalMesh:
     @property
     def processes(self) -> list[ChildProcess]:
         """Every present process, etcd first."""
-        etcd = self._etcd_server.process if self._etcd_server is not None else None
+        etcd = [member.process for member in self.etcd_servers if member.process is not None]
         services = [place.process for place in self._services.values() if place.process is not None]
-        return [*([etcd] if etcd is not None else []), *services, *self.stage_processes]
+        return [*etcd, *services, *self.stage_processes]
 
     # ---- life ----
 
     async def start(self) -> None:
         """Start everything and wait until it answers; on an error nothing is left running."""
         self._ports = claim(
-            {**self._wanted, **further_ports(self.routers, self._wanted, self.host)}, self.host
+            {
+                **self._wanted,
+                **{f"registry{suffix}": 0 for suffix in suffixes(self.registries)[1:]},
+                **further_ports(self.routers, self._wanted, self.host),
+            },
+            self.host,
         )
         if self._given_etcd is None:
             etcd_binary()
+        if self._data is not None:
+            self._data.open()
+            self.nodes = self._nodes_wanted or max(self.nodes, self._data.nodes)
         self._folder = Path(tempfile.mkdtemp(prefix="stagemesh-"))
         try:
             async with asyncio.timeout(_START_S):
@@ -186,14 +221,29 @@ class LocalMesh:
         assert self._folder is not None
         if self._given_etcd is None:
             self._progress("starting etcd")
-            self._etcd_server = EtcdServer(self._folder, self._progress)
-            await self._etcd_server.start()
+            peer_ports: list[int] = []
+            if self._data is not None:
+                self._data.use(members=self._etcd_members, nodes=self.nodes)
+                peer_ports = self._data.peer_ports
+            self._etcd = EtcdCluster(
+                self._folder if self._data is None else self._data.path,
+                self._progress,
+                members=self._etcd_members,
+                peer_ports=peer_ports,
+                durable=self._data is not None,
+            )
+            await self._etcd.start()
         if self._fork:
             env = {**self._env, "TMPDIR": str(self._folder)}
             self._fork_server = await ForkServer.start(self._folder / "fork-server.log", env)
         launcher, ports = self._launcher(self._folder), self._ports
         self._services = {
-            "registry": launcher.service("registry", {"port": ports["registry"]}),
+            **{
+                f"registry{suffix}": launcher.service(
+                    "registry", {"port": ports[f"registry{suffix}"]}, f"registry{suffix}"
+                )
+                for suffix in suffixes(self.registries)
+            },
             "cache": launcher.service("cache", {"port": ports["cache"]}),
         }
         for suffix in suffixes(self.routers):
@@ -207,7 +257,12 @@ class LocalMesh:
         await waiting.until_up(
             {place.name: place for place in places},
             {
-                "registry": self.registry_address,
+                **{
+                    f"registry{suffix}": address
+                    for suffix, address in zip(
+                        suffixes(self.registries), self.registry_addresses, strict=True
+                    )
+                },
                 "cache": self.cache_address,
                 **{
                     f"router{suffix}": address
@@ -230,13 +285,15 @@ class LocalMesh:
         if self._fork_server is not None:
             await self._fork_server.stop()
             self._fork_server = None
-        if self._etcd_server is not None:
-            await self._etcd_server.stop()
-            self._etcd_server = None
+        if self._etcd is not None:
+            await self._etcd.stop()
+            self._etcd = None
         self._services, self._nodes = {}, []
         if self._folder is not None:
             folder, self._folder = self._folder, None
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if self._data is not None:
+            self._data.close()
 
     async def __aenter__(self) -> "LocalMesh":
         await self.start()
@@ -321,7 +378,7 @@ class LocalMesh:
             env={**self._env, "TMPDIR": str(folder)},
             flags=self._flags,
             node_prefix=self._prefix,
-            threads=self._threads,
+            threads=self._threads_wanted or max(1, (os.cpu_count() or 1) // self.nodes),
             memory=self._memory or int(psutil.virtual_memory().available * _MEMORY_PART) // self.nodes,
             device=self._device,
             on_event=self._progress,
