@@ -28,6 +28,9 @@ QUESTIONS = {
     "compiled": "Is torch.compile worth its compile time, beside packed weights and the stage's own fast path?",
     "cache": "How fast is a kept answer, beside a bare call and a service in front of Redis, and how many are kept a second?",
     "prefix": "What does it save to send prompts where their beginnings are held, and what does it cost in queues?",
+    "coldstart": "How soon does a model without replicas answer, beside a new process that loads a partition of it?",
+    "preload": "How many requests find their model asleep, beside the memory that idle models take?",
+    "simulate": "What do 10,000 nodes and 100 models do in a day, and what does that cost etcd and the routers?",
     "balance": "How near does the balance of 1,000 unequal replicas come to a policy that knows everything?",
 }
 
@@ -116,7 +119,7 @@ def _draw(result: Result, folder: Path | None, quick: bool) -> None:
         return
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{result.name}.svg").write_text(svg(result))
+    (folder / f"{result.name}.svg").write_text(result.drawing or svg(result))
     (folder / f"{result.name}.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
 
 

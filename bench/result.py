@@ -42,6 +42,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)
     quick: bool = False
+    # A picture of its own, as SVG, in the place of bars.
+    drawing: str = ""
 
     def ratio(self, key: str, value: Ratio, bound: Bound | None = None) -> None:
         """Record a ratio under its name, with what it must reach."""
