@@ -1,5 +1,9 @@
 """A model gets new revisions and other cuts under traffic: nobody is refused, and what is worse goes back by itself."""
 
+import asyncio
+import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from stagemesh import AsyncClient
 from stagemesh.errors import Unavailable
 from stagemesh.local import deployment
 from stagemesh.local.mesh import LocalMesh
+from stagemesh.local.processes import ChildProcess
 from stagemesh.revisions import rolls_out
 from stagemesh.v1 import registry_pb2
 from tests.checkpoints import make_llama
@@ -23,9 +28,7 @@ pytestmark = [pytest.mark.mesh, pytest.mark.asyncio(loop_scope="session")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def mesh(llama: Path) -> AsyncIterator[LocalMesh]:
-    async with LocalMesh(
-        stages=2, replicas=1, http_port=0, grpc_port=0, threads=1, memory=2 * 2**30
-    ) as mesh:
+    async with LocalMesh(stages=2, replicas=1, http_port=0, grpc_port=0, threads=1, memory=2 * 2**30) as mesh:
         await mesh.deploy(llama, "llama", cache=False)
         yield mesh
 
@@ -60,11 +63,64 @@ def check(seen: Traffic, allowed: list[list[tuple[int, ...]]]) -> None:
         assert outcome.tokens in [answers[outcome.prompt] for answers in allowed]
 
 
+@contextlib.asynccontextmanager
+async def throttled(process: ChildProcess) -> AsyncIterator[None]:
+    """A node gets a third of its time, as under a quota."""
+
+    async def throttle() -> None:
+        while True:
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(0.008)
+            os.kill(process.pid, signal.SIGCONT)
+            await asyncio.sleep(0.004)
+
+    task = asyncio.create_task(throttle())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        os.kill(process.pid, signal.SIGCONT)
+
+
+async def test_a_node_that_became_slow_is_relieved_of_layers(
+    mesh: LocalMesh, client: AsyncClient, llama: Path
+) -> None:
+    answers = golden(llama)
+    first = (await spec_of(mesh)).partitions
+    assert [one.end_layer - one.first_layer for one in first] == [4, 4]
+    homes = {one.record.stage: one.record for one in (await client.status()).replicas}
+    slow = next(one for one in mesh.stage_processes if one.pid == homes[0].pid)
+
+    async def move() -> bool:
+        answer = await deployment.recut(mesh.registry_address, "llama", dry_run=True, force=False)
+        at_slow = next(
+            part.end_layer - part.first_layer
+            for part, stage in zip(answer.partitions, answer.plan.stages, strict=True)
+            if homes[0].node_id in stage.nodes
+        )
+        if at_slow > 3 or "it wins" not in answer.reason or "at this load" in answer.reason:
+            return False
+        return (await deployment.recut(mesh.registry_address, "llama", dry_run=False, force=False)).begun
+
+    async with throttled(slow), traffic(client, "llama", workers=4) as seen:
+        await until(move, 60)
+        revision = deployment.wanted_revision(await spec_of(mesh))
+        await mesh.wait_ready("llama", revision=revision, timeout_s=60)
+        await seen.wait_for(4)
+    check(seen, [answers])
+    spec = await spec_of(mesh)
+    assert (spec.revision, spec.rollout.kind) == (revision, "recut")
+    after = {one.record.node_id: one.record for one in (await client.status()).replicas}
+    held = after[homes[0].node_id].partition
+    assert held.end_layer - held.first_layer < 4
+
+
 async def test_an_update_under_load_and_one_that_is_worse(
     mesh: LocalMesh, client: AsyncClient, llama: Path, tmp_path: Path
 ) -> None:
     better = make_llama(tmp_path / "better", layers=6)
-    worse = make_llama(tmp_path / "worse", layers=64)
+    worse = make_llama(tmp_path / "worse", layers=40)
     old, new = golden(llama), golden(better)
     async with traffic(client, "llama", workers=4) as seen:
         await seen.wait_for(4)
