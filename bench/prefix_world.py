@@ -99,6 +99,7 @@ class Replica:
             prompt_tokens=waiting // UNIT,
             prompt_token_us=self._costs.token_us,
             decode_ms=self._costs.decode_us / 1000,
+            kv_tokens_free=self.blocks.free * BLOCK,
         )
 
     def report(self, load: ReplicaLoad) -> list[PrefixReport]:

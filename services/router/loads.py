@@ -12,6 +12,7 @@ from stagemesh.v1 import registry_pb2, stage_pb2
 from .health.stage import Health
 from .health.step_times import StepTimes
 from .policies import Candidate
+from .policies.candidate import UNKNOWN_ROOM
 
 _NOTHING_TOLD = stage_pb2.ReplicaLoad()
 
@@ -164,6 +165,7 @@ class Loads:
                 told.prompt_tokens + seen.sent,
                 _number(told.prompt_token_us) / 1000,
                 _number(told.decode_ms),
+                max((told.kv_tokens_free if seen.told else UNKNOWN_ROOM) - seen.sent, 0),
             )
         return seen.candidate
 

@@ -10,7 +10,7 @@ from functools import partial
 from opentelemetry.context import Context
 
 from stagemesh.errors import InternalError, StagemeshError, Unavailable
-from stagemesh.prefix import split_digests
+from stagemesh.prefix import BLOCK, split_digests
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import extract
 from stagemesh.v1.stage_pb2 import (
@@ -116,6 +116,7 @@ class Replica:
             prompt_tokens=self.prompt_tokens(),
             prompt_token_us=self._account.costs.token_us,
             decode_ms=self._account.costs.decode_us / 1000,
+            kv_tokens_free=self.pool.blocks.free * BLOCK,
         )
 
     def totals(self) -> Totals:

@@ -168,7 +168,7 @@ class TokenAlternative(_message.Message):
     def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class ReplicaLoad(_message.Message):
-    __slots__ = ("replica_id", "queue_depth", "sessions", "step_ms", "kv_bytes_used", "kv_bytes_total", "prompt_tokens", "prompt_token_us", "decode_ms")
+    __slots__ = ("replica_id", "queue_depth", "sessions", "step_ms", "kv_bytes_used", "kv_bytes_total", "prompt_tokens", "prompt_token_us", "decode_ms", "kv_tokens_free")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class ReplicaLoad(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
     DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FREE_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     queue_depth: int
     sessions: int
@@ -187,7 +188,8 @@ class ReplicaLoad(_message.Message):
     prompt_tokens: int
     prompt_token_us: float
     decode_ms: float
-    def __init__(self, replica_id: _Optional[str] = ..., queue_depth: _Optional[int] = ..., sessions: _Optional[int] = ..., step_ms: _Optional[float] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_token_us: _Optional[float] = ..., decode_ms: _Optional[float] = ...) -> None: ...
+    kv_tokens_free: int
+    def __init__(self, replica_id: _Optional[str] = ..., queue_depth: _Optional[int] = ..., sessions: _Optional[int] = ..., step_ms: _Optional[float] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_token_us: _Optional[float] = ..., decode_ms: _Optional[float] = ..., kv_tokens_free: _Optional[int] = ...) -> None: ...
 
 class WatchPrefixesRequest(_message.Message):
     __slots__ = ("replica_id",)

@@ -28,6 +28,7 @@ replicas = st.lists(
         prompt_tokens=st.integers(0, 10_000),
         token_ms=known,
         decode_ms=known,
+        kv_free=st.integers(0, 3000),
     ),
     min_size=1,
     max_size=6,
@@ -135,6 +136,17 @@ def test_a_crowd_that_shares_a_beginning_is_spread_before_the_replica_that_has_i
         offered = [told(name, active=count) for name, count in active.items()]
         active[choose(offered, asking({"has": 60}, new_tokens=5))] += 1
     assert active["has"] > active["has not"] > 10
+
+
+def test_room_that_is_left_is_used_before_beginnings_are_given_up():
+    full, empty = told("has", kv_free=0), told("empty", kv_free=PROMPT)
+    one = [told("has", active=1), told("empty")]  # so that the balanced choice is certain
+    for held, wanted in ((10, "empty"), (40, "has")):
+        offered = [full, empty]
+        assert choose(one, asking({"has": held})) == "has"
+        assert choose([told("has", active=1, kv_free=0), one[1]], asking({"has": held})) == wanted
+        times = expected_ms(offered, {"has": held}, PROMPT, 0, 0.0)
+        assert times == [2 * (PROMPT - held * BLOCK) * TOKEN_MS, PROMPT * TOKEN_MS]
 
 
 def test_slow_steps_count_for_long_answers_only():

@@ -19,6 +19,8 @@ UNSURE = 4.0
 A pass of many sessions takes longer than a pass of few at the same speed, and on a shared machine a step time
 swings from one second to the next.
 """
+UNKNOWN_ROOM = 2**62
+"""Of a replica that has told nothing yet: enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Candidate:
     was timed before the replica became ready.
 
     What it told at `told_at`, 0 while unknown: its sessions, the milliseconds of steps that wait there, the tokens of
-    prompts that do (with those sent there since), and what a token of a prompt and a pass of decode steps take.
+    prompts that do (with those sent there since), what a token of a prompt and a pass of decode steps take, and the
+    positions of KV that can be had there without forgetting the beginning of any prompt.
     """
 
     replica_id: str
@@ -51,6 +54,7 @@ class Candidate:
     prompt_tokens: int = 0
     token_ms: float = 0.0
     decode_ms: float = 0.0
+    kv_free: int = UNKNOWN_ROOM
 
     def waiting(self, now: float) -> tuple[int, float]:
         """Tokens of prompts, and milliseconds of steps, that wait there; nothing when that was long ago."""

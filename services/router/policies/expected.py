@@ -22,7 +22,8 @@ def expected_ms(
     """Milliseconds until each would be done with a session: what waits there, its prompt, and its new tokens.
 
     Prompts that wait, and the part of this one that is not held there, at the measured time of a prompt's token; steps
-    that wait at the measured time of a pass; the new tokens at that of a pass of decode steps, longer by the
+    that wait at the measured time of a pass; what has to be forgotten for it as if it had to be computed again, so that
+    room that is left somewhere is used before beginnings are given up elsewhere; the new tokens at that of a pass of decode steps, longer by the
     sessions that came since it was told. Who has told nothing yet counts as fast as the fastest.
 
     Args:
@@ -46,7 +47,7 @@ def expected_ms(
         crowd = max(1.0, (each.load(now) + 1) / (each.told_sessions + 1))
         times.append(
             queue_ms
-            + (prompts + max(missing, 1)) * (each.token_ms or token_ms)
+            + (prompts + max(missing, 1) + max(missing - each.kv_free, 0)) * (each.token_ms or token_ms)
             + new_tokens * (each.decode_ms or decode_ms) * crowd
         )
     return times

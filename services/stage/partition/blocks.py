@@ -41,6 +41,11 @@ class Blocks:
         """Blocks that can be had now, those that are merely remembered included."""
         return self._free + len(self._idle)
 
+    @property
+    def free(self) -> int:
+        """Blocks that can be had without forgetting any."""
+        return self._free
+
     def known(self, prefix: Sequence[bytes]) -> int:
         """How many blocks from the start of `prefix` are here."""
         for count, digest in enumerate(prefix):
