@@ -10,15 +10,13 @@ from stagemesh.errors import FailedPrecondition, InvalidArgument, ResourceExhaus
 from stagemesh.v1.registry_pb2 import LoadReport, ReportPace
 
 from .leadership import Leadership
+from .scaling.reports import period_s
 
 log = logging.getLogger(__name__)
 
 MOST_REPORTERS = 20_000
 MOST_IN_ONE = 10_000
 """Replicas, models or revisions that one report may be about."""
-_LEAST_PERIOD_S = 1.0
-# What one process takes in without its event loop being late for anything else.
-_REPORTS_PER_S = 1_000
 # Whoever says nothing for so many periods is taken for gone; at least for so long.
 _SILENT_PERIODS, _SILENT_S = 5.0, 15.0
 
@@ -47,7 +45,7 @@ class ReportDoor:
     @property
     def period_s(self) -> float:
         """Seconds between reports."""
-        return max(_LEAST_PERIOD_S, self._open / _REPORTS_PER_S)
+        return period_s(self._open)
 
     async def stream(self, reports: AsyncIterator[LoadReport]) -> AsyncIterator[ReportPace]:
         """One reporter's stream, until it ends it, falls silent, or another registry leads.

@@ -3,15 +3,18 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from in_process import InProcess, put_world, spec_of
+from in_process import MIB, InProcess, put_world, spec_of
 from stagemesh.services.registry.autoscale import Autoscale, Settings
 from stagemesh.services.registry.events import Events
 from stagemesh.services.registry.leadership import Fenced
+from stagemesh.services.registry.node_pool import EtcdPool, NodePool
 from stagemesh.services.registry.scales import Scales
 from stagemesh.services.registry.scaling.autoscaler import Patience
+from stagemesh.services.registry.scaling.capacity import Bounds
 from stagemesh.services.registry.scaling.limits import Defaults
 
 from stagemesh import records
@@ -19,6 +22,7 @@ from stagemesh.errors import NotFound
 from stagemesh.etcd import Etcd
 from stagemesh.local.etcd_server import EtcdServer
 from stagemesh.v1.registry_pb2 import (
+    CapacityRecord,
     LoadReport,
     ModelReport,
     ModelSpec,
@@ -35,10 +39,12 @@ class Mesh:
     """One registry in this process, nodes that are records, and load as the test says."""
 
     def __init__(self, registry: InProcess, events: Events, settings: Settings) -> None:
+        pool = EtcdPool(registry.etcd, registry.leadership) if settings.node_pool else None
+        nodes = NodePool(pool, Bounds(1, 4, empty_after_s=30), events)
         self.registry = registry
         self.events = events
         self.autoscale = Autoscale(
-            registry.etcd, registry.mirror, registry.leadership, registry.controller, events, settings
+            registry.etcd, registry.mirror, registry.leadership, registry.controller, events, nodes, settings
         )
         self.scales = Scales(registry.etcd, registry.mirror)
         self.now = 0.0
@@ -206,6 +212,40 @@ async def test_a_fixed_number_again_takes_the_record_away(mesh: Mesh, etcd: Etcd
     await until(lambda: mesh.assigned() == 2)
     await mesh.run(2)
     assert await etcd.get(records.scale_key("m")) is None
+
+
+async def test_nodes_are_asked_for_while_replicas_have_no_room_and_given_back_when_the_last_ones_are_empty(
+    mesh: Mesh, etcd: Etcd, until: Until, start_node: StartNode
+) -> None:
+    nodes = mesh.nodes
+    mesh = Mesh(mesh.registry, mesh.events, replace(SETTINGS, node_pool=True))
+    mesh.nodes = nodes
+
+    async def asked() -> int:
+        found = await etcd.get(records.CAPACITY)
+        return records.from_json(found.value, CapacityRecord).nodes if found is not None else 0
+
+    # A node has room for one of four replicas, and there are three.
+    spec = spec_of("m", 2, 2, partition_bytes=40 * MIB)
+    spec.scaling.CopyFrom(Scaling(min_replicas=2))
+    await put_world(etcd, spec)
+    await until(lambda: mesh.assigned() == 3 and mesh.registry.controller.pending)
+    await mesh.run(6, arrivals=1)
+    assert await asked() == 4
+    nodes.append(await start_node("n10"))
+    await until(lambda: mesh.assigned() == 4)
+
+    spec.CopyFrom(model(least=1))
+    spec.revision = "r2"
+    await put_world(etcd, spec)
+    await until(lambda: mesh.assigned() == 2)
+    async with asyncio.timeout(20):
+        while await asked() != 1:
+            await mesh.run(5, arrivals=1)
+    assert [len(node.assigned) for node in nodes] == [2, 0, 0, 0]
+    kinds = [str(each["kind"]) for each in await events_of(etcd)]
+    assert kinds[0] == "nodes.more"
+    assert kinds[-1] == "nodes.fewer"
 
 
 async def test_waking_what_nobody_deployed_says_so(mesh: Mesh) -> None:

@@ -15,6 +15,7 @@ from .load import ModelLoad, StageLoad
 
 SMOOTHED_S = 3.0
 """Of what was so long ago, a third still counts."""
+REPORTS_PER_S = 1_000
 FRESH_S = 5.0
 """Who has said nothing for so long, or for three periods, is not heard of."""
 
@@ -39,15 +40,15 @@ class _Router:
     held: int = 0
 
 
-class Reports:
-    """The newest of every replica and of every router's models.
+def period_s(reporters: int) -> float:
+    """How often each of so many reports, in seconds: once a second, less often where one process could not take that in."""
+    return max(1.0, reporters / REPORTS_PER_S)
 
-    Attributes:
-        period_s: how often each is told to report; `take` and `load` use it to tell who fell silent.
-    """
+
+class Reports:
+    """The newest of every replica and of every router's models."""
 
     def __init__(self) -> None:
-        self.period_s = 1.0
         self._replicas: dict[str, _Replica] = {}
         self._routers: dict[str, dict[str, _Router]] = {}
         self._heard: dict[str, float] = {}
@@ -103,7 +104,7 @@ class Reports:
             awake_because: see `ModelLoad`.
             idle_s: see `ModelLoad`.
         """
-        oldest = now - max(FRESH_S, 3 * self.period_s)
+        oldest = now - max(FRESH_S, 3 * period_s(len(self._heard)))
         active = waiting = 0
         for models in self._routers.values():
             told = models.get(model)
@@ -149,7 +150,7 @@ class Reports:
 
     def forget(self, replicas: Collection[str], models: Collection[str], now: float) -> None:
         """Drop what is not among these, and reporters that fell silent long ago."""
-        oldest = now - 10 * max(FRESH_S, 3 * self.period_s)
+        oldest = now - 10 * max(FRESH_S, 3 * period_s(len(self._heard)))
         for replica_id in [each for each in self._replicas if each not in replicas]:
             del self._replicas[replica_id]
         for model in [each for each in self._requested if each not in models]:
