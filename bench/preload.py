@@ -6,6 +6,7 @@ the place of each fixed keep-alive. All of them see the past only; the first qua
 """
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 from stagemesh.services.registry.preload.grid import EDGES  # type: ignore[import-not-found]
@@ -81,9 +82,9 @@ def _curves(trace: Trace, rule: str, quick: bool) -> tuple[Curve, Curve, Curve]:
     )
     keep = KEEP_S[::6] if quick else KEEP_S
     lines = fixed(of, keep), histogram(of, RANGES_S[::4] if quick else RANGES_S), ours(of, keep)
-    for each in lines:
-        each.memory_s /= of.end_s - of.counted_from_s
-    return lines
+    length = of.end_s - of.counted_from_s
+    plain, rival, mine = (replace(each, memory_s=each.memory_s / length) for each in lines)
+    return plain, rival, mine
 
 
 def dominated(theirs: Curve, mine: Curve) -> float:

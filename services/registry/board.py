@@ -8,6 +8,7 @@ from functools import cached_property
 from stagemesh.revisions import spec_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
+from .rooms import Rooms
 from .world import World, bytes_needed
 
 
@@ -48,6 +49,7 @@ class Board:
         self._of_stage: defaultdict[tuple[str, int], dict[str, Assignment]] = defaultdict(dict)
         self._on_node: defaultdict[str, dict[str, Assignment]] = defaultdict(dict)
         self._used: dict[str, int] = {}
+        self._rooms: Rooms | None = None
         for assignment in world.assignments.values():
             self._hold(assignment)
 
@@ -63,7 +65,7 @@ class Board:
         del self._of_model[assignment.model][replica_id]
         del self._of_stage[assignment.model, assignment.stage][replica_id]
         del self._on_node[node_id][replica_id]
-        self._used.pop(node_id, None)
+        self._changed(node_id)
         self.decisions.append(Unassign(node_id, replica_id, reason))
 
     def _hold(self, assignment: Assignment) -> None:
@@ -72,7 +74,22 @@ class Board:
         self._of_model[assignment.model][replica_id] = assignment
         self._of_stage[assignment.model, assignment.stage][replica_id] = assignment
         self._on_node[node_id][replica_id] = assignment
+        self._changed(node_id)
+
+    def _changed(self, node_id: str) -> None:
         self._used.pop(node_id, None)
+        node = self.world.nodes.get(node_id)
+        if self._rooms is not None and node is not None:
+            self._rooms.update(node_id, self.free_bytes(node), self.count(node_id))
+
+    @property
+    def rooms(self) -> Rooms:
+        """The room on the nodes that take new partitions."""
+        if self._rooms is None:
+            self._rooms = Rooms(self._usable, self.free_bytes)
+            for node in self._usable:
+                self._rooms.update(node.node_id, self.free_bytes(node), self.count(node.node_id))
+        return self._rooms
 
     def of(self, model: str, stage: int | None = None) -> list[Assignment]:
         """The assignments of a model, or of one of its stages, ordered by replica id."""

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from random import Random
 
+import numpy as np
+
 from stagemesh.planning.pins import layers_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
 
-from .board import Board, count_on
+from .board import Board
 from .world import History, bytes_needed, is_current
 
 
@@ -15,41 +17,44 @@ def choose_node(
     history: History,
     spec: ModelSpec,
     stage: int,
-    suits: Callable[[NodeRecord], bool] = lambda node: True,
+    suits: Callable[[NodeRecord], bool] | None = None,
 ) -> NodeRecord | None:
-    """The best node with room: without this stage, without failures of it, one that has its partition loaded still,
+    """The best node with room: without this stage, without failures of it, planned for it, one that has its partition loaded still,
     least filled, fewest partitions.
     """
     staying, _ = current_of(board, spec, stage)
-
-    planned = planned_nodes(spec, stage)
-
-    def order(node: NodeRecord) -> tuple[int, int, bool, bool, float, int, int, str]:
-        free, need = board.free_bytes(node), bytes_needed(spec, spec.partitions[stage], node)
-        return (
-            count_on(node.node_id, staying),
-            history.failures_at(spec, stage, node.node_id),
-            node.node_id not in planned,
-            not keeps(node, spec, stage),
-            # In percent, so that nodes that differ by a little memory count as equal.
-            round(1 - (free - need) / node.memory_bytes, 2),
-            len(board.on(node.node_id)),
-            -free,
-            node.node_id,
-        )
-
-    fitting = [node for node in board.usable_nodes() if suits(node) and fits(board, spec, stage, node)]
-    return min(fitting, key=order, default=None)
+    rooms, partition = board.rooms, spec.partitions[stage]
+    needs = rooms.needs(lambda node: bytes_needed(spec, partition, node))
+    places = rooms.fitting(needs)
+    if suits is not None or spec.zones or spec.HasField("plan"):
+        picked = [
+            place
+            for place in places
+            if allowed(spec, stage, rooms.nodes[place]) and (suits is None or suits(rooms.nodes[place]))
+        ]
+        places = np.array(picked, dtype=np.intp)
+    return rooms.best(
+        places,
+        needs,
+        there=[held.node_id for held in staying],
+        failures=history.failures.get((spec.name, spec.revision, stage), {}),
+        planned=planned_nodes(spec, stage),
+        keeps=kept_as(spec, stage),
+    )
 
 
 def keeps(node: NodeRecord, spec: ModelSpec, stage: int) -> bool:
     """Whether the node has kept the stage's partition, and would serve it at once."""
-    layers, checkpoint = spec.partitions[stage], spec.revision.partition("-")[0]
+    wanted = kept_as(spec, stage)
     return any(
-        (kept.checkpoint, kept.dtype, kept.first_layer, kept.end_layer)
-        == (checkpoint, spec.dtype, layers.first_layer, layers.end_layer)
-        for kept in node.keeps
+        (kept.checkpoint, kept.dtype, kept.first_layer, kept.end_layer) == wanted for kept in node.keeps
     )
+
+
+def kept_as(spec: ModelSpec, stage: int) -> tuple[str, str, int, int]:
+    """By what nodes know a stage's partition that they have kept: checkpoint, dtype, layers."""
+    layers = spec.partitions[stage]
+    return spec.revision.partition("-")[0], spec.dtype, layers.first_layer, layers.end_layer
 
 
 def fits(board: Board, spec: ModelSpec, stage: int, node: NodeRecord) -> bool:
