@@ -11,6 +11,7 @@ from rich.console import Console
 from stagemesh.cli.guard import one_line_errors
 from stagemesh.cli.options import DEFAULT_REGISTRY_PORT, Certificate, Force, certificate_text
 from stagemesh.cli.progress import Progress
+from stagemesh.cli.scaling import Idle, Max, Min, TargetKv, TargetQueue, scaling_of
 from stagemesh.cli.signals import run_until_signal
 from stagemesh.errors import ConfigError, StagemeshError
 from stagemesh.local import LocalMesh
@@ -43,6 +44,15 @@ def serve(
             help="Stage processes; 0: stages x replicas, with --data at least as many as before.", min=0
         ),
     ] = 0,
+    max_nodes: Annotated[
+        int,
+        typer.Option(
+            help="Stage processes at most: more are started when replicas find no room, or take each other's time, and stopped "
+            "when empty. Cores and memory are shared out over so many.",
+            min=0,
+            show_default=False,
+        ),
+    ] = 0,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +80,11 @@ def serve(
     policy: Annotated[str, typer.Option(help="Balancing policy; the router's default when not given.")] = "",
     threads: Annotated[int, typer.Option(help="Threads per stage; 0: cores shared out.", min=0)] = 0,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Answer from the cache.")] = True,
+    least: Min = None,
+    most: Max = None,
+    target_queue_ms: TargetQueue = None,
+    target_kv: TargetKv = None,
+    idle: Idle = None,
     force: Force = False,
     certificate: Certificate = None,
     api_keys: Annotated[
@@ -77,6 +92,8 @@ def serve(
     ] = "",
 ) -> None:
     """Serve a model on this machine, cut into stages; Ctrl-C stops everything.
+
+    With --min, --max or a target the model scales itself: see `stagemesh scale --help`.
 
     With --data nothing that was deployed is forgotten: `stagemesh serve --data DIR` brings back every model, also those that
     `stagemesh deploy` added, and after a crash of the machine.
@@ -116,6 +133,7 @@ def serve(
                 flags=mesh_flags,
                 progress=progress,
                 nodes=nodes,
+                max_nodes=max_nodes,
                 registries=registries,
                 etcd_members=etcd_members,
                 data=data,
@@ -131,6 +149,7 @@ def serve(
                             cache=cache,
                             force=force,
                             certificate=proof,
+                            scaling=scaling_of(least, most, target_queue_ms, target_kv, idle),
                         )
                         out.print(f"{spec.name} is served by {stages} stages x {replicas} replicas")
                     else:

@@ -21,6 +21,7 @@ from stagemesh.local.etcd_cluster import EtcdCluster
 from stagemesh.local.etcd_server import EtcdServer, etcd_binary
 from stagemesh.local.fork_server import ForkServer
 from stagemesh.local.launcher import Flags, Launcher
+from stagemesh.local.node_pool import NodePool
 from stagemesh.local.ports import claim
 from stagemesh.local.processes import ChildProcess
 from stagemesh.local.routers import further_ports, suffixes
@@ -48,7 +49,7 @@ class LocalMesh:
     one may be lost.
 
     With `data`, a folder, the mesh keeps what was deployed: started again with it, the same models come back, on at least as many
-    nodes unless `nodes` says how many.
+    nodes unless `nodes` says how many. With `max_nodes` more nodes are started, and stopped again, as the registry asks.
 
     A process that dies is started again; etcd with its data, a stage as a new empty node. Stage processes are forked from one
     that has imported everything, so that they are there at once; with `fork=False` each is started anew. Raises `ConfigError` and
@@ -75,6 +76,7 @@ class LocalMesh:
         progress: Callable[[str], None] | None = None,
         fork: bool = True,
         nodes: int = 0,
+        max_nodes: int = 0,
         registries: int = 1,
         etcd_members: int = 1,
         data: Path | None = None,
@@ -110,6 +112,7 @@ class LocalMesh:
         self._fork_server: ForkServer | None = None
         self._services: dict[str, Supervised] = {}
         self._nodes: list[Supervised] = []
+        self._pool = NodePool(self.nodes, max_nodes)
 
     # ---- where things are ----
 
@@ -205,7 +208,7 @@ class LocalMesh:
             etcd_binary()
         if self._data is not None:
             self._data.open()
-            self.nodes = self._nodes_wanted or max(self.nodes, self._data.nodes)
+            self._pool.least = self.nodes = self._nodes_wanted or max(self.nodes, self._data.nodes)
         self._folder = Path(tempfile.mkdtemp(prefix="stagemesh-"))
         try:
             async with asyncio.timeout(_START_S):
@@ -240,7 +243,7 @@ class LocalMesh:
         self._services = {
             **{
                 f"registry{suffix}": launcher.service(
-                    "registry", {"port": ports[f"registry{suffix}"]}, f"registry{suffix}"
+                    "registry", self._pool.flags | {"port": ports[f"registry{suffix}"]}, f"registry{suffix}"
                 )
                 for suffix in suffixes(self.registries)
             },
@@ -274,10 +277,12 @@ class LocalMesh:
         )
         for place in places:
             place.supervise()
+        await self._pool.start(self.etcd_endpoints, self._nodes, launcher.node, _GRACE_S, self._progress)
         self._progress(f"mesh is up: {len(places)} processes")
 
     async def stop(self) -> None:
         """End every process and remove the temp folder. May be called more than once."""
+        await self._pool.stop()
         places = [*self._services.values(), *self._nodes]
         # All released before any ends: a place must not be refilled while the others go.
         await asyncio.gather(*(place.release() for place in places))
@@ -303,8 +308,6 @@ class LocalMesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
-
-    # ---- use ----
 
     def client(self, *, timeout_s: float = 120.0) -> AsyncClient:
         """A client of this mesh's routers; close it after use."""
@@ -380,8 +383,8 @@ class LocalMesh:
             env={**self._env, "TMPDIR": str(folder)},
             flags=self._flags,
             node_prefix=self._prefix,
-            threads=self._threads_wanted or max(1, (os.cpu_count() or 1) // self.nodes),
-            memory=self._memory or int(psutil.virtual_memory().available * _MEMORY_PART) // self.nodes,
+            threads=self._threads_wanted or max(1, (os.cpu_count() or 1) // self._pool.most),
+            memory=self._memory or int(psutil.virtual_memory().available * _MEMORY_PART) // self._pool.most,
             device=self._device,
             on_event=self._progress,
             fork_server=self._fork_server,
