@@ -12,7 +12,7 @@ import time
 
 import grpc.aio
 
-from stagemesh.v1.registry_pb2 import ReplicaRecord
+from stagemesh.v1.registry_pb2 import REPLICA_STATE_READY
 from stagemesh.v1.stage_pb2 import WatchPrefixesRequest
 
 from .channels import Channels
@@ -62,11 +62,15 @@ class PrefixWatch:
         if seen == self._seen or now < self._looked + LOOK_S:
             return
         self._seen, self._looked = seen, now
-        wanted: dict[tuple[str, str], ReplicaRecord] = {}
-        for spec in self._membership.models.values():
-            if self._routing.goes_by_prefix(spec):
-                for replicas in self._membership.ready(spec):
-                    wanted.update(((each.replica_id, each.address), each) for each in replicas)
+        models = {
+            spec.name for spec in self._membership.models.values() if self._routing.goes_by_prefix(spec)
+        }
+        # Of every revision: two may serve side by side.
+        wanted = {
+            (each.replica_id, each.address)
+            for each in self._membership.replicas.values()
+            if each.model in models and each.state == REPLICA_STATE_READY
+        }
         for key in [key for key in self._following if key not in wanted]:
             self._following.pop(key).cancel()
             self._prefixes.forget(key[0])

@@ -16,6 +16,7 @@ from stagemesh.services.router.telemetry import Telemetry
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.prefix import SHORT_BYTES, digests
 from stagemesh.v1 import stage_pb2_grpc
+from stagemesh.v1.registry_pb2 import REPLICA_STATE_LOADING
 from stagemesh.v1.stage_pb2 import PrefixReport, ReplicaLoad
 
 from .specs import listing, model, replica
@@ -127,3 +128,13 @@ async def test_models_that_go_by_something_else_cost_no_stream(monkeypatch, poli
     async with watching(stage, monkeypatch, model(stages=1, policy=policy)) as (watch, *_):
         watch.update()
         assert not watch._following
+
+
+async def test_replicas_of_a_revision_that_is_tried_out_are_followed_too(monkeypatch):
+    stage = Telling([full(1)], [full(1)])
+    async with watching(stage, monkeypatch, SPEC) as (watch, membership, _, _, record):
+        other = replica("b0", 0, 1, address=record.address, revision="r2")
+        loading = replica("c0", 0, 1, address=record.address, state=REPLICA_STATE_LOADING)
+        membership.snapshot(listing(SPEC, record, other, loading), 1.0)
+        watch.update()
+        await until(lambda: sorted(set(stage.asked)) == ["a0", "b0"])
