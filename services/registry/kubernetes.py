@@ -101,9 +101,9 @@ def workload_of(text: str, environment: dict[str, str] | None = None, account: P
 
 
 def _replicas(scale: Any) -> int:
+    spec = scale.get("spec") if isinstance(scale, dict) and scale.get("kind") == "Scale" else None
     # Zero is left out of the JSON.
-    spec = scale.get("spec") if isinstance(scale, dict) else None
-    replicas = (spec or {}).get("replicas", 0) if isinstance(spec, dict | None) else None
+    replicas = spec.get("replicas", 0) if isinstance(spec, dict) else None
     if not isinstance(replicas, int) or isinstance(replicas, bool):
         raise Unavailable("Kubernetes answered with something that is no scale")
     return replicas
