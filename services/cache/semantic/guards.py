@@ -7,7 +7,7 @@ import re
 from enum import StrEnum
 
 from . import lexicon
-from .words import Form, Reading
+from .words import Form, Reading, lemma
 
 
 class Kind(StrEnum):
@@ -34,7 +34,7 @@ _STRICT = (
     | lexicon.QUESTIONS
 )
 _OPPOSITES = tuple(
-    frozenset(pair.split("/"))
+    frozenset(lemma(word) for word in pair.split("/"))
     for pair in sorted(
         lexicon.words(
             "enable/disable on/off gain/lose largest/smallest large/small highest/lowest high/low advantage/disadvantage "
