@@ -43,6 +43,12 @@ def label_faults(documents: list[Document]) -> Iterator[str]:
             yield f"{name_of(workload)}: selector does not match its own pods"
 
 
+def trusted(documents: list[Document]) -> set[str]:
+    """Service accounts that a role is given to: only these need a token."""
+    bindings = of_kind(documents, "RoleBinding")
+    return {subject["name"] for binding in bindings for subject in binding["subjects"]}
+
+
 def selector_faults(documents: list[Document]) -> Iterator[str]:
     """Services, budgets and policies that select no pod; stateful sets without their service; workloads alone."""
     every_workload = workloads(documents)
@@ -62,7 +68,8 @@ def selector_faults(documents: list[Document]) -> Iterator[str]:
     for workload in every_workload:
         name = workload["metadata"]["name"]
         account = accounts.get(pod_of(workload)["spec"].get("serviceAccountName", ""))
-        if account is None or account.get("automountServiceAccountToken") is not False:
+        token = name in trusted(documents)
+        if account is None or account.get("automountServiceAccountToken") is not token:
             yield f"{name_of(workload)}: needs a service account of its own without a token"
         if labels_of(workload)["app.kubernetes.io/component"] != "tracing" and name not in budgets:
             yield f"{name_of(workload)}: has no disruption budget"
@@ -124,7 +131,8 @@ def security_faults(documents: list[Document]) -> Iterator[str]:
             yield f"{name}: its root file system is writable"
         if own.get("capabilities", {}).get("drop") != ["ALL"]:
             yield f"{name}: keeps capabilities"
-        if pod.get("automountServiceAccountToken") is not False:
+        token = pod.get("serviceAccountName", "") in trusted(documents)
+        if pod.get("automountServiceAccountToken") is not token:
             yield f"{name}: mounts a token"
         for what in ("requests", "limits"):
             if not {"cpu", "memory"} <= set(container.get("resources", {}).get(what, {})):

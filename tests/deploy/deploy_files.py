@@ -16,6 +16,7 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 BASE = KUBERNETES / "base"
 TRACING = KUBERNETES / "overlays" / "tracing"
+AUTOSCALING = KUBERNETES / "overlays" / "autoscaling"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 Document = dict[str, Any]
@@ -50,10 +51,12 @@ def build(folder: Path) -> list[Document]:
 
 
 def merge(target: Document, change: Document) -> Document:
-    """Merge mappings, replace everything else: what a strategic merge does where no list is involved."""
+    """Merge mappings, drop nulls, replace everything else: what a strategic merge does where no list is involved."""
     merged = copy.deepcopy(target)
     for key, value in change.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = merge(merged[key], value)
         else:
             assert not isinstance(value, list), "lists need kustomize itself"

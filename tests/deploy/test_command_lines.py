@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from deploy_files import (
+    AUTOSCALING,
     BASE,
     DEPLOY,
     DOCUMENTS,
@@ -97,7 +98,7 @@ def _no_settings_from_outside(monkeypatch):
 
 SERVICE_WORKLOADS = [
     pytest.param(folder, workload["metadata"]["name"], id=f"{folder.name}-{workload['metadata']['name']}")
-    for folder in (BASE, TRACING)
+    for folder in (BASE, TRACING, AUTOSCALING)
     for workload in workloads(build(folder))
     if workload["metadata"]["name"] in CONFIGS
 ]

@@ -8,6 +8,7 @@ import kubernetes_validate
 import pytest
 from deploy_checks import NEEDED_PATHS, all_faults, network_faults
 from deploy_files import (
+    AUTOSCALING,
     BASE,
     KUBERNETES,
     TRACING,
@@ -21,7 +22,7 @@ from deploy_files import (
 )
 
 VERSIONS = ["1.31", kubernetes_validate.latest_version()]
-FOLDERS = [BASE, TRACING]
+FOLDERS = [BASE, TRACING, AUTOSCALING]
 
 # The part of a kustomization that is used here; anything else in one is a mistake.
 KUSTOMIZATION_SCHEMA = {
@@ -45,7 +46,11 @@ KUSTOMIZATION_SCHEMA = {
     },
 }
 
-FILES = sorted(path for path in KUBERNETES.rglob("*.yaml") if path.name != "kustomization.yaml")
+# What is merged into another document is a part of one, and valid once it is merged.
+PATCHES = {folder / patch["path"] for folder in FOLDERS for patch in kustomization(folder).get("patches", [])}
+FILES = sorted(
+    path for path in KUBERNETES.rglob("*.yaml") if path.name != "kustomization.yaml" and path not in PATCHES
+)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -106,13 +111,36 @@ def test_services_are_probed_by_native_grpc():
 
 def test_tracing_overlay_sends_spans_to_the_jaeger_that_it_brings():
     documents = build(TRACING)
-    (environment,) = of_kind(documents, "ConfigMap")
+    environment = find(documents, "ConfigMap", "stagemesh-env")
     assert environment["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4317"
     assert environment["data"]["STAGEMESH_ETCD"], "the patch must add to the base, not replace it"
-    (base_environment,) = of_kind(build(BASE), "ConfigMap")
+    base_environment = find(build(BASE), "ConfigMap", "stagemesh-env")
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in base_environment["data"]
     spans = {(source, "jaeger", 4317) for source in ("router", "stage", "cache", "registry")}
     assert list(network_faults(documents, NEEDED_PATHS | spans)) == []
+
+
+def test_with_autoscaling_the_registry_may_scale_the_stages_and_nothing_else():
+    documents = build(AUTOSCALING)
+    (role,) = of_kind(documents, "Role")
+    assert role["rules"] == [
+        {
+            "apiGroups": ["apps"],
+            "resources": ["statefulsets/scale"],
+            "resourceNames": ["stage"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+    (binding,) = of_kind(documents, "RoleBinding")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    accounts = {
+        d["metadata"]["name"]: d["automountServiceAccountToken"] for d in of_kind(documents, "ServiceAccount")
+    }
+    assert [name for name, token in accounts.items() if token] == ["registry"]
+    stage = find(documents, "StatefulSet", "stage")
+    assert "replicas" not in stage["spec"], "applying again must not undo what the registry decided"
+    assert find(documents, "ConfigMap", "registry-env")["data"]["STAGEMESH_NODE_POOL"] == "statefulset/stage"
+    assert {d["kind"] for d in of_kind(build(BASE), "Role", "RoleBinding")} == set()
 
 
 def find(documents: list[Document], kind: str, name: str) -> Document:
