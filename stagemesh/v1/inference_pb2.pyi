@@ -266,14 +266,16 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("spec", "ready", "asleep")
+    __slots__ = ("spec", "ready", "asleep", "scale")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     ASLEEP_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     spec: _registry_pb2.ModelSpec
     ready: bool
     asleep: bool
-    def __init__(self, spec: _Optional[_Union[_registry_pb2.ModelSpec, _Mapping]] = ..., ready: _Optional[bool] = ..., asleep: _Optional[bool] = ...) -> None: ...
+    scale: _registry_pb2.ScaleRecord
+    def __init__(self, spec: _Optional[_Union[_registry_pb2.ModelSpec, _Mapping]] = ..., ready: _Optional[bool] = ..., asleep: _Optional[bool] = ..., scale: _Optional[_Union[_registry_pb2.ScaleRecord, _Mapping]] = ...) -> None: ...
 
 class GetMeshStatusRequest(_message.Message):
     __slots__ = ()
