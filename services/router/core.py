@@ -390,7 +390,10 @@ class RouterCore:
         """Every deployed model, by name, and whether each of its stages has a ready replica, or it sleeps."""
         return [
             inference_pb2.ModelInfo(
-                spec=spec, ready=self.membership.is_ready(spec), asleep=self.membership.asleep(spec)
+                spec=spec,
+                ready=self.membership.is_ready(spec),
+                asleep=self.membership.asleep(spec),
+                scale=self.membership.scales.get(spec.name) if spec.HasField("scaling") else None,
             )
             for _, spec in sorted(self.membership.models.items())
         ]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from stagemesh.cli.guard import one_line_errors
 from stagemesh.cli.options import DEFAULT_ADDRESS, Address, ApiKey, Json
 from stagemesh.client import Client
 from stagemesh.v1 import inference_pb2, registry_pb2
+from stagemesh.wanted import replicas_wanted
 
 _STATE = "REPLICA_STATE_"
 
@@ -73,8 +75,30 @@ def _model(model: inference_pb2.ModelInfo) -> dict[str, Any]:
         "context_length": spec.context_length,
         "stages": len(spec.partitions),
         "replicas": list(spec.replicas),
+        "scaling": _scaling(model) if spec.HasField("scaling") else None,
         "generation": spec.generation,
     }
+
+
+def _scaling(model: inference_pb2.ModelInfo) -> dict[str, Any]:
+    """Limits (0: none, or the registry's default), what is wanted of each stage now, and what was decided last."""
+    limits, scale = model.spec.scaling, model.scale
+    return {
+        "min_replicas": limits.min_replicas,
+        "max_replicas": limits.max_replicas,
+        "target_queue_ms": limits.target_queue_ms,
+        "target_kv": round(limits.target_kv, 3),
+        "idle_s": limits.idle_s,
+        "wanted": wanted(model),
+        "reason": scale.reason,
+        "decided_unix_ms": scale.unix_ms,
+    }
+
+
+def wanted(model: inference_pb2.ModelInfo) -> list[int]:
+    """Replicas of each stage that there should be now."""
+    scale = model.scale if model.HasField("scale") else None
+    return [replicas_wanted(model.spec, stage, scale) for stage in range(len(model.spec.partitions))]
 
 
 def _replica(status: inference_pb2.ReplicaStatus) -> dict[str, Any]:
@@ -155,7 +179,27 @@ def _show(mesh: inference_pb2.MeshStatus) -> None:
     for model in mesh.models:
         ready = "ready" if model.ready else "asleep" if model.asleep else "not ready"
         console.print(f"{model.spec.name}: {ready}, {model.spec.architecture}, {model.spec.task}")
+        if model.spec.HasField("scaling"):
+            console.print(f"  {_scaling_line(model, mesh.replicas)}")
     console.print(f"{len(mesh.nodes)} nodes, etcd {'connected' if mesh.etcd_connected else 'NOT connected'}")
+
+
+def _scaling_line(
+    model: inference_pb2.ModelInfo, replicas: Iterable[inference_pb2.ReplicaStatus]
+) -> str:
+    """How many replicas serve of how many that should, stage by stage, and why."""
+    limits, name = model.spec.scaling, model.spec.name
+    serving = [
+        each.record.stage
+        for each in replicas
+        if each.record.model == name and each.record.state == registry_pb2.REPLICA_STATE_READY
+    ]
+    stages = ", ".join(
+        f"stage {stage}: {serving.count(stage)} of {count}" for stage, count in enumerate(wanted(model))
+    )
+    most = str(limits.max_replicas) if limits.max_replicas else "as many as fit"
+    because = f"; {model.scale.reason}" if model.scale.reason else ""
+    return f"scales itself from {limits.min_replicas} to {most}: {stages}{because}"
 
 
 def _row(item: inference_pb2.ReplicaStatus) -> tuple[str, ...]:
