@@ -5,6 +5,7 @@ needs room only when it wakes, so it only has to fit the nodes as they were empt
 waits.
 """
 
+from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -68,7 +69,7 @@ def _latest(spec: ModelSpec) -> ModelSpec:
 
 
 def _settled(world: World) -> World:
-    """The world once everything that is wanted by now is where it will be."""
+    """The world once everything that is wanted by now is where it will be, and what is on its way elsewhere is there."""
     plan = decide(world, History(), Patience(), 0.0, Random(0))
     held = dict(world.assignments)
     for decision in plan.decisions:
@@ -76,6 +77,17 @@ def _settled(world: World) -> World:
             held[decision.assignment.replica_id] = decision.assignment
         else:
             held.pop(decision.replica_id, None)
+    crowd = Counter(each.node_id for each in held.values())
+    for spec in world.specs():
+        for stage in range(len(spec.partitions)):
+            of = sorted(
+                (each for each in held.values() if each.stage == stage and _of(spec, each)),
+                key=lambda each: (each.node_id not in world.nodes, crowd[each.node_id], each.replica_id),
+            )
+            # One more than is wanted stands in for another, which goes from where there are most.
+            for each in of[world.wanted(spec, stage) :]:
+                del held[each.replica_id]
+                crowd[each.node_id] -= 1
     return replace(world, assignments=held)
 
 

@@ -103,6 +103,15 @@ def test_the_same_partitions_again_need_no_more_room_and_a_new_revision_does() -
     check_room(twice, revised(demo, "r2"))  # it may take the place of the second replica
 
 
+def test_a_replica_that_moves_counts_once() -> None:
+    """Both stages are on one node, and the other is idle: one of them is on its way there."""
+    demo = spec_of("demo", 2, 1, 500)
+    world = world_of({"a": 2000, "b": 700}, demo, held=[("a", "demo", 0), ("a", "demo", 1)])
+    check_room(world, spec_of("m", 2, 1, 500))
+    with pytest.raises(ResourceExhausted, match="held by demo 1200 bytes"):
+        check_room(world, spec_of("m", 3, 1, 500))
+
+
 @given(
     st.lists(st.integers(0, 4000), min_size=1, max_size=5),
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 1500)), max_size=3),
