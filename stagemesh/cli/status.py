@@ -184,9 +184,7 @@ def _show(mesh: inference_pb2.MeshStatus) -> None:
     console.print(f"{len(mesh.nodes)} nodes, etcd {'connected' if mesh.etcd_connected else 'NOT connected'}")
 
 
-def _scaling_line(
-    model: inference_pb2.ModelInfo, replicas: Iterable[inference_pb2.ReplicaStatus]
-) -> str:
+def _scaling_line(model: inference_pb2.ModelInfo, replicas: Iterable[inference_pb2.ReplicaStatus]) -> str:
     """How many replicas serve of how many that should, stage by stage, and why."""
     limits, name = model.spec.scaling, model.spec.name
     serving = [
