@@ -27,7 +27,7 @@ from stagemesh.tracing import setup_tracing, shutdown_tracing
 from stagemesh.v1.registry_pb2 import NodeRecord
 
 from .config import StageConfig
-from .measure import choose_device, device_name, free_memory, measure_speed
+from .measure import choose_device, device_name, free_memory, known_speed
 from .node import Node
 from .partition.trials import TRIALS
 from .servicer import SERVICE, StageServicer
@@ -47,13 +47,14 @@ async def main() -> None:
     setup_tracing("stagemesh-stage", node_id)
     if config.threads:
         torch.set_num_threads(config.threads)
-    TRIALS.use(config.data_dir or default_folder().parent)
+    data = config.data_dir or default_folder().parent
+    TRIALS.use(data)
     device = choose_device(config.device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device: {config.device} was asked for, but torch sees no CUDA device here")
     config = config.model_copy(update={"device": device})
     sweep()
-    speed = await asyncio.to_thread(measure_speed, device)
+    speed = await asyncio.to_thread(known_speed, data, device)
 
     etcd = Etcd(config.etcd, ca=config.etcd_ca, cert=config.etcd_cert, key=config.etcd_key)
     await etcd.start()

@@ -1,7 +1,13 @@
 """What a node can do, measured in a fraction of a second when it starts."""
 
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -9,6 +15,8 @@ import torch
 _SIDE = 768
 _STREAM_BYTES = 64 * 2**20
 _REPEATS = 3
+# How long what was measured is believed.
+_VALID_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,32 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(torch.device(device)))
     return f"{psutil.cpu_count(logical=True)} CPUs"
+
+
+def known_speed(folder: Path, device: str) -> Speed:
+    """What was measured on this machine not long ago, or is now. Blocks for about a quarter of a second if it must.
+
+    Args:
+        folder: keeps it; one that cannot be written to costs the time at the next start.
+        device: a torch device.
+    """
+    facts = (
+        f"{device}|{device_name(device)}|{torch.get_num_threads()}|{torch.__version__}|{psutil.boot_time()}"
+    )
+    path = folder / f"speed-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    try:
+        if time.time() - path.stat().st_mtime < _VALID_S:
+            return Speed(**{name: float(value) for name, value in json.loads(path.read_text()).items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass  # it is not there, or not what is written here: measured anew
+    speed = measure_speed(device)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=path.name)
+        with os.fdopen(handle, "w") as file:
+            json.dump(asdict(speed), file)
+        Path(name).replace(path)
+    return speed
 
 
 @torch.inference_mode()
