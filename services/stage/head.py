@@ -38,6 +38,7 @@ from . import metrics
 from .depth import Depth
 from .head_session import HeadSession
 from .history import needs_history, tell_history
+from .opening import check_opening
 from .pace import Pace
 from .partition.interface import Batch
 from .partition.ragged import Segment
@@ -50,7 +51,6 @@ from .stateless import Stateless
 
 log = logging.getLogger(__name__)
 
-MAX_SESSION_TOKENS = 2**20
 # Passes at the compute thread: one that runs, and one that it finds when it is done.
 _QUEUED = 2
 # Epochs here for each of the router's: a beginning that a stage no longer had is repeated in the next one, from what
@@ -107,7 +107,7 @@ class Head:
             Unavailable: a stage of the route was lost.
             DeadlineExceeded: the deadline passed.
         """
-        self._check(request)
+        check_opening(request, self._replica)
         open_ = StepOpen(
             route=request.route,
             sampling=request.sampling,
@@ -177,28 +177,6 @@ class Head:
                 self._replica.end_session(session.own)
             else:
                 self._replica.close_session(session.own)
-
-    def _check(self, request: OpenSession) -> None:
-        model = self._replica.model
-        if not model.generates:
-            raise InvalidArgument("model: it does not generate text", field="model")
-        if not request.route or request.route[0].replica_id != self._replica.replica_id:
-            raise InvalidArgument("route: it does not begin at this replica", field="route")
-        if not request.token_ids or not 1 <= request.prompt_tokens <= len(request.token_ids):
-            raise InvalidArgument("token_ids: the prompt is empty", field="token_ids")
-        if request.max_tokens < 1 or len(request.token_ids) - request.prompt_tokens >= request.max_tokens:
-            raise InvalidArgument("max_tokens: nothing is left to generate", field="max_tokens")
-        if request.held and (len(request.route) < 2 or len(request.token_ids) == request.prompt_tokens):
-            raise InvalidArgument("held: no other replica can hold anything of this session", field="held")
-        if request.prompt_tokens + request.max_tokens > MAX_SESSION_TOKENS:
-            raise InvalidArgument(f"max_tokens: above {MAX_SESSION_TOKENS} in all", field="max_tokens")
-        for name, ids in (
-            ("token_ids", request.token_ids),
-            ("logit_bias", request.sampling.logit_bias),
-            ("held_ids", request.sampling.held_ids),
-        ):
-            if max(ids, default=0) >= model.vocab_size:
-                raise InvalidArgument(f"{name}: an id is outside the vocabulary", field=name)
 
     async def forward(self, request: ForwardRequest) -> ForwardResponse:
         """See `Stateless.forward`."""
