@@ -119,7 +119,7 @@ def _remove_stale(board: Board, spec: ModelSpec) -> None:
         if serving == 0 or serving + sum(map(board.world.failed, current)) < len(current):
             return
     for held in stale:
-        board.unassign(held, "the newer revision serves")
+        board.unassign(held, "what is wanted serves, and this is not of it")
 
 
 def _place_missing(board: Board, history: History, rng: Random) -> dict[str, list[str]]:

@@ -120,7 +120,7 @@ async def test_an_update_under_load_and_one_that_is_worse(
     mesh: LocalMesh, client: AsyncClient, llama: Path, tmp_path: Path
 ) -> None:
     better = make_llama(tmp_path / "better", layers=6)
-    worse = make_llama(tmp_path / "worse", layers=40)
+    worse = make_llama(tmp_path / "worse", layers=64)
     old, new = golden(llama), golden(better)
     async with traffic(client, "llama", workers=4) as seen:
         await seen.wait_for(4)
@@ -138,7 +138,7 @@ async def test_an_update_under_load_and_one_that_is_worse(
     check(seen, [old, new])
     assert any(outcome.tokens == old[outcome.prompt] for outcome in seen.outcomes)
 
-    async with traffic(client, "llama", workers=4) as seen:
+    async with traffic(client, "llama", workers=6) as seen:
         with pytest.raises(Unavailable, match="taken back"):
             await mesh.deploy(worse, "llama", cache=False, canary=0.5, canary_s=30)
         await seen.wait_for(4)
