@@ -26,13 +26,14 @@ KEYS = ("mesh_saved_vs_p2c", "mesh_first_token_p50_vs_p2c")
 POLICIES = ("prefix_affinity", "p2c_ewma", "round_robin")
 MODEL, QUICK_MODEL = "tiny", "micro"
 REPLICAS = 3
-REQUESTS, QUICK_REQUESTS = 120, 24
+REQUESTS, QUICK_REQUESTS = 90, 24
+ROUNDS = 3
 TURNS = 3
 """Requests that a conversation has at least to be played."""
 SCALE = BLOCK_TOKENS // BLOCK
 LONGEST = 40_000
 """Tokens of the trace; longer prompts are left out, with all of their conversation."""
-EVERY_S, QUICK_EVERY_S = 0.4, 0.05
+EVERY_S, QUICK_EVERY_S = 0.25, 0.05
 SESSIONS = 5
 """That a replica has KV for at full length: 20,480 tokens, or 655,360 of the trace."""
 DONE_S = 120.0
@@ -96,7 +97,7 @@ async def measure(result: Result, trace: list[Recorded], options: Options) -> No
         memory=3 * 2**30,
         flags={"stage": {"max-sessions": SESSIONS}},
     ) as mesh:
-        for _ in range(options.times(1)):
+        for _ in range(options.times(ROUNDS)):
             for policy in POLICIES:
                 firsts, tokens = await _play(mesh, name, policy, played, prompts, every_s)
                 spared[policy].append(tokens / total)
