@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from stagemesh import records
-from stagemesh.errors import ConfigError, InvalidArgument
+from stagemesh.errors import ConfigError, InvalidArgument, ResourceExhausted, StagemeshError
 from stagemesh.metrics import counter
 
 from .admission.quotas import Bill, Limits, QuotaExceeded, Quotas, Rate, Tenant
@@ -132,7 +132,9 @@ class Billed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._bill is not None
-        nothing = isinstance(error, Exception) and not self._used
+        # A request that is wrong counts as one; what fails for a reason of ours does not.
+        wrong = isinstance(error, StagemeshError) and error.http_status < ResourceExhausted.http_status
+        nothing = isinstance(error, Exception) and not wrong and not self._used
         self._tenants.leave(self._bill, self._used or 0.0, came_to_nothing=nothing)
 
 

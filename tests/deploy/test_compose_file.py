@@ -53,6 +53,7 @@ def test_has_the_whole_mesh():
         "etcd-2",
         "jaeger",
         "registry",
+        "registry-b",
         "cache",
         "router",
         "stage-a",
@@ -66,7 +67,7 @@ def test_has_the_whole_mesh():
 
 def test_every_service_exports_its_spans_to_jaeger():
     services = compose()["services"]
-    for name in ("registry", "cache", "router", "stage-a", "stage-b"):
+    for name in ("registry", "registry-b", "cache", "router", "stage-a", "stage-b"):
         assert services[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4317"
 
 

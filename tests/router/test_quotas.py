@@ -11,7 +11,7 @@ from stagemesh.services.router.membership import Membership
 from stagemesh.services.router.tenants import Tenants, load_tenants
 
 from stagemesh import records
-from stagemesh.errors import ConfigError, ResourceExhausted
+from stagemesh.errors import ConfigError, InvalidArgument, ResourceExhausted, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.v1.registry_pb2 import ServiceRecord
 
@@ -212,6 +212,25 @@ def test_n_routers_divide_a_quota_and_follow_when_one_goes():
         tenants.billed("t", "m").__enter__()
     announce("b", there=False)
     assert tenants.share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [(None, True), (InvalidArgument("x"), True), (Unavailable("x"), False), (RuntimeError("x"), False), (asyncio.CancelledError(), True)],
+    ids=["nothing", "wrong", "unavailable", "a fault", "left"],
+)  # fmt: skip
+def test_what_fails_for_a_reason_of_ours_is_given_back(error, counts):
+    limits = Limits(requests=Rate("requests_per_s", 1, 1), tokens=Rate("tokens_per_s", 1, 100))
+    tenants = Tenants({"t": Tenant(limits=limits)}, Membership(grace_s=5.0), lambda: 0.0)
+    billed = tenants.billed("t", "m", 60)
+    billed.__enter__()
+    billed.prompt(30)
+    billed.__exit__(type(error) if error else None, error, None)
+    if counts:
+        with pytest.raises(QuotaExceeded, match="requests_per_s"):
+            tenants.billed("t", "m", 100).__enter__()
+    else:  # neither the request nor its tokens were charged
+        tenants.billed("t", "m", 100).__enter__()
 
 
 @pytest.fixture
