@@ -26,7 +26,7 @@ JOINED = [digest[:SHORT_BYTES] for digest in BLOCKS]
 
 
 class Telling(stage_pb2_grpc.StageServiceServicer):
-    """Tells one block after the other of `script`, which has a list of reports for each stream that is opened."""
+    """Tells one block after the other of `script`, which has a list of reports for each stream that is opened; None ends it."""
 
     def __init__(self, *script):
         self.script = list(script)
@@ -38,9 +38,9 @@ class Telling(stage_pb2_grpc.StageServiceServicer):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         try:
             for message in self.script.pop(0):
+                if message is None:
+                    return
                 yield message
-            if self.script:
-                return
             await asyncio.Event().wait()
         finally:
             self.ended += 1
@@ -101,7 +101,7 @@ async def test_everything_first_then_changes_and_the_load_beside_them(monkeypatc
 
 
 async def test_a_missed_report_and_a_broken_stream_lead_to_everything_anew(monkeypatch):
-    stage = Telling([full(1), more(1, 1), more(3, 3)], [full(2, 7)], [full(3, 9), more(3, 9)])
+    stage = Telling([full(1), more(1, 1), more(3, 3)], [full(2, 7), None], [full(3, 9), more(3, 9)])
     async with watching(stage, monkeypatch, SPEC) as (watch, _, routing, _, _):
         seen = []
         take = routing.prefixes.take
