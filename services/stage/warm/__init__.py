@@ -2,6 +2,6 @@
 
 1. `keep.py` (pure) says which partitions stay when memory is short; `kept.py` holds them for a node: what `hosting.py`
    unloads goes there, and a new assignment of the same partition takes it out again.
-2. `fork_server.py` is a process with one thread in which everything is imported; it forks stage processes on demand.
-   `runtime.py` is what such a process does first, and `imports.py` what is imported and done beforehand.
+2. `fork_server.py` is a process with one thread in which everything is imported, and done that every start needs again
+   (`imports.py`); it forks stage processes on demand.
 """
