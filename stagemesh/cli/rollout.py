@@ -82,7 +82,7 @@ def as_dict(spec: registry_pb2.ModelSpec) -> dict[str, Any]:
 
 
 async def _act(
-    registry: str, name: str, action: registry_pb2.RolloutAction.ValueType, wait: bool, timeout_s: float
+    registry: str, name: str, action: registry_pb2.RolloutAction, wait: bool, timeout_s: float
 ) -> registry_pb2.ModelSpec:
     spec = await deployment.rollout(registry, name, action)
     if not wait:

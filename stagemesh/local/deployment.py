@@ -88,7 +88,7 @@ async def deployments(registry: str) -> list[registry_pb2.Deployment]:
 
 
 async def rollout(
-    registry: str, name: str, action: registry_pb2.RolloutAction.ValueType
+    registry: str, name: str, action: registry_pb2.RolloutAction
 ) -> registry_pb2.ModelSpec:
     """Promote or abort a model's rollout; raises what the registry answered."""
     async with _registry(registry) as stub:

@@ -12,6 +12,7 @@ from stagemesh.v1.inference_pb2 import (
     InferResponse,
     ModelInfo,
 )
+from stagemesh.v1.registry_pb2 import ModelSpec
 
 from ..context import RequestContext
 from ..text.model import ModelText
@@ -39,7 +40,10 @@ class Core(Protocol):
     def models(self) -> Sequence[ModelInfo]:
         """Every deployed model."""
 
-    async def text(self, model: str, context: RequestContext) -> ModelText:
+    def spec(self, model: str, ctx: RequestContext) -> ModelSpec:
+        """Return the model's record, of the revision that the request goes to."""
+
+    async def text(self, model: str, ctx: RequestContext) -> ModelText:
         """Return the model's text side, of the revision that the request goes to."""
 
     def record_http(self, path: str, status: int, seconds: float) -> None:
