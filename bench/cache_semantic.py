@@ -90,20 +90,21 @@ class _World:
 
     def noise(self, count: int) -> Vectors:
         """What saying the same in other words changes."""
-        drawn: Vectors = self._draw(count) @ self._turn
-        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        return _unit(self._draw(count) @ self._turn)
 
     def _draw(self, count: int) -> Vectors:
         drawn: Vectors = self._rng.normal(size=(count, DIMENSION)).astype(np.float32) * self.weights
         return drawn
 
     def _finished(self, drawn: Vectors) -> Vectors:
-        turned: Vectors = drawn @ self._turn
-        return turned / np.linalg.norm(turned, axis=1, keepdims=True)
+        return _unit(drawn @ self._turn)
 
 
 def _questions(world: _World, entries: Vectors, count: int, rng: np.random.Generator) -> Vectors:
     again = entries[rng.integers(0, len(entries), count // 2)]
     again = again + 0.48 * world.noise(len(again))
-    asked: Vectors = np.concatenate([again, world.texts(count - len(again))])
-    return asked / np.linalg.norm(asked, axis=1, keepdims=True)
+    return _unit(np.concatenate([again, world.texts(count - len(again))]))
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> Vectors:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

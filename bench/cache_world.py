@@ -117,7 +117,7 @@ async def _add_redis(stack: contextlib.AsyncExitStack, folder: Path, found: Worl
 
 
 async def _cache_call(channel: grpc.aio.Channel) -> Call:
-    stub = cache_pb2_grpc.CacheServiceStub(channel)
+    stub = cache_pb2_grpc.CacheServiceStub(channel)  # type: ignore[no-untyped-call]
     value = IDS.tobytes()
     store = cache_pb2.CacheStoreRequest(
         tenant=TENANT,
@@ -135,7 +135,7 @@ async def _cache_call(channel: grpc.aio.Channel) -> Call:
 
 
 async def _router_call(channel: grpc.aio.Channel) -> Call:
-    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
     request = inference_pb2.InferRequest(model=MODEL, inputs=[from_numpy("input_ids", IDS)])
 
     async def hit() -> object:

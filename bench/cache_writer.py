@@ -33,7 +33,7 @@ class Writer:
     """Entries of 4 KiB, each under a key that was never used."""
 
     def __init__(self, address: str) -> None:
-        self._stub = cache_pb2_grpc.CacheServiceStub(create_channel(address))
+        self._stub = cache_pb2_grpc.CacheServiceStub(create_channel(address))  # type: ignore[no-untyped-call]
         self._number = itertools.count()
 
     async def run(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:

@@ -38,6 +38,18 @@ def test_generate_reads_stdin_and_chats(ask, router):
     assert roles == [("system", "be brief"), ("user", "from stdin")]
 
 
+def test_what_is_wanted_of_the_cache_is_said(ask, router, stagemesh):
+    assert ask("generate", "hi", "--cache-control", "no-store, ttl=60, namespace=docs").exit_code == 0
+    control = router.requests[0].cache_control
+    assert (control.no_store, control.ttl_s, control.namespace) == (True, 60, "docs")
+    refused = ask("generate", "hi", "--cache-control", "ttl=soon")
+    assert refused.exit_code != 0
+    assert "ttl must be whole seconds" in refused.stderr
+    assert len(router.requests) == 1
+    for command in ("generate", "infer"):
+        assert "max-age" in stagemesh(command, "--help").stdout
+
+
 def test_infer_from_npz_writes_npz(ask, tmp_path):
     np.savez(tmp_path / "in.npz", x=np.array([[1.5, 2.5]], np.float32))
     result = ask("infer", tmp_path / "in.npz", "--out", tmp_path / "out.npz")
