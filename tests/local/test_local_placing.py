@@ -35,7 +35,7 @@ async def test_refusals_reach_the_caller_in_one_line_and_unequal_nodes_get_what_
         # Two more machines join, which have other sizes: half of the model takes 15 MB.
         joined = [
             await _join(mesh, tmp_path, "middle", threads=1, memory=16_000_000),
-            await _join(mesh, tmp_path, "large", threads=2, memory=40_000_000),
+            await _join(mesh, tmp_path, "large", threads=2, memory=36_000_000),
         ]
         try:
             async with mesh.client() as client, asyncio.timeout(60):
@@ -44,7 +44,7 @@ async def test_refusals_reach_the_caller_in_one_line_and_unequal_nodes_get_what_
             assert {name: (node.memory_bytes, node.threads) for name, node in nodes.items()} == {
                 "node-0": (1_000_000, 1),
                 "middle": (16_000_000, 1),
-                "large": (40_000_000, 2),
+                "large": (36_000_000, 2),
             }
             await mesh.deploy(model, "d", stages=2, replicas=1)
             with pytest.raises(
