@@ -101,7 +101,9 @@ class SemanticFile:
         self._base.close()
 
     def _records(self) -> Iterator[tuple[int, bytes]]:
-        for kind, name, value, sum_ in self._base.execute("SELECT kind, name, value, sum FROM records"):
+        for kind, name, value, sum_ in self._base.execute(
+            "SELECT kind, CAST(name AS BLOB), CAST(value AS BLOB), CAST(sum AS BLOB) FROM records"
+        ):
             if not isinstance(name, bytes) or not isinstance(value, bytes) or _sum(kind, name, value) != sum_:
                 raise CorruptFile("a record is not what was written")
             yield kind, value
