@@ -177,6 +177,7 @@ def test_a_reason_to_be_awake_wakes_and_keeps_awake() -> None:
     assert (found.kind, found.replicas, found.reason) == ("scale.wake", (1, 1), "it is asked for at nine")
     awake = replace(asleep, wanted=(1, 1), stages=[StageLoad(1), StageLoad(1)], awake_because="still")
     assert autoscaler.decide([awake], 500.0) == []
+    assert autoscaler.decide([awake], 600.0) == []
     (found,) = autoscaler.decide([replace(awake, awake_because="", idle_s=400.0)], 901.0)
     assert found.kind == "scale.sleep"
 

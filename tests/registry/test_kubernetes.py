@@ -126,8 +126,15 @@ def test_what_the_role_does_not_allow_is_said_in_the_apis_words(
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"[]", b"{}", b'{"kind": "Scale", "spec": 3}', b'{"kind": "Scale", "spec": {"replicas": "many"}}'],
-    ids=["empty", "list", "nothing", "number", "words"],
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"kind": "Status", "spec": {}}',
+        b'{"kind": "Scale", "spec": 3}',
+        b'{"kind": "Scale", "spec": {"replicas": "many"}}',
+    ],
+    ids=["empty", "list", "nothing", "status", "number", "words"],
 )
 def test_an_answer_that_is_no_scale_is_no_number(api: tuple[Api, Workload], answer: bytes) -> None:
     known, workload = api

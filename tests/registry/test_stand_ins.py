@@ -136,6 +136,12 @@ def test_wanted_replicas_keep_the_limits_and_all_stages_sleep_or_none(
     assert [replicas_wanted(spec, stage, scale) for stage in range(stages)] == [max(1, replicas)] * stages
 
 
+def test_what_may_not_sleep_is_awake_whatever_was_decided_before() -> None:
+    spec, sleeps = spec_of(scaling=Scaling(min_replicas=2)), ScaleRecord(model="m", replicas=[0, 0])
+    assert not asleep(spec, sleeps)
+    assert [replicas_wanted(spec, stage, sleeps) for stage in range(2)] == [2, 2]
+
+
 def test_the_view_counts_what_serves_what_is_missing_and_what_may_move() -> None:
     spec = spec_of(scaling=ITSELF)
     states = {"x": REPLICA_STATE_READY, "y": REPLICA_STATE_LOADING}
