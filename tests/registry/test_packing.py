@@ -9,6 +9,7 @@ from stagemesh.services.registry.scaling.packing import (
     Consolidator,
     Move,
     Piece,
+    advance,
     consolidate,
     relieve,
 )
@@ -167,6 +168,26 @@ def test_so_many_nodes_more_as_what_is_pending_fills() -> None:
     assert "3 replicas of 180 bytes" in wish.reason
     # What was asked for and is on its way is not asked for again.
     assert capacity.decide([60, 60, 60], [100], 0, 1.0, starting=2) is None
+
+
+def test_replicas_that_take_each_others_time_ask_for_one_node_more_once() -> None:
+    capacity = Capacity(Bounds(least=1, most=3))
+    wish = capacity.decide([], [100], 0, 0.0, crowded=True)
+    assert wish is not None
+    assert wish.nodes == 2
+    assert "take each other's time" in wish.reason
+    assert capacity.decide([], [100], 0, 1.0, crowded=True, starting=1) is None
+    assert capacity.decide([], [100] * 3, 0, 2.0, crowded=True) is None
+
+
+def test_the_last_used_node_moves_to_an_earlier_empty_one() -> None:
+    boxes = [box("n-0", ("x", 0, 60, 0.0)), box("n-2"), box("n-10", ("y", 0, 60, 0.0)), box("n-11")]
+    assert places(advance(boxes, anywhere)) == [("n-10/0", "n-10", "n-2")]
+    assert advance([boxes[0], boxes[2]], anywhere) == []
+    assert advance([boxes[1]], anywhere) == []
+    stuck = box("n-10", ("y", 0, 60, 0.0), movable=False)
+    assert advance([boxes[0], boxes[1], stuck], anywhere) == []
+    assert advance(boxes, lambda piece, node: None) == []
 
 
 def test_empty_nodes_go_after_a_while_but_for_the_spare_ones() -> None:

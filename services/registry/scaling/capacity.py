@@ -56,15 +56,16 @@ class Capacity:
             crowded: replicas on one node take each other's time, and no node is empty.
         """
         nodes = len(memories) + starting
-        if pending:
+        if pending or crowded:
             self._many_since = None
-            more = missing_nodes(pending, median_low(memories) if memories else 0) - starting
-            wanted = min(nodes + max(more, 0), max(self.bounds.most, nodes))
+            more = missing_nodes(pending, median_low(memories) if memories else 0) if pending else 1
+            wanted = min(nodes + max(more - starting, 0), max(self.bounds.most, nodes))
             if wanted == nodes:
                 return None
+            why = f"{len(pending)} replicas of {sum(pending)} bytes have no room on {len(memories)} nodes"
             return Wish(
                 wanted,
-                f"{len(pending)} replicas of {sum(pending)} bytes have no room on {len(memories)} nodes",
+                why if pending else "replicas on one node take each other's time, and no node is empty",
             )
         if nodes < self.bounds.least:
             return Wish(self.bounds.least, f"{nodes} nodes are there, {self.bounds.least} is the least")
