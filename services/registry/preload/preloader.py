@@ -11,7 +11,7 @@ from .windows import windows
 COMMON = ".common"
 """Under which name `dump` gives what was learned from all models; no model may be called so."""
 _ACCOUNT_S = 60.0
-_SAME_S = 1.0
+_SAME = 0.5
 
 
 @dataclass(slots=True)
@@ -47,9 +47,9 @@ class Preloader:
         return f"Preloader(keep_s={self.keep_s:g}, models={len(self._plans)}, {self._policy.proof!r})"
 
     def observe(self, model: str, now_s: float) -> None:
-        """A request came. More of the same second are one: they say nothing about when to load."""
+        """A request came. More within half of the time that a load takes are one: they say nothing about when to load."""
         plan = self._plans.get(model)
-        if plan is not None and now_s - plan.since_s < _SAME_S:
+        if plan is not None and now_s - plan.since_s < _SAME * self._policy.load_s:
             return
         if plan is None and len(self._plans) >= self._most:
             oldest = min(self._plans, key=lambda name: self._plans[name].since_s)
