@@ -234,3 +234,13 @@ def test_several_keep_alives_at_once_are_as_one_each() -> None:
         now += rng.expovariate(1 / 50)
         model = rng.choice("ab")
         assert (both.arrive(model, now)[1] == alone.arrive(model, now)[0]).all()
+
+
+def test_silence_is_news_before_it_ends() -> None:
+    hazards = Hazards()
+    for second in range(0, 2000, 20):
+        hazards.observe("m", float(second))
+    before = hazards.curve("m")[bin_of(3000.0)]
+    for second in range(2000, 40_000, 300):
+        hazards.account("m", float(second))
+    assert hazards.curve("m")[bin_of(3000.0)] < 0.5 * before
