@@ -37,7 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _ADDRESS = re.compile(r"\S+:\d{1,5}")
-COMMANDS = ("stats", "invalidate", "report", "semantic")
 
 
 @app.command("stats")

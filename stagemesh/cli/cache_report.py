@@ -16,6 +16,8 @@ from stagemesh.errors import InvalidArgument, NotFound, StagemeshError
 from stagemesh.v1 import semantic_pb2
 from stagemesh.v1.semantic_pb2_grpc import SemanticServiceStub
 
+COMMANDS = ("stats", "invalidate", "report", "semantic")
+"""Words after `stagemesh cache` that are commands; any other runs a cache."""
 _ORDERS = {
     "off": semantic_pb2.SEMANTIC_ORDER_OFF,
     "on": semantic_pb2.SEMANTIC_ORDER_ON,

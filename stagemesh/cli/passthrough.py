@@ -49,8 +49,8 @@ def _register(
     @app.command(command, help=text, context_settings=dict(_SETTINGS), add_help_option=False)
     @one_line_errors
     def become(context: typer.Context) -> None:
-        if command == "cache" and context.args and context.args[0] in cache.COMMANDS:
-            cache_report.app(context.args, prog_name="stagemesh cache")
+        if command == "cache" and context.args and context.args[0] in cache_report.COMMANDS:
+            cache.app(context.args, prog_name="stagemesh cache")
         missing = [name for name in needs if importlib.util.find_spec(name) is None]
         if missing:
             raise ConfigError(
