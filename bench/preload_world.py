@@ -142,7 +142,8 @@ class Window(Wants):
         begins = np.maximum(self.start_s - np.where(self.start_s > 0, load_s, 0.0), 0.0)
         window = np.clip(idle_s - begins, 0.0, np.maximum(self.end_s - begins, 0.0))
         both = np.clip(np.minimum(idle_s, loading_s) - begins, 0.0, np.maximum(self.end_s - begins, 0.0))
-        return np.minimum(loading_s, idle_s) + window - both
+        used: Floats = np.minimum(loading_s, idle_s) + window - both
+        return used
 
 
 class Bins(Wants):

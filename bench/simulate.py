@@ -13,7 +13,7 @@ from bench.paired import Ratio, paired_ratio
 from bench.result import Bound, Result, Series
 from bench.simulator import day, fleet, growth
 from bench.simulator.mesh import Mesh, Served, Setting, quantile
-from bench.traces import ABSENT, found
+from bench.traces import ABSENT, Trace, found
 
 NODES, MODELS, MOST = 10_000, 100, 400
 LIMIT_S = 300.0
@@ -40,7 +40,7 @@ async def run(options: Options) -> Result:
     return result
 
 
-def _days(result: Result, traces: list[day.Trace], hours: int, quick: bool) -> float:
+def _days(result: Result, traces: list[Trace], hours: int, quick: bool) -> float:
     started = time.process_time()
     nodes = fleet.nodes(500 if quick else NODES)
     models = fleet.models(MODELS, nodes, MOST)

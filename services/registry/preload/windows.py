@@ -77,10 +77,10 @@ def windows(loaded: NDArray[np.bool_]) -> list[tuple[float, float]]:
 
 def outcome(loaded: NDArray[np.bool_], idle_s: float, load_s: float) -> tuple[NDArray[np.bool_], Floats]:
     """What rows of `loaded_bins` would have done in an idle time: whether ready at its end, and seconds of memory."""
-    starts = loaded & ~np.roll(loaded, 1, axis=1)
-    starts[:, 0] = False
-    ready = loaded[:, bin_of(idle_s)] & (idle_s < EDGES[-1])
+    begins: NDArray[np.bool_] = loaded & ~np.roll(loaded, 1, axis=1)
+    begins[:, 0] = False
+    ready: NDArray[np.bool_] = loaded[:, bin_of(idle_s)] & (idle_s < EDGES[-1])
     used: Floats = loaded @ np.clip(idle_s - EDGES[:-1], 0.0, WIDTHS)
-    if starts.any():
-        used = used + starts @ np.clip(idle_s - (EDGES[:-1] - load_s), 0.0, load_s)
+    if begins.any():
+        used = used + begins @ np.clip(idle_s - (EDGES[:-1] - load_s), 0.0, load_s)
     return ready, used
