@@ -80,7 +80,7 @@ def outcome(loaded: NDArray[np.bool_], idle_s: float, load_s: float) -> tuple[ND
     begins: NDArray[np.bool_] = loaded & ~np.roll(loaded, 1, axis=1)
     begins[:, 0] = False
     ready: NDArray[np.bool_] = loaded[:, bin_of(idle_s)] & (idle_s < EDGES[-1])
-    used: Floats = loaded @ np.clip(idle_s - EDGES[:-1], 0.0, WIDTHS)
+    used: Floats = loaded.astype(np.float64) @ np.clip(idle_s - EDGES[:-1], 0.0, WIDTHS)
     if begins.any():
-        used = used + begins @ np.clip(idle_s - (EDGES[:-1] - load_s), 0.0, load_s)
+        used = used + begins.astype(np.float64) @ np.clip(idle_s - (EDGES[:-1] - load_s), 0.0, load_s)
     return ready, used
