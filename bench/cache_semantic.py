@@ -107,4 +107,5 @@ def _questions(world: _World, entries: Vectors, count: int, rng: np.random.Gener
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> Vectors:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scaled: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return scaled

@@ -10,7 +10,6 @@ from stagemesh.errors import StagemeshError
 from stagemesh.tensor import check_layout
 from stagemesh.v1 import cache_pb2, inference_pb2, registry_pb2, tensor_pb2
 
-
 _ENDS = ("stop", "length")
 
 
