@@ -214,7 +214,9 @@ class Mesh:
     def _tick(self) -> None:
         self._after(self.setting.tick_s, self._tick)
         wanted = self._preloader.wanted(self.now) if self._preloader is not None else {}
-        for decision in self._autoscaler.decide([self._load(each, wanted) for each in self.states], self.now):
+        # One that sleeps without a reason to wake has nothing to be decided, and nothing to be remembered.
+        looked_at = [each for each in self.states if any(each.wanted) or each.waiting or each.name in wanted]
+        for decision in self._autoscaler.decide([self._load(each, wanted) for each in looked_at], self.now):
             if decision.replicas != decision.expected:
                 state = self._by_name[decision.model]
                 self._want(state, decision.replicas, decision.kind, decision.reason)

@@ -19,13 +19,14 @@ class Rooms:
         self.memory: Numbers = np.array([node.memory_bytes for node in nodes], dtype=np.int64)
         self.free: Numbers = np.array([free_bytes(node) for node in nodes], dtype=np.int64)
         self.count: Numbers = np.zeros(len(nodes), dtype=np.int64)
-        self._kinds: dict[str, list[int]] = {}
+        kinds: dict[str, list[int]] = {}
         self._keepers: dict[tuple[str, str, int, int], list[int]] = {}
         for place, node in enumerate(nodes):
-            self._kinds.setdefault(node.device, []).append(place)
+            kinds.setdefault(node.device, []).append(place)
             for kept in node.keeps:
                 key = kept.checkpoint, kept.dtype, kept.first_layer, kept.end_layer
                 self._keepers.setdefault(key, []).append(place)
+        self._kinds = [np.array(places, dtype=np.intp) for places in kinds.values()]
 
     def update(self, node_id: str, free: int, count: int) -> None:
         """A node's assignments have changed."""
@@ -36,8 +37,8 @@ class Rooms:
     def needs(self, need: Callable[[NodeRecord], int]) -> Numbers:
         """Bytes that something takes on each node; `need` says it for one node and depends on its device only."""
         out = np.zeros(len(self.nodes), dtype=np.int64)
-        for places in self._kinds.values():
-            out[places] = need(self.nodes[places[0]])
+        for places in self._kinds:
+            out[places] = need(self.nodes[int(places[0])])
         return out
 
     def fitting(self, needs: Numbers) -> NDArray[np.intp]:

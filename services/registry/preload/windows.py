@@ -38,32 +38,36 @@ def loaded_bins(
     """
     keep = np.asarray(keep_s, dtype=np.float64)
     price = np.interp(keep, (EDGES[:-1] + EDGES[1:]) / 2, average)
+    # A row for each bin, so that the loops below run over whole rows.
+    rates, widths = hazard[:, None], WIDTHS[:, None]
     # Before T the benefit of the doubt is for keeping it, after T against it.
-    before = np.clip((keep[:, None] - EDGES[:-1]) / WIDTHS, 0.0, 1.0)
-    doubt = np.broadcast_to(np.asarray(margin, dtype=np.float64), keep.shape)[:, None] ** (2 * before - 1)
-    alive = np.exp(-hazard * WIDTHS)
+    before = np.clip((keep - EDGES[:-1, None]) / widths, 0.0, 1.0)
+    doubt = np.exp(np.log(np.asarray(margin, dtype=np.float64)) * (2 * before - 1))
+    alive = np.exp(-hazard * WIDTHS).tolist()
     # Seconds that an idle time which has reached a bin spends in it, in the mean.
-    lasts = np.where(hazard > 1e-12, -np.expm1(-hazard * WIDTHS) / np.maximum(hazard, 1e-12), WIDTHS)
-    gains = (hazard * doubt - price[:, None]) * lasts
+    lasts = np.where(rates > 1e-12, -np.expm1(-rates * widths) / np.maximum(rates, 1e-12), widths)
+    gains = (rates * doubt - price) * lasts
     to_load = price * load_s
     # What is still to be gained when an idle time reaches a bin's start, loaded then or not.
     on = np.zeros(keep.size)
     off = np.zeros(keep.size)
-    stays = np.zeros((keep.size, BINS), dtype=bool)
-    comes = np.zeros((keep.size, BINS), dtype=bool)
+    stays = np.zeros((BINS, keep.size), dtype=bool)
+    comes = np.zeros((BINS, keep.size), dtype=bool)
     for place in range(BINS - 1, -1, -1):
-        here = gains[:, place] + alive[place] * on
+        here = gains[place] + alive[place] * on
         away = alive[place] * off
-        stays[:, place] = here > away
         # Who was not loaded before this bin begins to load so early that it is ready at its start.
-        comes[:, place] = here - to_load > away
-        on, off = np.maximum(here, away), np.maximum(here - to_load, away)
-    loaded = np.zeros((keep.size, BINS), dtype=bool)
+        loading = here - to_load
+        np.greater(here, away, out=stays[place])
+        np.greater(loading, away, out=comes[place])
+        on, off = np.maximum(here, away), np.maximum(loading, away)
+    stays[:, keep <= 0] = comes[:, keep <= 0] = False
+    loaded = np.zeros((BINS, keep.size), dtype=bool)
     state = keep > 0
     for place in range(BINS):
-        state = np.where(state, stays[:, place], comes[:, place]) & (keep > 0)
-        loaded[:, place] = state
-    return loaded
+        state = np.where(state, stays[place], comes[place])
+        loaded[place] = state
+    return np.ascontiguousarray(loaded.T)
 
 
 def windows(loaded: NDArray[np.bool_]) -> list[tuple[float, float]]:
