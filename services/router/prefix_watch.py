@@ -111,6 +111,7 @@ class PrefixWatch:
 
     async def _listen(self, replica_id: str, address: str) -> str:
         """Take reports of one stream; why it ended."""
+        self._prefixes.begin(replica_id)
         request = WatchPrefixesRequest(replica_id=replica_id)
         # It lives as long as the replica does; gRPC's pings find out when the other end is gone.
         call = self._channels.stage(address).WatchPrefixes(request)

@@ -89,6 +89,10 @@ class Prefixes:
             self._make_room()
         return True
 
+    def begin(self, replica_id: str) -> None:
+        """A new stream from it: whatever was known stays, but numbers begin anew, so only everything may come first."""
+        self._places.pop(replica_id, None)
+
     def forget(self, replica_id: str) -> None:
         """The replica is gone, or says everything again."""
         self._places.pop(replica_id, None)

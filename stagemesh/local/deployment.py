@@ -87,9 +87,7 @@ async def deployments(registry: str) -> list[registry_pb2.Deployment]:
         return list(answer.deployments)
 
 
-async def rollout(
-    registry: str, name: str, action: registry_pb2.RolloutAction
-) -> registry_pb2.ModelSpec:
+async def rollout(registry: str, name: str, action: registry_pb2.RolloutAction) -> registry_pb2.ModelSpec:
     """Promote or abort a model's rollout; raises what the registry answered."""
     async with _registry(registry) as stub:
         request = registry_pb2.RolloutRequest(name=name, action=action)

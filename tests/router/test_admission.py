@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.admission.ticket import AGING_S
 from stagemesh.services.router.admission.priority import Priority
 from stagemesh.services.router.admission.queue import Admission, Ending, Ticket
+from stagemesh.services.router.admission.ticket import AGING_S
 
 from stagemesh.errors import ResourceExhausted
 

@@ -214,7 +214,7 @@ async def test_an_answer_beyond_one_message_is_refused_however_it_is_cut(mesh):
     core = await mesh.start(task="tensor", spec=unknown, max_message_bytes=2**20)
     many = 2**20 // (4 * ROW) - 32
     await core.infer(ask(x=numbered(many)), core.context({}))
-    core._max_output_bytes = 2**19
+    core = await mesh.start(task="tensor", spec=unknown, max_message_bytes=2**19 + 2**16)
     with pytest.raises(OutOfRange, match="more than the 524288 bytes") as caught:
         await core.infer(ask(x=numbered(many)), core.context({}))
     assert caught.value.field == "inputs"

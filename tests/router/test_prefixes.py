@@ -48,7 +48,11 @@ class Stream:
 
     def __init__(self, name, pool, prefixes):
         self.name, self.pool, self.prefixes = name, pool, prefixes
+        self.begin()
+
+    def begin(self):
         self.since = None
+        self.prefixes.begin(self.name)
 
     def send(self, most, lost=-1):
         for index, message in enumerate(parts(self.pool.holdings.report(self.since), most)):
@@ -56,7 +60,7 @@ class Stream:
             if index == lost:
                 continue
             if not self.prefixes.take(self.name, PrefixReport.FromString(message.SerializeToString())):
-                self.since = None  # the router asks anew
+                self.begin()  # the router asks anew
                 return
 
 
@@ -79,12 +83,13 @@ def test_after_all_reports_the_router_knows_what_every_stage_holds(data):
         stream = data.draw(st.sampled_from(streams))
         happens = data.draw(st.sampled_from(["sent", "sent", "lost", "broken", "restarted"]))
         if happens == "broken":
-            stream.since = None
+            stream.begin()
         elif happens == "restarted":
             pools[stream.name] = Blocks(8)
             for each in streams:
                 if each.name == stream.name:
-                    each.pool, each.since = pools[stream.name], None
+                    each.pool = pools[stream.name]
+                    each.begin()
         else:
             stream.send(data.draw(st.integers(1, 4)), lost=0 if happens == "lost" else -1)
     for pool, taken in running:
