@@ -10,7 +10,7 @@ from functools import partial
 from opentelemetry.context import Context
 
 from stagemesh.errors import InternalError, StagemeshError, Unavailable
-from stagemesh.prefix import BLOCK, split_digests
+from stagemesh.prefix import split_digests
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import extract
 from stagemesh.v1.stage_pb2 import (
@@ -34,6 +34,7 @@ from .partition.interface import Partition
 from .partition.kv import KVPool
 from .passes import Computed, Work, compute, next_hops, received
 from .recovery import Recovery
+from .replica_state import load_of, totals_of
 from .session import ReplicaSession, session_error
 from .short import size_of
 from .spans import record_session
@@ -106,32 +107,11 @@ class Replica:
 
     def load(self) -> ReplicaLoad:
         """What this replica has to do now."""
-        return ReplicaLoad(
-            replica_id=self.replica_id,
-            queue_depth=self.engine.waiting,
-            sessions=len(self.sessions),
-            step_ms=self.engine.step_ms,
-            kv_bytes_used=self.pool.used_bytes,
-            kv_bytes_total=self.pool.budget_bytes,
-            prompt_tokens=self.prompt_tokens(),
-            prompt_token_us=self._account.costs.token_us,
-            decode_ms=self._account.costs.decode_us / 1000,
-            kv_tokens_free=self.pool.blocks.free * BLOCK,
-        )
+        return load_of(self, self._account.costs)
 
     def totals(self) -> Totals:
         """What it did since it was loaded, and what it holds now."""
-        engine, waits, budget = self.engine, self.step_waits, self.pool.budget_bytes
-        return Totals(
-            engine.passes,
-            engine.queued_us,
-            engine.computed_us,
-            waits.steps,
-            waits.waited_us,
-            kv=self.pool.used_bytes / budget if budget else 0.0,
-            running=len(self.sessions),
-            waiting=waits.waiting,
-        )
+        return totals_of(self)
 
     # ---- sessions ----
 
