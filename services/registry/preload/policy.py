@@ -24,12 +24,17 @@ class Policy:
         keep_s: the keep-alives, in seconds, taken as the nearest edge of the grid.
         load_s: seconds that a load takes.
         epoch_s: what to add to the caller's clock for Unix time.
+        again_s: for so long a model's windows are not made anew, however many requests come.
     """
 
-    def __init__(self, keep_s: Sequence[float], load_s: float, epoch_s: float = 0.0) -> None:
+    def __init__(
+        self, keep_s: Sequence[float], load_s: float, epoch_s: float = 0.0, again_s: float = 0.0
+    ) -> None:
         self.hazards = Hazards(epoch_s)
         self.proof = Proof(len(keep_s), _ROWS.size)
         self.load_s = load_s
+        self._again_s = again_s
+        self._made_s: dict[str, float] = {}
         edges = np.abs(EDGES[None, :] - np.asarray(keep_s, dtype=np.float64)[:, None]).argmin(axis=1)
         self.fixed: NDArray[np.bool_] = np.arange(EDGES.size - 1)[None, :] < edges[:, None]
         # By model, what each way has wanted since its last request.
@@ -47,6 +52,9 @@ class Policy:
                 *outcome(self.fixed, idle_s, self.load_s), *outcome(tried, idle_s, self.load_s), spent_s
             )
         self.hazards.observe(model, now_s)
+        if model in self._followed and now_s - self._made_s.get(model, -np.inf) < self._again_s:
+            return self._followed[model]
+        self._made_s[model] = now_s
         self._tried.pop(model, None)
         return self.follow(model)
 
@@ -73,3 +81,4 @@ class Policy:
         self.hazards.forget(keep)
         for model in self._tried.keys() - keep:
             del self._tried[model], self._followed[model]
+            self._made_s.pop(model, None)

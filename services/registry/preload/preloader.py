@@ -11,7 +11,8 @@ from .windows import windows
 COMMON = ".common"
 """Under which name `dump` gives what was learned from all models; no model may be called so."""
 _ACCOUNT_S = 60.0
-_SAME = 0.5
+_SAME = 1.0
+_AGAIN_S = 60.0
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Preloader:
         self.keep_s = keep_s
         self._epoch_s = epoch_s
         self._most = models
-        self._policy = Policy([keep_s], load_s, epoch_s)
+        self._policy = Policy([keep_s], load_s, epoch_s, again_s=_AGAIN_S)
         self._plans: dict[str, _Plan] = {}
         self._accounted_s = float("-inf")
 
@@ -47,7 +48,7 @@ class Preloader:
         return f"Preloader(keep_s={self.keep_s:g}, models={len(self._plans)}, {self._policy.proof!r})"
 
     def observe(self, model: str, now_s: float) -> None:
-        """A request came. More within half of the time that a load takes are one: they say nothing about when to load."""
+        """A request came. More within the time that a load takes are one: they say nothing about when to load."""
         plan = self._plans.get(model)
         if plan is not None and now_s - plan.since_s < _SAME * self._policy.load_s:
             return
