@@ -1,6 +1,37 @@
+import datetime
+import zlib
 from collections.abc import Iterator
 
 import pytest
+
+EVERY = 3
+"""Of the tests marked `long`, one in so many runs on a day; all of them with `--all`."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all", action="store_true", help="run every test that is marked as long, not today's third"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long ones out whose day it is not. Whoever names a file or a test asks for all of it."""
+    if config.getoption("--all") or any(".py" in argument for argument in config.args):
+        return
+    day = datetime.datetime.now(datetime.UTC).toordinal()
+
+    def another_day(item: pytest.Item) -> bool:
+        mark = item.get_closest_marker("long")
+        if mark is None:
+            return False
+        # What shares a mesh stays together, unless the mark says otherwise.
+        name = item.nodeid if mark.kwargs.get("each") else item.path.name
+        return (zlib.crc32(name.encode()) + day) % EVERY != 0
+
+    left_out = [item for item in items if another_day(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -28,7 +28,14 @@ async def meshes() -> AsyncIterator[Suite]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("chosen", [one for one in suite.ALL if one.in_ci], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(one, id=one.name, marks=[] if one.fault == "F1" else pytest.mark.long(each=True))
+        for one in suite.ALL
+        if one.in_ci
+    ],
+)
 async def test_what_is_promised_about(meshes: Suite, chosen: Scenario) -> None:
     outcome = await meshes.perform(chosen, SEED)
     assert outcome.kept, f"STAGEMESH_CHAOS_SEED={SEED}\n{transcript(outcome)}"

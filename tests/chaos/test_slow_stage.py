@@ -89,6 +89,7 @@ class Watch:
         self.looks += 1
 
 
+@pytest.mark.long
 async def test_a_stage_ten_times_slower_than_the_others_bounds_what_waits_for_it(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(

@@ -15,6 +15,7 @@ from stagemesh.local import LocalMesh, deployment
 from stagemesh.local.processes import ChildProcess, service_argv
 
 
+@pytest.mark.long
 @pytest.mark.mesh
 async def test_refusals_reach_the_caller_in_one_line_and_unequal_nodes_get_what_fits(monkeypatch, tmp_path):
     monkeypatch.setattr(deployment, "_STUCK_S", 1.0)

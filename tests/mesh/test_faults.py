@@ -157,6 +157,7 @@ async def test_a_killed_node_of_two_is_replaced_and_requests_go_on(
     await wide.wait_ready("llama", timeout_s=60)
 
 
+@pytest.mark.long
 async def test_a_killed_only_node_of_a_stage_is_replaced(llama: Path) -> None:
     async with (
         LocalMesh(stages=2, replicas=1, http_port=0, grpc_port=0, threads=1, memory=MEMORY) as mesh,
@@ -190,6 +191,7 @@ async def test_a_killed_only_node_of_a_stage_is_replaced(llama: Path) -> None:
 # ---- etcd, cache, registry ----
 
 
+@pytest.mark.long
 async def test_etcd_stopped_for_20_s_fails_no_request(wide: LocalMesh, client: AsyncClient) -> None:
     wanted = await expected(client, "plain")
     assert wide.etcd_server is not None
@@ -258,7 +260,9 @@ async def test_a_frozen_cache_is_passed_through(wide: LocalMesh, client: AsyncCl
         await until(lambda: any(outcome.cache == "hit" for outcome in seen.since(thawed)), 30)
     assert [outcome.error for outcome in seen.failed] == []
     meanwhile = [o for o in seen.since(frozen) if o.ended < thawed]
-    assert {outcome.cache for outcome in meanwhile} <= {"error", "bypass"}
+    # Routers still have copies, for a while.
+    assert {outcome.cache for outcome in meanwhile} <= {"error", "bypass", "hit"}
+    assert {outcome.cache for outcome in meanwhile} & {"error", "bypass"}
     print({o.cache for o in meanwhile}, f"slowest {max(o.ended - o.began for o in meanwhile):.2f} s")
     assert wide.service_process("cache") is cache
 

@@ -40,6 +40,7 @@ async def replica_ids(etcd: Etcd) -> dict[str, int]:
     return {each.replica_id: each.pid for each in found}
 
 
+@pytest.mark.long
 @pytest.mark.mesh
 async def test_any_member_of_etcd_and_the_leading_registry_may_die() -> None:
     """Each member in turn, the leading one first: no request fails and nothing is loaded again."""
@@ -101,6 +102,7 @@ async def test_any_member_of_etcd_and_the_leading_registry_may_die() -> None:
         await etcd.close()
 
 
+@pytest.mark.long
 @pytest.mark.mesh
 async def test_the_same_models_come_back_after_everything_was_killed(tmp_path: Path) -> None:
     data = tmp_path / "data"

@@ -116,6 +116,7 @@ async def test_a_node_that_became_slow_is_relieved_of_layers(
     assert held.end_layer - held.first_layer < 4
 
 
+@pytest.mark.long
 async def test_an_update_under_load_and_one_that_is_worse(
     mesh: LocalMesh, client: AsyncClient, llama: Path, tmp_path: Path
 ) -> None:

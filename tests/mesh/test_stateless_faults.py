@@ -22,6 +22,7 @@ async def ask(client: AsyncClient, turn: int) -> np.ndarray:
     return (await client.infer("plain", {"input_ids": INPUTS[turn % len(INPUTS)]}, timeout_s=40))["logits"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 1])
 async def test_no_request_is_lost_with_a_killed_node_of_two(llama: Path, stage: int) -> None:
     async with (

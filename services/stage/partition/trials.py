@@ -63,6 +63,7 @@ class Trials:
             path = self._path
             key = "|".join(map(str, (what, *facts, torch.get_num_threads(), self._code)))
             if key in self._known:
+                log.info("%s pays here, as was found before", what)
                 return True
         if not trial():
             return False
