@@ -90,7 +90,8 @@ class Throughput:
             usual = sum(each.rate for each in self._seconds) / len(self._seconds)
             most = max(most, usual, self._seconds[-1].rate)
         slowed = self._each * _MUCH <= self._best_each and bool(self._seconds)
-        if most and (slowed or self._busy or any(each.busy for each in self._seconds)):
+        # The first units of a burst take longest: before a second is over they bound it from below only.
+        if self._seconds and most and (slowed or self._busy or any(each.busy for each in self._seconds)):
             self._proven = most
             return most
         # It was not asked for more, and may be able to do more.
