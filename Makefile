@@ -25,10 +25,10 @@ check: venv
 	$(BIN)/python scripts/generate_protos.py --check
 
 # Two tests at a time: most of them wait for processes. One file stays on one worker, for its fixtures. What breaks whole meshes under
-# load goes alone, after them.
+# load goes alone, after them. Of the long ones a third runs each day; make test ALL=1 runs all of them.
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/chaos
-	$(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/chaos $(if $(ALL),--all)
+	$(BIN)/python -m pytest tests/chaos $(if $(ALL),--all)
 
 # Every benchmark, one after the other: some 20 minutes on 2 quiet cores. One of them: make bench NAME=transport
 NAME ?= all
