@@ -7,6 +7,9 @@ import pytest
 EVERY = 3
 """Of the tests marked `long`, one in so many runs on a day; all of them with `--all`."""
 
+MOST_SECOND_TRIES = 5
+"""A run in which more tests than this passed only when tried again has failed (`--reruns`)."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -32,6 +35,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+def tried_again(config: pytest.Config) -> list[pytest.TestReport]:
+    """First tries that failed, of tests that were tried once more."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return list(reporter.stats.get("rerun", ())) if reporter else []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """More than a few second tries are no slow moment of the machine any more."""
+    if len(tried_again(session.config)) > MOST_SECOND_TRIES and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    again = tried_again(config)
+    if not again:
+        return
+    terminalreporter.section(f"tried once more (at most {MOST_SECOND_TRIES} may be)")
+    for report in again:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = crash.message.splitlines()[0] if crash else str(report.longrepr)[-200:]
+        terminalreporter.write_line(f"{report.nodeid}: {why}")
 
 
 @pytest.fixture(autouse=True, scope="session")

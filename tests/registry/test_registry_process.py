@@ -204,7 +204,14 @@ async def test_etcd_gone_for_a_while_reshuffles_nothing(
         answer = await health.Check(health_pb2.HealthCheckRequest())
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
+    async def ready() -> int:
+        (deployment,) = (await registry.stub.ListModels(ListDeploymentsRequest())).deployments
+        return sum(replica.state == REPLICA_STATE_READY for replica in deployment.replicas)
+
     assert await serving()
+    async with asyncio.timeout(15):
+        while await ready() < 4:
+            await asyncio.sleep(0.05)
     await etcd_server.stop()
     async with asyncio.timeout(15):
         while await serving():
