@@ -1,11 +1,11 @@
-"""Writes models' records: with compare-and-put, so that what several registries write at once does not get lost."""
+"""Writes models' records: each write compares what was read, so that what several registries write at once does not get lost."""
 
 import logging
 from collections.abc import Callable
 
 from stagemesh import records
 from stagemesh.errors import Unavailable
-from stagemesh.etcd import Etcd
+from stagemesh.etcd import Delete, Etcd, Guard
 from stagemesh.v1.registry_pb2 import ModelSpec
 
 from .desired import same_settings
@@ -17,7 +17,7 @@ _ATTEMPTS = 20
 
 
 class Models:
-    """`update` changes a record, whatever it is by now; `replace` only the one that was looked at."""
+    """`update` changes a record, whatever it is by now; `replace` only the one that was looked at; `remove` takes it away."""
 
     def __init__(self, etcd: Etcd, mirror: Mirror) -> None:
         self._etcd = etcd
@@ -51,6 +51,25 @@ class Models:
             return False
         self._noted(key, spec)
         return True
+
+    async def remove(self, name: str) -> bool:
+        """Remove the record, and with it what the autoscaler decided for the model; whether there was one.
+
+        Both go in one transaction. Any registry undeploys, so the leader's fence cannot guard this; a scale record that was
+        removed on its own, later, might be that of a model deployed under the same name meanwhile.
+        """
+        model, scale = records.model_key(name), records.scale_key(name)
+        for _ in range(_ATTEMPTS):
+            stored = await self._etcd.get(model)
+            if stored is None:
+                return False
+            seen = Guard(model, mod_revision=stored.mod_revision)
+            revision = await self._etcd.transact([seen], [Delete(model), Delete(scale)])
+            if revision:
+                for key in (model, scale):
+                    self._mirror.forget(key, revision)
+                return True
+        raise Unavailable("the model is being changed by others at the same time", retry_after_s=1.0)
 
     def _noted(self, key: str, spec: ModelSpec) -> None:
         self._mirror.note(key, spec)

@@ -44,25 +44,6 @@ class Scales:
                 return True
         raise Unavailable("the model is being changed by others at the same time", retry_after_s=1.0)
 
-    async def write(
-        self, name: str, expected: Sequence[int] | None, replicas: Sequence[int], reason: str
-    ) -> bool:
-        """Write a decision if what it was made from still stands: `expected` replicas, None for no record.
-
-        False when somebody, Wake say, was faster: whoever decides looks again.
-        """
-        found = await self._etcd.get(records.scale_key(name))
-        current = None if found is None else list(records.from_json(found.value, ScaleRecord).replicas)
-        if current != (None if expected is None else list(expected)):
-            return False
-        return await self._put(name, replicas, reason, found.mod_revision if found else 0)
-
-    async def forget(self, name: str) -> None:
-        """The model is gone, or a fixed number holds again."""
-        key = records.scale_key(name)
-        await self._etcd.delete(key)
-        self._mirror.forget(key)
-
     async def _put(self, name: str, replicas: Sequence[int], reason: str, expected: int) -> bool:
         key = records.scale_key(name)
         record = ScaleRecord(

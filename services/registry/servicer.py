@@ -167,11 +167,8 @@ class Registry(RegistryServiceServicer):
 
     async def Undeploy(self, request: UndeployRequest, context: grpc.aio.ServicerContext) -> UndeployResponse:
         """Remove the model; its partitions are taken from the nodes by the leading controller."""
-        key = records.model_key(records.check_name(request.name))
-        if not await self._etcd.delete(key):
+        if not await self._models.remove(records.check_name(request.name)):
             raise _unknown(request.name)
-        self._mirror.forget(key)
-        await self._scales.forget(request.name)
         log.info("registry.undeployed model=%s", request.name)
         return UndeployResponse()
 
