@@ -284,7 +284,7 @@ class ForwardResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[ReplicaLoad, _Mapping]]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "from_replica", "to_replica", "shared", "shared_accepted", "min_protocol", "features")
+    __slots__ = ("protocol", "from_replica", "to_replica", "shared", "shared_accepted", "min_protocol", "features", "network", "local")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FROM_REPLICA_FIELD_NUMBER: _ClassVar[int]
     TO_REPLICA_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +292,8 @@ class Hello(_message.Message):
     SHARED_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     MIN_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     from_replica: str
     to_replica: str
@@ -299,7 +301,19 @@ class Hello(_message.Message):
     shared_accepted: bool
     min_protocol: int
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol: _Optional[int] = ..., from_replica: _Optional[str] = ..., to_replica: _Optional[str] = ..., shared: _Optional[_Union[SharedMemoryOffer, _Mapping]] = ..., shared_accepted: _Optional[bool] = ..., min_protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    network: str
+    local: LocalSocket
+    def __init__(self, protocol: _Optional[int] = ..., from_replica: _Optional[str] = ..., to_replica: _Optional[str] = ..., shared: _Optional[_Union[SharedMemoryOffer, _Mapping]] = ..., shared_accepted: _Optional[bool] = ..., min_protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., local: _Optional[_Union[LocalSocket, _Mapping]] = ...) -> None: ...
+
+class LocalSocket(_message.Message):
+    __slots__ = ("name", "cookie", "caller")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cookie: bytes
+    caller: str
+    def __init__(self, name: _Optional[str] = ..., cookie: _Optional[bytes] = ..., caller: _Optional[str] = ...) -> None: ...
 
 class SharedMemoryOffer(_message.Message):
     __slots__ = ("segment", "length", "cookie")
