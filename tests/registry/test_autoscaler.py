@@ -278,3 +278,17 @@ def test_limits_that_make_no_sense_are_refused_by_name(fields: dict[str, float],
     with pytest.raises(InvalidArgument) as refused:
         check_scaling(Scaling(**fields))  # type: ignore[arg-type]
     assert refused.value.field == f"scaling.{field}"
+
+
+def test_woken_between_two_looks_counts_as_asked_for() -> None:
+    """The first report of the request comes later than the next look."""
+    autoscaler, limits = Autoscaler(PATIENCE), Limits(least=0, most=1, idle_s=5.0)
+    load = ModelLoad("m", limits, (1,), [StageLoad(1)], requested_at=0.0)
+    assert autoscaler.decide([load], 0.0) == []
+    (found,) = autoscaler.decide([load], 6.0)
+    assert found.kind == "scale.sleep"
+    # Somebody woke it meanwhile, so it looks as it did.
+    assert autoscaler.decide([load], 6.5) == []
+    assert autoscaler.decide([load], 10.5) == []
+    (found,) = autoscaler.decide([load], 12.0)
+    assert found.kind == "scale.sleep"

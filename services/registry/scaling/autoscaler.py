@@ -68,6 +68,9 @@ class Autoscaler:
             found = self._one(memory, load, now)
             if found is not None:
                 decisions.append(found)
+                if found.kind == "scale.sleep":
+                    # Woken before the next look it would seem never to have slept, and be sent to sleep under a request.
+                    memory.wanted = found.replicas
         return decisions
 
     def _note_change(self, memory: _Model, load: ModelLoad, now: float) -> None:
