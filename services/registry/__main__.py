@@ -76,7 +76,8 @@ async def main() -> None:
         )
         server = GrpcServer(config.host, config.port)
         add_RegistryServiceServicer_to_server(
-            Registry(etcd, mirror, controller, scales, events, reports, models, recuts), server.server
+            Registry(etcd, mirror, controller, scales, events, reports, models, recuts, config.max_nodes),
+            server.server,
         )
         port = await server.start([_SERVICE])
         stack.push_async_callback(server.stop, _GRACE_S)

@@ -1,8 +1,8 @@
 """Whether a model fits before it is deployed: the placement of the controller, tried on what is there now. Pure.
 
 One replica of every stage has to find a node; further ones may wait for nodes that join. A model that may sleep
-needs room only when it wakes, so it only has to fit the nodes as they were empty. Where no node is known nobody can say, and it
-waits.
+needs room only when it wakes, so it only has to fit the nodes as they were empty. Where a node pool may still bring enough, or no
+node is known, so that nobody can say, it waits.
 """
 
 from collections import Counter
@@ -15,6 +15,7 @@ from stagemesh.v1.registry_pb2 import Assignment, ModelSpec
 
 from .assign import Patience, decide
 from .board import Assign, Board
+from .growth import grown
 from .placement import in_zones
 from .world import History, World, bytes_needed, is_current
 
@@ -23,31 +24,53 @@ _NODES = 8
 _GIB = 2**30
 
 
-def check_room(world: World, spec: ModelSpec) -> None:
-    """Raise when the record `spec`, or the candidate in it, finds no room beside what `world` holds.
+def check_room(world: World, spec: ModelSpec, most_nodes: int = 0) -> str:
+    """Raise when the record `spec`, or the candidate in it, finds no room beside what `world` holds, nor on nodes that may come.
+
+    Args:
+        world: the records.
+        spec: as it will be written.
+        most_nodes: how many nodes there may be, where somebody starts more when they are needed.
+
+    Returns:
+        Why it waits for nodes, with the numbers; empty when it need not.
 
     Raises:
-        FailedPrecondition: the nodes are too small for it, whatever else they hold.
+        FailedPrecondition: the nodes are too small for it, whatever else they hold and however many come.
         ResourceExhausted: it would fit, but for what others hold.
     """
-    if not Board(world).usable_nodes():
-        return
+    here = len(Board(world).usable_nodes())
+    if not here:
+        return ""
     one = _one_copy(spec)
     empty = World(models={spec.name: _latest(one)}, nodes=world.nodes, assignments={}, replicas={})
-    if _lacking(empty, one):
+    if _lacking(empty, one) and _lacking(grown(empty, _latest(one), most_nodes), one):
         raise FailedPrecondition(
             f"{_needs(one, world)}, which the nodes are too small for: {_free(empty, one)}"
+            + _limit(here, most_nodes)
         )
     if spec.HasField("scaling") and not spec.scaling.min_replicas:
-        return
+        return ""
     settled = _settled(world)
     others = {model: record for model, record in settled.scales.items() if model != spec.name}
     settled = replace(settled, models={**settled.models, spec.name: one}, scales=others)
-    if _lacking(settled, one):
-        raise ResourceExhausted(
-            f"{_needs(one, world)}, for which there is no room: {_free(settled, one)}; {_held(settled, spec.name)}. "
-            "Undeploy or scale down something, add a node, or let it wait for one (allow_pending)"
+    if not _lacking(settled, one):
+        return ""
+    if not _lacking(grown(settled, _latest(one), most_nodes), one):
+        return (
+            f"{_needs(one, world)}, and waits for nodes: {_free(settled, one)}; {_held(settled, spec.name)}"
+            + _limit(here, most_nodes)
         )
+    raise ResourceExhausted(
+        f"{_needs(one, world)}, for which there is no room: {_free(settled, one)}; {_held(settled, spec.name)}"
+        f"{_limit(here, most_nodes)}. "
+        "Undeploy or scale down something, add a node, or let it wait for one (allow_pending)"
+    )
+
+
+def _limit(here: int, most_nodes: int) -> str:
+    """How far the node pool may still grow; nothing where there is none."""
+    return f"; {here} nodes are there, {most_nodes} at most" if most_nodes > 1 else ""
 
 
 def _one_copy(spec: ModelSpec) -> ModelSpec:

@@ -1,6 +1,6 @@
 """The records as the autoscaler sees them: who is ready, which nodes hold what, what has no room. Pure."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from stagemesh.revisions import rolls_out
@@ -27,8 +27,12 @@ class View:
         for name, spec in world.models.items():
             self.ready[name] = [[] for _ in spec.partitions]
             self.have[name] = [0] * len(spec.partitions)
+        # By model, revision and stage, of what is deployed and of candidates.
+        self._placed: Counter[tuple[str, str, int]] = Counter()
         strays = 0
         for held in world.assignments.values():
+            if (wanted := world.spec_of(held)) is not None:
+                self._placed[held.model, wanted.revision, held.stage] += 1
             of_model = world.models.get(held.model)
             if of_model is None or not is_current(of_model, held):
                 strays += 1
@@ -80,19 +84,18 @@ class View:
         return need
 
     def pending(self) -> list[int]:
-        """Bytes of each replica that is wanted and has no node, on a node of the kind that most are."""
+        """Bytes of each replica that is wanted and has no node, on a node of the kind that most are.
+
+        Of a candidate only the first of each stage: its others take the places of what it replaces.
+        """
         nodes = sorted(self.world.nodes.values(), key=lambda node: node.memory_bytes)
-        if not nodes:
-            return [
-                partition.parameter_bytes
-                for spec in self.world.models.values()
-                for stage, partition in enumerate(spec.partitions)
-                for _ in range(self.world.wanted(spec, stage) - self.have[spec.name][stage])
-            ]
-        usual = nodes[(len(nodes) - 1) // 2]
-        return [
-            bytes_needed(spec, partition, usual)
-            for spec in self.world.models.values()
-            for stage, partition in enumerate(spec.partitions)
-            for _ in range(self.world.wanted(spec, stage) - self.have[spec.name][stage])
-        ]
+        usual = nodes[(len(nodes) - 1) // 2] if nodes else None
+        found: list[int] = []
+        for spec in self.world.specs():
+            deployed = spec is self.world.models[spec.name]
+            for stage, partition in enumerate(spec.partitions):
+                wanted = self.world.wanted(spec, stage)
+                need = partition.parameter_bytes if usual is None else bytes_needed(spec, partition, usual)
+                have = self._placed[spec.name, spec.revision, stage]
+                found += [need] * ((wanted if deployed else min(wanted, 1)) - have)
+        return found

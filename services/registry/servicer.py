@@ -75,6 +75,7 @@ class Registry(RegistryServiceServicer):
         reports: ReportDoor,
         models: Models,
         recuts: Recuts,
+        most_nodes: int = 0,
     ) -> None:
         self._etcd = etcd
         self._mirror = mirror
@@ -84,6 +85,7 @@ class Registry(RegistryServiceServicer):
         self._scales = scales
         self._events = events
         self._reports = reports
+        self._most_nodes = most_nodes
         self._readers = asyncio.Semaphore(_READERS)
 
     async def Deploy(self, request: DeployRequest, context: grpc.aio.ServicerContext) -> DeployResponse:
@@ -95,15 +97,20 @@ class Registry(RegistryServiceServicer):
         wanted = build_spec(name, request, found, source=source, hub_revision=hub_revision, placed=placed)
         way = way_of(request.canary, request.canary_s)
 
+        waits = ""
+
         def change(current: ModelSpec | None) -> ModelSpec:
+            nonlocal waits
             world = self._mirror.world()
             serves = current is not None and world.serves(current)
             spec = deployed(current, wanted, way, serves=serves, now_ms=int(time.time() * 1000))
             if not request.allow_pending and (current is None or not same_settings(current, spec)):
-                check_room(world, spec)
+                waits = check_room(world, spec, self._most_nodes)
             return spec
 
         spec = await self._models.update(name, change)
+        if waits:
+            self._events.note("deploy.waits", name, waits)
         if rolls_out(spec) and spec.rollout.to_revision == wanted.revision:
             self._events.note(
                 "rollout.begun", name, f"revision {wanted.revision[:12]} beside {spec.revision[:12]}"

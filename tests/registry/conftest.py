@@ -119,17 +119,17 @@ async def etcd(etcd_server: EtcdServer) -> AsyncIterator[Etcd]:
 @pytest.fixture
 async def start_registry(
     etcd_server: EtcdServer, tmp_path: Path
-) -> AsyncIterator[Callable[[], Awaitable[RegistryProcess]]]:
+) -> AsyncIterator[Callable[..., Awaitable[RegistryProcess]]]:
     started: list[RegistryProcess] = []
 
-    async def start() -> RegistryProcess:
+    async def start(*flags: str) -> RegistryProcess:
         port = free_port()
         log = tmp_path / f"registry-{port}.log"
         with log.open("wb") as out:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "stagemesh.services.registry",
                 "--port", str(port), "--etcd", etcd_server.endpoint, "--lease-ttl-s", "2",
-                "--failed-backoff-s", "0.5",
+                "--failed-backoff-s", "0.5", *flags,
                 stdout=out, stderr=out, env={**os.environ, "HF_HUB_OFFLINE": "1"},
             )  # fmt: skip
         registry = RegistryProcess(process, port, log)

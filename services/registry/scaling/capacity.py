@@ -56,9 +56,12 @@ class Capacity:
             crowded: replicas on one node take each other's time, and no node is empty.
         """
         nodes = len(memories) + starting
+        usual = median_low(memories) if memories else 0
+        # However many nodes came, none would hold it.
+        pending = [nbytes for nbytes in pending if nbytes <= usual or not usual]
         if pending or crowded:
             self._many_since = None
-            more = missing_nodes(pending, median_low(memories) if memories else 0) if pending else 1
+            more = missing_nodes(pending, usual) if pending else 1
             wanted = min(nodes + max(more - starting, 0), max(self.bounds.most, nodes))
             if wanted == nodes:
                 return None
