@@ -68,9 +68,12 @@ static inline float exponential(float x) {
 #define TILE 8
 /* Rows that stay in the second-level cache while the panels go by. */
 #define ROW_BLOCK 128
+/* Values of a column that are packed at a time, an even number. */
+#define DEEP 16
 /* Bytes that a panel is fetched ahead of its use. */
 #define AHEAD 8192
 
+typedef uint64_t u8x __attribute__((vector_size(64), aligned(8), may_alias));
 typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t u16x __attribute__((vector_size(64), aligned(4), may_alias));
 
@@ -87,6 +90,18 @@ static inline v16 step_bf16(v16 sum, const uint16_t *w, const uint16_t *x) {
     const u16x low = both << 16, high = both & 0xFFFF0000u;
     return sum + (v16)low * bf16_load((uint16_t)pair) + (v16)high * bf16_load((uint16_t)(pair >> 16));
 #endif
+}
+
+/* Adds `count` words (a multiple of 8) to a checksum of 16: sums of words, and sums of those sums, in eight lanes, modulo
+ * 2^64 (Fletcher, "An Arithmetic Checksum for Serial Transmissions", IEEE Trans. Commun. 1982). As fast as memory. */
+void stagemesh_checksum(const uint64_t *words, int64_t count, uint64_t *state) {
+    u8x first = *(u8x *)state, second = *(u8x *)(state + 8);
+    for (int64_t i = 0; i < count; i += 8) {
+        first += *(const u8x *)(words + i);
+        second += first;
+    }
+    *(u8x *)state = first;
+    *(u8x *)(state + 8) = second;
 }
 
 /* Sizes of a chunk's attention, see chunks.h: queries and keys of a block, which stay in the second-level cache. */

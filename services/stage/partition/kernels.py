@@ -39,6 +39,9 @@ class Kernels:
         self._chunk_floats = library.stagemesh_chunk_floats
         self._chunk_floats.argtypes = [_I]
         self._chunk_floats.restype = _I
+        self._checksum = library.stagemesh_checksum
+        self._checksum.argtypes = [_P, _I, _P]
+        self._checksum.restype = None
         for name, arguments in _SIGNATURES.items():
             function = library[f"{name}_{_SUFFIX[dtype]}"]
             function.argtypes = arguments
@@ -108,6 +111,10 @@ class Kernels:
     def pack_panels(self, weight: torch.Tensor, panels: torch.Tensor) -> None:
         """Write `weight` `[columns, depth]` (an even depth) into `panels`, `[ceil(columns / PANEL) * PANEL * depth]`."""
         self._pack_panels(weight.data_ptr(), panels.data_ptr(), *weight.shape)  # type: ignore[attr-defined]
+
+    def checksum(self, data: torch.Tensor, state: torch.Tensor) -> None:
+        """Add `data`, uint8 `[a multiple of 64]`, to the checksum `state`, int64 `[16]`, which is all zero at first."""
+        self._checksum(data.data_ptr(), data.shape[0] // 8, state.data_ptr())
 
     def linear(
         self,

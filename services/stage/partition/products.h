@@ -7,13 +7,22 @@
  * the product takes as long as reading the weight from memory does. (The layout and the tile are those that Goto
  * and van de Geijn's "Anatomy of High-Performance Matrix Multiplication", TOMS 2008, calls panels and micro-kernel.) */
 
-/* weight [columns, depth] -> panels; columns beyond the last are zero. */
+/* weight [columns, depth] -> panels; columns beyond the last are zero. Rows are read a cache line at a time: of 32 rows
+ * a power of two apart, value by value, few would stay in the first-level cache. */
 void NAME(pack_panels)(const T *weight, T *panels, int64_t columns, int64_t depth) {
-    for (int64_t at = 0; at < columns; at += PANEL)
-        for (int64_t k = 0; k < depth; k++) {
-            T *to = panels + at * depth + k / PAIR * PAIR * PANEL + k % PAIR;
-            for (int64_t c = 0; c < PANEL; c++) to[c * PAIR] = at + c < columns ? weight[(at + c) * depth + k] : 0;
+    T block[PANEL][DEEP];
+    for (int64_t at = 0; at < columns; at += PANEL) {
+        const int64_t have = columns - at < PANEL ? columns - at : PANEL;
+        for (int64_t k = 0; k < depth; k += DEEP) {
+            const int64_t deep = depth - k < DEEP ? depth - k : DEEP;
+            if (have < PANEL || deep < DEEP) memset(block, 0, sizeof block);
+            for (int64_t c = 0; c < have; c++) memcpy(block[c], weight + (at + c) * depth + k, deep * sizeof(T));
+            T *to = panels + at * depth + k * PANEL;
+            for (int64_t pair = 0; pair < deep; pair += PAIR, to += PAIR * PANEL)
+                for (int64_t c = 0; c < PANEL; c++)
+                    for (int64_t i = 0; i < PAIR; i++) to[c * PAIR + i] = block[c][pair + i];
         }
+    }
 }
 
 /* `rows` (a constant, at most TILE) rows of x times one panel. At each step the memory at `ahead` is fetched, which
