@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from stagemesh.revisions import spec_of
-from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord
+from stagemesh.v1.registry_pb2 import Assignment, NodeRecord
 
 from .rooms import Rooms
-from .world import World, bytes_needed
+from .world import World
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,6 @@ class Unassign:
 
 
 Decision = Assign | Unassign
-
-_UNKNOWN = ModelSpec()
 
 
 class Board:
@@ -113,9 +110,8 @@ class Board:
         return used
 
     def needed_bytes(self, held: Assignment, node: NodeRecord) -> int:
-        """Memory set aside for one assignment on a node."""
-        spec = self.world.models.get(held.model, _UNKNOWN)
-        return bytes_needed(spec_of(spec, held.revision) or spec, held.partition, node)
+        """Memory set aside for one assignment on a node, that of its sessions with it."""
+        return self.world.reserved_bytes(held, node)
 
     def free_bytes(self, node: NodeRecord) -> int:
         """Memory not set aside on a node."""

@@ -156,17 +156,21 @@ def _free(world: World, spec: ModelSpec) -> str:
 
 def _held(world: World, name: str) -> str:
     """Who holds how much on all nodes, without the model's wanted partitions."""
-    board = Board(world)
-    held: dict[str, int] = {}
+    held: Counter[str] = Counter()
+    sessions: Counter[str] = Counter()
     for each in world.assignments.values():
         node = world.nodes.get(each.node_id)
         if node is not None:
             key = f"{each.model} (the revision that serves)" if each.model == name else each.model
-            held[key] = held.get(key, 0) + board.needed_bytes(each, node)
+            held[key] += world.reserved_bytes(each, node)
+            sessions[key] += world.session_bytes(each)
     most = sorted(held.items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"{model} {_bytes(amount)}" for model, amount in most[:_NODES]]
+    lines = [
+        f"{model} {_bytes(amount)}" + (f", {sessions[model]} of them for sessions" if sessions[model] else "")
+        for model, amount in most[:_NODES]
+    ]
     return "held by " + (
-        ", ".join(lines) + (", and others" if len(most) > _NODES else "") if lines else "nobody"
+        "; ".join(lines) + ("; and others" if len(most) > _NODES else "") if lines else "nobody"
     )
 
 

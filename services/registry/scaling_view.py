@@ -67,7 +67,7 @@ class View:
                 nbytes = bytes_needed(spec, held.partition, node)
                 busy = busy_of(held.replica_id)
                 pieces.append(Piece(held.replica_id, held.model, held.stage, nbytes, busy, movable))
-            free = node.memory_bytes - sum(piece.nbytes for piece in pieces)
+            free = node.memory_bytes - sum(self.world.reserved_bytes(held, node) for held in on_node[node_id])
             busy = sum(piece.busy for piece in pieces)
             boxes.append(Box(node_id, node.memory_bytes, tuple(pieces), free, busy))
         return boxes

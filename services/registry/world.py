@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stagemesh.revisions import specs_of
+from stagemesh.revisions import spec_of, specs_of
 from stagemesh.v1.registry_pb2 import (
     REPLICA_STATE_FAILED,
     REPLICA_STATE_READY,
@@ -19,6 +19,7 @@ from stagemesh.wanted import replicas_wanted
 
 # A partition takes more than its parameters: activations, KV state, buffers.
 HEADROOM = 1.2
+_UNKNOWN = ModelSpec()
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 
 
@@ -65,6 +66,22 @@ class World:
     def failed(self, assignment: Assignment) -> bool:
         """Whether the replica of this assignment could not be loaded."""
         return self._state(assignment) == REPLICA_STATE_FAILED
+
+    def session_bytes(self, assignment: Assignment) -> int:
+        """Memory that the replica of this assignment keeps for its sessions, as its node says; 0 until it is loaded."""
+        record = self.replicas.get(assignment.replica_id)
+        return 0 if record is None else record.kv_bytes_total
+
+    def reserved_bytes(self, assignment: Assignment, node: NodeRecord) -> int:
+        """Memory set aside for an assignment: what was planned, or, once it is loaded, what its node counts if that is more.
+
+        A node gives sessions a share of what a partition leaves free, and only what is left after that to the next one.
+        """
+        model = self.models.get(assignment.model, _UNKNOWN)
+        spec = spec_of(model, assignment.revision) or model
+        planned = bytes_needed(spec, assignment.partition, node)
+        kept = self.session_bytes(assignment)
+        return max(planned, computed_bytes(spec, assignment.partition, node) + kept) if kept else planned
 
     def _state(self, assignment: Assignment) -> int:
         record = self.replicas.get(assignment.replica_id)
@@ -128,11 +145,19 @@ def is_current(spec: ModelSpec, assignment: Assignment) -> bool:
 
 
 def bytes_needed(spec: ModelSpec, partition: Partition, node: NodeRecord) -> int:
-    """Memory to set aside on `node`: the parameters in the dtype computed in there, and headroom."""
+    """Memory to set aside on `node` before a partition is loaded: what it computes with, and headroom."""
+    return math.ceil(_computed(spec, partition, node) * HEADROOM)
+
+
+def computed_bytes(spec: ModelSpec, partition: Partition, node: NodeRecord) -> int:
+    """The parameters in the dtype that they are computed in on `node`."""
+    return math.ceil(_computed(spec, partition, node))
+
+
+def _computed(spec: ModelSpec, partition: Partition, node: NodeRecord) -> float:
     stored = _ITEM_BYTES.get(spec.checkpoint_dtype, 4)
     computed = spec.dtype or ("F32" if node.device == "cpu" else spec.checkpoint_dtype)
-    scale = _ITEM_BYTES.get(computed, stored) / stored
-    return math.ceil(partition.parameter_bytes * scale * HEADROOM)
+    return partition.parameter_bytes * (_ITEM_BYTES.get(computed, stored) / stored)
 
 
 def _stage_key(assignment: Assignment) -> tuple[str, str, int]:

@@ -32,7 +32,7 @@ def from_record(record: NodeRecord, shape: str = "") -> Node:
 def taken_bytes(
     replicas: Iterable[ReplicaRecord], models: Iterable[ModelSpec], nodes: Iterable[NodeRecord]
 ) -> dict[str, int]:
-    """Bytes that the replicas' partitions take on each node, as placement counts them."""
+    """Bytes that the replicas take on each node with what they keep for sessions, as placement counts them."""
     specs = {one.revision: one for model in models for one in specs_of(model)}
     devices = {node.node_id: node.device.partition(":")[0] for node in nodes}
     taken: dict[str, int] = {}
@@ -41,7 +41,8 @@ def taken_bytes(
         stored = ITEM_BYTES.get(spec.checkpoint_dtype, 4)
         own = "F32" if devices.get(replica.node_id) == "cpu" else spec.checkpoint_dtype
         computed = ITEM_BYTES.get(spec.dtype or own, stored)
-        size = math.ceil(replica.partition.parameter_bytes * computed / stored * HEADROOM)
+        weights = replica.partition.parameter_bytes * computed / stored
+        size = math.ceil(max(weights * HEADROOM, weights + replica.kv_bytes_total))
         taken[replica.node_id] = taken.get(replica.node_id, 0) + size
     return taken
 
