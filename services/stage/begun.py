@@ -34,6 +34,11 @@ class Begun:
             yield self._rest.throw(error)  # type: ignore[attr-defined]
         yield from self._rest
 
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to await: the first step was all, and nothing went wrong."""
+        return self._over and self._error is None
+
     def abandon(self) -> None:
         """End it where it stands."""
         if not self._over:

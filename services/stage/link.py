@@ -10,20 +10,23 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
 from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import create_channel
+from stagemesh.same_network import network_id
 from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, ReplicaLoad, RouteHop
 
 from .begun import Begun
 from .handshake import HEARTBEAT, Peer, agree, introduce
 from .heartbeat import BEAT_S, SILENT_S, Listener
+from .local_frames import SendingSocket
 from .shared_memory import SendingLane
 from .unreachable import Unreachable
 
@@ -35,6 +38,8 @@ RELAY_METHOD = "/stagemesh.v1.StageService/Relay"
 # How often a frame looks for a place in shared memory, once a millisecond, before it goes as bytes. A receiver that is
 # stuck must not hold up what others have credits for.
 PLACE_TRIES = 20
+# Where the socket beside a stream ended, the stream may say why until then.
+_WHY_S = 0.2
 # Of every link of this process: addresses are the same for all.
 _unreachable = Unreachable()
 # gRPC's words where a connection stands and its other end answers nothing.
@@ -61,6 +66,7 @@ class Link:
         on_feedback: called with each feedback, on the loop.
         on_broken: called once when the stream is over without `close`.
         shared_memory_bytes: what payloads may take if the receiver is on this host; 0: all go in the stream.
+        local_sockets: whether frames may take a Unix socket if the receiver is on this host.
 
     Attributes:
         peer: the other end, once it has answered.
@@ -74,6 +80,7 @@ class Link:
         on_feedback: Callable[["Link", Feedback], None],
         on_broken: Callable[["Link", StagemeshError], None],
         shared_memory_bytes: int = 0,
+        local_sockets: bool = True,
     ) -> None:
         self.hop = hop
         self.broken = False
@@ -83,12 +90,15 @@ class Link:
         self._shared_memory_bytes = shared_memory_bytes
         self._lane = SendingLane(0)
         self._patient = True
+        self._network = network_id() if local_sockets else ""
+        # Beside the stream, where both ends agreed on it.
+        self._socket: SendingSocket | None = None
         # Frames of passes that are being computed and will be posted.
         self.reserved = 0
         self._outbox: deque[_Post] = deque()
         self._credits = 0
-        # The stream, and the frame that gRPC is taking now: one at a time.
-        self._call: grpc.aio.StreamStreamCall | None = None
+        # What takes a serialised frame, while there is a stream; and the frame that it is taking now: one at a time.
+        self._take: Callable[[bytes], Coroutine[Any, Any, None]] | None = None
         self._writing: tuple[_Post, Begun] | None = None
         # There may be something to write, or room.
         self._ready = asyncio.Event()
@@ -104,7 +114,7 @@ class Link:
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "up"
-        return f"<Link {self._sender}->{self.hop.replica_id} {state} credits={self._credits} queued={self.queued} {self._lane!r}>"
+        return f"<Link {self._sender}->{self.hop.replica_id} {state} credits={self._credits} queued={self.queued} {self._lane!r} {self._socket!r}>"
 
     @property
     def queued(self) -> int:
@@ -140,7 +150,7 @@ class Link:
     def post(
         self, frame: Frame, tensor: TensorView | None = None, sent: Callable[[], None] = _nobody_waits
     ) -> None:
-        """Put a frame in the outbox; `sent` is called once, when gRPC has taken it or the link broke.
+        """Put a frame in the outbox; `sent` is called once, when gRPC or the system has taken it or the link broke.
 
         Raises:
             Unavailable: the link is broken.
@@ -148,19 +158,24 @@ class Link:
         if self.broken:
             raise Unavailable(f"the link to stage {self.hop.stage} is broken")
         post = _Post(frame, tensor, sent)
-        idle = self._call is not None and self._writing is None and not self._outbox
+        idle = self._take is not None and self._writing is None and not self._outbox
         if idle and self._credits > 0 and not self._lane.waits(tensor):
             self._begin(post)
         else:
             self._outbox.append(post)
-        if self._credits > 0 or self._writing is not None:
+        if self._writing is not None or (self._credits > 0 and self._outbox):
             self._ready.set()
 
     def _begin(self, post: _Post) -> None:
-        """Hand a frame to gRPC now; the writer waits until it was taken."""
-        assert self._call is not None
+        """Hand a frame over now; unless it was taken at once, the writer waits for that."""
+        assert self._take is not None
         self._credits -= 1
-        self._writing = post, Begun(self._call.write(self._lane.encode(post.frame, post.tensor)))
+        begun = Begun(self._take(self._lane.encode(post.frame, post.tensor)))
+        if begun.done:
+            post.sent()
+            self._room.set()
+        else:
+            self._writing = post, begun
 
     async def close(self) -> None:
         """End the stream without telling the owner."""
@@ -175,7 +190,12 @@ class Link:
             await self._connect(channel)
             call = channel.stream_stream(RELAY_METHOD, None, Feedback.FromString)()
             self._lane = SendingLane(self._shared_memory_bytes)
-            hello = Hello(from_replica=self._sender, to_replica=self.hop.replica_id, shared=self._lane.offer)
+            hello = Hello(
+                from_replica=self._sender,
+                to_replica=self.hop.replica_id,
+                shared=self._lane.offer,
+                network=self._network,
+            )
             await call.write(Frame(hello=introduce(hello)).SerializeToString())
             writer = asyncio.create_task(self._write(call))
             self._ticking = asyncio.get_running_loop().call_later(BEAT_S, self._tick)
@@ -183,7 +203,7 @@ class Link:
                 async for feedback in call:
                     self._listener.heard()
                     if feedback.HasField("hello"):
-                        self._meet(feedback)
+                        await self._meet(feedback)
                     if feedback.HasField("load"):
                         self.load = feedback.load
                     self._credits += feedback.credits
@@ -204,6 +224,8 @@ class Link:
             error = Unavailable(f"stage {self.hop.stage} was lost: {cause.message}"[:300])
         finally:
             self._lane.close()
+            if self._socket is not None:
+                self._socket.close()
             await channel.close()
         self._over(error)
 
@@ -226,7 +248,7 @@ class Link:
             _unreachable.reached(address)
             raise
 
-    def _meet(self, feedback: Feedback) -> None:
+    async def _meet(self, feedback: Feedback) -> None:
         """The other end answered.
 
         Raises:
@@ -236,15 +258,32 @@ class Link:
         self._window = feedback.credits
         self._lane.answered(feedback.hello.shared_accepted)
         _unreachable.reached(self.hop.address)
+        # Before the first credit is counted, so that all frames take the same way.
+        self._socket = (
+            await SendingSocket.agreed(feedback.hello, self._socket_over) if self._network else None
+        )
+        if self._socket is not None:
+            self._take = self._socket.write
         self._met.set()
+
+    def _socket_over(self) -> None:
+        """The receiver closed the socket: its stream ends as well, and says why, or else the link ends without that."""
+        asyncio.get_running_loop().call_later(
+            _WHY_S, self._give_up, Unavailable(f"stage {self.hop.stage} closed the link's socket")
+        )
+
+    def _give_up(self, error: StagemeshError) -> None:
+        """End a stream that did not end by itself."""
+        if not self.broken and not self._task.done():
+            self._over(error)
+            self._task.cancel()
 
     def _tick(self) -> None:
         """A step of time: give the other end up when it owes something and says nothing."""
         holds = self.peer is not None and self._credits < self._window
         if self._listener.tick((holds and self.speaks(HEARTBEAT)) or self.peer is None):
             _unreachable.failed(self.hop.address, time.monotonic())
-            self._over(Unavailable(f"stage {self.hop.stage} has said nothing for {SILENT_S:g} s"))
-            self._task.cancel()
+            self._give_up(Unavailable(f"stage {self.hop.stage} has said nothing for {SILENT_S:g} s"))
         else:
             self._ticking = asyncio.get_running_loop().call_later(BEAT_S, self._tick)
 
@@ -259,7 +298,7 @@ class Link:
         self._on_broken(self, error)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        self._call = call
+        self._take = call.write
         try:
             while True:
                 if self._writing is None and self._outbox and self._credits > 0:
@@ -274,10 +313,10 @@ class Link:
                 self._writing = None
                 post.sent()
                 self._room.set()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, ConnectionError):
             pass  # the reader learns why
         finally:
-            self._call = None
+            self._take = None
             if self._writing is not None:
                 self._writing[1].abandon()
                 self._writing[0].sent()

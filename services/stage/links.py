@@ -24,7 +24,10 @@ class Links:
         upstreams: streams that frames come in on, numbered from 1, and how to answer on them.
         on_error: takes errors of sessions that began here; set by a head.
         shared_memory_bytes: what each link to a replica on this host may use; 0 is none, for what comes in as well.
+        local_sockets: whether frames to and from replicas on this host may take a Unix socket.
     """
+
+    local_sockets = True
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Links:
                 self._feedback,
                 lambda link, error: self._on_broken(link.hop, error),
                 self.shared_memory_bytes,
+                self.local_sockets,
             )
         return link
 

@@ -82,6 +82,11 @@ TENSOR_FRAMES = counter(
     "fallback (in the stream, since the shared memory was full)",
     ("lane",),
 )
+LINKS = counter(
+    "stagemesh_stage_links_total",
+    "Links to other replicas by the way that frames take: local (a Unix socket of this host) or grpc (the stream)",
+    ("way",),
+)
 
 _PASS_SECONDS = (
     "stagemesh_stage_pass_seconds",

@@ -17,6 +17,7 @@ from stagemesh.v1.stage_pb2 import Feedback, Hello
 from . import metrics
 from .handshake import HEARTBEAT, Peer, agree, introduce
 from .heartbeat import BEAT_S
+from .local_frames import ReceivingSocket
 from .replica import Replica
 from .shared_memory import ReceivingLane
 
@@ -72,13 +73,14 @@ class Upstream:
 
 
 async def relay(
-    requests: AsyncIterator[bytes], find: Callable[[str], Replica | None]
+    requests: AsyncIterator[bytes], find: Callable[[str], Replica | None], caller: str = ""
 ) -> AsyncGenerator[Feedback, None]:
     """Serve one Relay call.
 
     Args:
         requests: serialised frames; the first one carries `hello`.
         find: the loaded replica of an id.
+        caller: where the sender's connection comes from, in gRPC's spelling.
 
     Raises:
         InvalidArgument: a frame that cannot be read.
@@ -97,13 +99,24 @@ async def relay(
     sender = Upstream(peer, feedback)
     replica.links.upstreams[upstream] = sender
     credits = _Credits(replica, upstream)
-    reading = _read(requests, lane, replica, upstream, credits, feedback)
+
+    def take(data: bytes) -> None:
+        _take(data, lane, replica, upstream, credits)
+
+    reading = _read(requests, take, feedback)
     sender.reader = reader = asyncio.create_task(reading, name=f"relay-{hello.from_replica}")
     tasks: list[asyncio.Task[None]] = [reader]
     if peer.speaks(HEARTBEAT):
         tasks.append(asyncio.create_task(_beat(sender, credits), name=f"heartbeat-{hello.from_replica}"))
+    local = ReceivingSocket(hello.network if replica.links.local_sockets else "", take, sender.end)
     try:
-        answering = introduce(Hello(to_replica=hello.from_replica, shared_accepted=lane.accepted))
+        answering = introduce(
+            Hello(
+                to_replica=hello.from_replica,
+                shared_accepted=lane.accepted,
+                local=local.offer(caller),
+            )
+        )
         yield Feedback(hello=answering, credits=WINDOW)
         while (message := await feedback.get()) is not None:
             yield message
@@ -111,6 +124,7 @@ async def relay(
             raise sender.ended
         await reader
     finally:
+        local.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,30 +192,36 @@ async def _beat(sender: Upstream, credits: _Credits) -> None:
 
 async def _read(
     requests: AsyncIterator[bytes],
-    lane: ReceivingLane,
-    replica: Replica,
-    upstream: int,
-    credits: _Credits,
+    take: Callable[[bytes], None],
     feedback: asyncio.Queue[Feedback | None],
 ) -> None:
-    """Take frames in, in order; each keeps its credit until it is done with."""
+    """Take frames in, in order."""
     try:
         async for data in requests:
-            credits.take()
-            try:
-                frame, tensor = lane.decode(data)
-                replica.on_frame(frame, tensor, upstream, credits.give)
-                del frame, tensor  # nothing of a frame is kept here while waiting for the next
-            except DecodeError as error:
-                metrics.BAD_FRAMES.inc()
-                credits.give()
-                raise InvalidArgument("frame: it cannot be read", field="frame") from error
-            except StagemeshError:
-                metrics.BAD_FRAMES.inc()
-                credits.give()
-                raise
+            take(data)
+            del data  # nothing of a frame is kept here while waiting for the next
     finally:
         try:
             feedback.put_nowait(None)
         except asyncio.QueueFull:
             pass  # the writer is still draining; it ends with the call
+
+
+def _take(data: bytes, lane: ReceivingLane, replica: Replica, upstream: int, credits: _Credits) -> None:
+    """Take one frame in; it keeps its credit until it is done with.
+
+    Raises:
+        StagemeshError: it was not to be sent, cannot be read, or makes no sense.
+    """
+    credits.take()
+    try:
+        frame, tensor = lane.decode(data)
+        replica.on_frame(frame, tensor, upstream, credits.give)
+    except DecodeError as error:
+        metrics.BAD_FRAMES.inc()
+        credits.give()
+        raise InvalidArgument("frame: it cannot be read", field="frame") from error
+    except StagemeshError:
+        metrics.BAD_FRAMES.inc()
+        credits.give()
+        raise

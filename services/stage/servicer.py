@@ -87,7 +87,7 @@ class StageServicer:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Feedback]:
         """Replica -> replica: frames."""
-        answers = relay(requests, self._replica)
+        answers = relay(requests, self._replica, context.peer())
         async with aclosing(answers):  # the upstream is lost now, not when the generator is collected
             async for feedback in answers:
                 yield feedback

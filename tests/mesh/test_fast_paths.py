@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.long, pytest.mark.mesh, pytest.mark.asyncio(loop_scope
 OFF = {
     "plain-torch": {"fast": "false"},
     "chunks-of-5": {"chunk_tokens": "5"},
-    "no-shared-memory": {"shared_memory_mb": "0"},
+    "no-shared-memory": {"shared_memory_mb": "0", "local_sockets": "false"},
 }
 # Every prompt and its answer are longer than this for most of the time.
 WINDOW = 16

@@ -2,8 +2,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from stagemesh.services.stage.links import Links
 
 from tests.checkpoints import make_llama
+
+# Tests of what crosses links: each runs with frames over Unix sockets, and with all of them in gRPC streams.
+BOTH_WAYS = {"test_flow", "test_recovery", "test_route", "test_resume"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition(".")[2] in BOTH_WAYS:
+        metafunc.fixturenames.append("way")
+        metafunc.parametrize("way", ["local", "grpc"], indirect=True)
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way that frames take."""
+    monkeypatch.setattr(Links, "local_sockets", request.param == "local")
 
 
 @pytest.fixture(autouse=True, scope="session")
