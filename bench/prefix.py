@@ -44,6 +44,8 @@ class Routers(Told):
         self._prefixes = [Prefixes() for _ in routers]
         self._policies = [POLICIES[policy]() for _ in routers]
         self._rng = random.Random(seed)
+        # Tokens of each prompt that is not through, by the identity of its request.
+        self._sent: dict[int, int] = {}
 
     def choose(self, asked: Recorded, names: list[bytes], now: float, router: int) -> int:
         """As `Routing` and `Attempts` do for one stage."""
@@ -56,8 +58,14 @@ class Routers(Told):
         candidates = loads.candidates(self._records, whole=True)
         name = self._policies[router].choose(candidates, now, self._rng, ask).replica_id
         loads.begin([name])
-        loads.sent([name], max(1, units - held.get(name, 0) * BLOCK_TOKENS // UNIT), now)
+        tokens = max(1, units - held.get(name, 0) * BLOCK_TOKENS // UNIT)
+        loads.sent([name], tokens)
+        self._sent[id(asked)] = tokens
         return self._names.index(name)
+
+    def first(self, router: int, replica: str, asked: Recorded) -> None:
+        """See `Told`."""
+        self._loads[router].through([replica], self._sent.pop(id(asked)))
 
     def load(self, router: int, load: ReplicaLoad, now: float) -> None:
         """See `Told`."""

@@ -212,6 +212,9 @@ Choose = Callable[[Recorded, list[bytes], float, int], int]
 class Told:
     """What the world tells the routers, by name of the replica; each may be left as it is."""
 
+    def first(self, router: int, replica: str, asked: Recorded) -> None:
+        """The first token of a request of the router's."""
+
     def load(self, router: int, load: ReplicaLoad, now: float) -> None:
         """A load came with a session's event."""
 
@@ -255,6 +258,7 @@ class World:
                 load = replica.load()
                 for job in first:
                     done.append(job)
+                    at(now + setting.delay_s, lambda _, j=job: told.first(j.router, replica.name, j.asked))  # type: ignore[misc]
                     at(now + setting.delay_s, lambda then, r=job.router: told.load(r, load, then))  # type: ignore[misc]
                 for job in over:
                     at(now + setting.delay_s, lambda then, r=job.router: told.over(r, replica.name, then))  # type: ignore[misc]

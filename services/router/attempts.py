@@ -126,11 +126,6 @@ class Attempts:
         log.warning("route.broke: %s; trying another", broke.error.message)
         self.telemetry.retries.labels(spec.name).inc()
 
-    def sent(self, route: Route, tokens: int, ask: Ask) -> None:
-        """A sequence of so many tokens goes to the route, which may have the beginning of it."""
-        missing = max(tokens - self.routing.spared(route, ask), 1)
-        self.loads.sent([hop.replica_id for hop in route], missing, time.monotonic())
-
     def in_flight(self, spec: registry_pb2.ModelSpec, route: Route) -> "InFlight":
         """Counts its replicas as busy while its body runs."""
         running = InFlight(self, spec.name)
@@ -171,17 +166,20 @@ class Attempts:
 class InFlight:
     """Counts replicas as busy while its body runs; one of them may be replaced meanwhile."""
 
-    __slots__ = ("_attempts", "_model", "_replicas")
+    __slots__ = ("_attempts", "_model", "_prompt", "_replicas")
 
     def __init__(self, attempts: Attempts, model: str) -> None:
         self._attempts = attempts
         self._model = model
         self._replicas: list[str] = []
+        # Tokens of its prompt that these have to compute before its first token comes.
+        self._prompt = 0
 
     def __enter__(self) -> "InFlight":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.through()
         self._attempts.loads.end(self._replicas)
 
     def add(self, hops: Route) -> None:
@@ -192,8 +190,22 @@ class InFlight:
             self._replicas.append(hop.replica_id)
         self._attempts.loads.begin([hop.replica_id for hop in hops])
 
+    def sent(self, route: Route, tokens: int, ask: Ask) -> None:
+        """A sequence of so many tokens goes to the route, which may have the beginning of it."""
+        self._prompt = max(tokens - self._attempts.routing.spared(route, ask), 1)
+        self._attempts.loads.sent(self._replicas, self._prompt)
+
+    def through(self) -> None:
+        """Its first token came: nobody waits for its prompt any more."""
+        if self._prompt:
+            self._attempts.loads.through(self._replicas, self._prompt)
+            self._prompt = 0
+
     def replaced(self, before: stage_pb2.RouteHop, after: stage_pb2.RouteHop) -> None:
         """One replica takes another one's place."""
+        if self._prompt:
+            self._attempts.loads.through([before.replica_id], self._prompt)
+            self._attempts.loads.sent([after.replica_id], self._prompt)
         self._replicas.remove(before.replica_id)
         self._attempts.loads.end([before.replica_id])
         self.add([after])

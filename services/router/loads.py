@@ -24,10 +24,13 @@ class _Seen:
     times: StepTimes = field(default_factory=StepTimes)
     others: int = 0
     others_at: float = -math.inf
-    # When it last told its load, or was sent a prompt; what it told; and the tokens of prompts sent there since.
+    # When it last told its load, and what, and tokens of prompts that were sent there since.
     told_at: float = -math.inf
     told: stage_pb2.ReplicaLoad | None = None
     sent: int = 0
+    # Tokens of prompts there that are not through: this router's, and what it told of others'.
+    prompts: int = 0
+    others_prompts: int = 0
     # Made from the above and the record when asked for, until one of them changes.
     candidate: Candidate | None = None
     record: registry_pb2.ReplicaRecord | None = None
@@ -79,15 +82,26 @@ class Loads:
             seen.others = max(load.sessions, load.queue_depth) - seen.active
             seen.others_at = seen.told_at = now
             seen.told, seen.sent = load, 0
+            seen.others_prompts = max(load.prompt_tokens - seen.prompts, 0)
             seen.times.report(load.step_ms, now)
             self._changed(load.replica_id, seen)
 
-    def sent(self, replica_ids: Iterable[str], tokens: int, now: float) -> None:
-        """So many tokens of a prompt are on their way to these replicas, which know nothing of them yet."""
+    def sent(self, replica_ids: Iterable[str], tokens: int) -> None:
+        """So many tokens of a prompt are on their way to these replicas; they count there until `through`.
+
+        What a replica tells may be from before they came, so it takes nothing off them.
+        """
         for name in replica_ids:
             seen = self._of(name)
+            seen.prompts += tokens
             seen.sent += tokens
-            seen.told_at = max(seen.told_at, now)
+            self._changed(name, seen)
+
+    def through(self, replica_ids: Iterable[str], tokens: int) -> None:
+        """A prompt that was sent has its first token, or is over."""
+        for name in replica_ids:
+            seen = self._of(name)
+            seen.prompts -= tokens
             self._changed(name, seen)
 
     def failed(self, replica_id: str, now: float) -> None:
@@ -162,7 +176,8 @@ class Loads:
                 seen.told_at,
                 told.sessions,
                 told.queue_depth * _number(told.step_ms),
-                told.prompt_tokens + seen.sent,
+                seen.prompts,
+                seen.others_prompts,
                 _number(told.prompt_token_us) / 1000,
                 _number(told.decode_ms),
                 max((told.kv_tokens_free if seen.told else UNKNOWN_ROOM) - seen.sent, 0),

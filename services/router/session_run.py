@@ -157,12 +157,14 @@ class SessionRun:
         opening.reroutable = True
         opening.held = self._held
         with attempts.in_flight(spec, self._route) as in_flight:
-            attempts.sent(self._route, len(opening.token_ids), self._ask)
+            in_flight.sent(self._route, len(opening.token_ids), self._ask)
             with attempts.telemetry.under(self._span):
                 stage = attempts.channels.stage(self._route[0].address)
                 call = stage.Generate(opening, timeout=remaining(self._ctx))
             try:
                 async for event in call:
+                    if event.tokens:
+                        in_flight.through()
                     attempts.loads.report(event.loads, time.monotonic())
                     if event.reused_tokens:
                         attempts.telemetry.prefix_hits.labels(spec.name).inc(event.reused_tokens)

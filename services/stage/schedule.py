@@ -155,8 +155,9 @@ class Schedule:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of prompts that have not been sent yet."""
-        return sum(len(running.pending) for running in self._prompts.values())
+        """Tokens of prompts that are not through yet: those that wait, and those of passes under way."""
+        waiting = sum(len(running.pending) for running in self._prompts.values())
+        return waiting + sum(flight.prompt_tokens for parts in self._under_way.values() for flight in parts)
 
     def next_pass(self, chunk: int, *, plain: bool = False, together: int = 0) -> list[PlannedStep]:
         """The steps of the next micro-batch; empty when nothing may go now.

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +42,25 @@ def test_a_known_replica_spares_what_one_cache_would_and_others_less() -> None:
     assert found[AFFINITY].saved > 1.2 * found[USUAL].saved
     assert all(found[name].saved <= ideal for name in NAMES)
     assert found[AFFINITY].firsts.mean() < found[USUAL].firsts.mean()
+
+
+def test_a_beginning_that_half_of_them_share_makes_nobody_wait_longer_than_that_spares() -> None:
+    """Bursts: the slowest first tokens come no later than where nobody looks at beginnings."""
+    setting = replace(SMALL, room=120 * BLOCK_TOKENS)
+    late: dict[str, list[float]] = {AFFINITY: [], USUAL: []}
+    for seed in range(5):
+        rng, at, trace = random.Random(seed), 0.0, []
+        for number in range(120):
+            at += rng.expovariate(8.0)
+            kind, own = rng.choice((0, 0, 0, 1, 2, 3)), rng.randrange(1, 12)
+            ids = (
+                *range(1000 * kind, 1000 * kind + 8),
+                *range(10**6 + 100 * number, 10**6 + 100 * number + own),
+            )
+            trace.append(Recorded(at, len(ids) * BLOCK_TOKENS - 50, rng.randrange(1, 40), ids))
+        for name, found in late.items():
+            found.append(float(np.quantile(play(trace, setting, name, seed).firsts, 0.99)))
+    assert sum(late[AFFINITY]) <= sum(late[USUAL])
 
 
 def test_one_replica_with_little_room_is_one_cache_with_little_room() -> None:

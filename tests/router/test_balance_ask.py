@@ -119,7 +119,7 @@ def test_a_prompt_goes_where_every_stage_holds_most_of_it():
     assert routing.spared([route[0], hop], asked) == 2 * BLOCK
     loads.begin(["b0", "c1"])
     assert picks(routing, **by_prefix) == {("b0", "c1")}
-    loads.sent(["b0"], 10**5, now)
+    loads.sent(["b0"], 10**5)
     assert len({last for _, last in picks(routing, **by_prefix)}) > 1, (
         "what the head lacks spares nobody anything"
     )

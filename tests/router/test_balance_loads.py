@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stagemesh.services.router.health.step_times import FEWEST_BUCKETS, FEWEST_RECENT, StepTimes
 from stagemesh.services.router.loads import Loads
-from stagemesh.services.router.policies.candidate import UNSURE
+from stagemesh.services.router.policies.candidate import FRESH_S, UNSURE
 
 from stagemesh.v1.stage_pb2 import ReplicaLoad
 
@@ -36,6 +36,34 @@ def test_sessions_of_others_are_those_beyond_our_own():
     loads.end(["a"])
     assert seen(loads).active == 1
     assert (seen(loads).zone, seen(loads).canary_ms) == ("z", 3.0)
+
+
+def test_prompts_on_their_way_wait_until_their_first_token_whatever_is_told_meanwhile():
+    loads = Loads()
+    loads.sent(["a"], 500)
+    assert seen(loads).waiting(0.0) == (500, 0.0)
+    loads.report([ReplicaLoad(replica_id="a", prompt_tokens=0)], 0.0)
+    assert seen(loads).waiting(0.5)[0] == 500, "what it told is from before the prompt came"
+    loads.sent(["a"], 200)
+    loads.report([ReplicaLoad(replica_id="a", prompt_tokens=1700)], 1.0)
+    assert seen(loads).waiting(1.0)[0] == 1700, "1,000 of them are others'"
+    loads.through(["a"], 500)
+    assert seen(loads).waiting(1.0)[0] == 1200
+    assert seen(loads).waiting(1.0 + FRESH_S)[0] == 200, "of others' nothing is known any more"
+    loads.through(["a"], 200)
+    assert seen(loads).waiting(1.0)[0] == 1000
+    assert seen(loads).waiting(1.0 + FRESH_S)[0] == 0
+
+
+def test_room_is_less_by_what_was_sent_since_it_was_told():
+    loads = Loads()
+    loads.sent(["a"], 100)
+    loads.report([ReplicaLoad(replica_id="a", prompt_tokens=100, kv_tokens_free=1000)], 0.0)
+    assert seen(loads).kv_free == 1000
+    loads.sent(["a"], 300)
+    assert seen(loads).kv_free == 700
+    loads.sent(["a"], 3000)
+    assert seen(loads).kv_free == 0
 
 
 def test_a_record_that_changed_is_seen():

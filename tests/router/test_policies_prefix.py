@@ -25,7 +25,8 @@ replicas = st.lists(
         told_at=st.sampled_from([-float("inf"), -5.0, 0.0]),
         told_sessions=st.integers(0, 20),
         steps_ms=st.floats(0, 1e3),
-        prompt_tokens=st.integers(0, 10_000),
+        prompts=st.integers(0, 10_000),
+        others_prompts=st.integers(0, 10_000),
         token_ms=known,
         decode_ms=known,
         kv_free=st.integers(0, 3000),
@@ -107,7 +108,7 @@ def test_of_equals_the_longest_prefix_wins(held, seed):
 @given(st.integers(1, 63), st.integers(0, 3000), st.integers())
 def test_it_waits_there_only_as_long_as_that_spares(blocks, queue, seed):
     """Prompts that wait, against blocks that are there: tokens against tokens, where all are as fast."""
-    offered = [told("here", prompt_tokens=queue, active=1), told("there")]
+    offered = [told("here", prompts=queue, active=1), told("there")]
     chosen = choose(offered, asking({"here": blocks}), seed)
     assert chosen == ("here" if queue <= blocks * BLOCK else "there")
 
@@ -119,7 +120,7 @@ def test_measured_times_decide_and_once_it_is_left_it_stays_so(blocks, here_ms, 
     there = told("there", token_ms=there_ms)
     gone = False
     for queue in range(0, 4000, 250):
-        here = told("here", token_ms=here_ms, prompt_tokens=queue, steps_ms=steps_ms, active=1)
+        here = told("here", token_ms=here_ms, others_prompts=queue, steps_ms=steps_ms, active=1)
         chosen = choose([here, there], asking({"here": blocks}), seed)
         waits = queue * here_ms + steps_ms
         spares = PROMPT * there_ms - (PROMPT - blocks * BLOCK) * here_ms
@@ -156,8 +157,24 @@ def test_slow_steps_count_for_long_answers_only():
     assert choose(offered, asking({"has": 60}, new_tokens=10**6), seed=1) == "has not"
 
 
+def test_a_bad_moment_keeps_nobody_away_for_long():
+    """Who measured slow times and was left alone for that is tried again, and measures again."""
+    for age_s, wanted in ((0.0, "quick"), (10.0, "slow once")):
+        slow = told("slow once", token_ms=3 * TOKEN_MS, decode_ms=4 * DECODE_MS, told_at=-age_s)
+        quick = told("quick", prompts=200, active=1)
+        assert choose([slow, quick], asking({"slow once": 1, "quick": 1}, new_tokens=9)) == wanted
+
+
+def test_who_is_slow_beyond_doubt_is_not_tried_again_for_its_silence():
+    slow = told("slow", token_ms=8 * TOKEN_MS, told_at=-60.0, mean_ms=80.0, doubt=1.2)
+    quick = told("quick", mean_ms=10.0, doubt=1.2, prompts=2000, active=1)
+    assert choose([slow, quick], asking({"slow": 1, "quick": 1})) == "quick"
+    known = told("slow", told_at=0.0, mean_ms=80.0, doubt=1.2)
+    assert expected_ms([known, quick], {}, PROMPT, 0, 0.0)[0] == PROMPT * TOKEN_MS, "its own time, just told"
+
+
 def test_what_waited_long_ago_is_done():
-    here = told("here", prompt_tokens=10**6, active=1, told_at=-FRESH_S)
+    here = told("here", others_prompts=10**6, active=1, told_at=-FRESH_S)
     assert choose([here, told("there")], asking({"here": 1})) == "here"
 
 

@@ -1,10 +1,13 @@
 """What the router does with a session whose replicas are lost, against heads that follow a script."""
 
+from contextlib import aclosing
+
 import pytest
 
 from stagemesh.errors import InternalError, InvalidArgument
 
 from .conftest import eventually
+from .specs import replica
 from .test_core_generate import answer, ask, text_of
 
 NEW = 6
@@ -16,7 +19,11 @@ def all_of(mesh, what):
 
 
 def idle(core):
-    return all(core.loads.counts(name)[1] == 0 for name in ("0a", "0b", "1a", "1b"))
+    """Nothing runs, and no prompt is on its way any more."""
+    names = ("0a", "0b", "1a", "1b")
+    return all(core.loads.counts(name)[1] == 0 for name in names) and not any(
+        each.prompts for each in core.loads.candidates([replica(name) for name in names])
+    )
 
 
 async def test_a_lost_replica_is_replaced_and_the_same_call_goes_on(mesh):
@@ -30,6 +37,20 @@ async def test_a_lost_replica_is_replaced_and_the_same_call_goes_on(mesh):
     assert rerouted.route[0] == opened.route[0]
     assert {rerouted.route[1].replica_id, opened.route[1].replica_id} == {"1a", "1b"}
     assert idle(core)
+
+
+async def test_a_prompt_is_waited_for_until_its_first_token(mesh):
+    core = await mesh.start()
+
+    def prompts():
+        return sum(each.prompts for each in core.loads.candidates([replica("0a"), replica("0b")]))
+
+    async with aclosing(core.generate(ask(NEW), core.context({}))) as chunks:
+        async for chunk in chunks:
+            if chunk.tokens:
+                assert prompts() == 0
+                break
+        assert core.loads.counts("0a")[1] + core.loads.counts("0b")[1] == 1, "it still runs"
 
 
 async def test_a_replacement_without_room_is_replaced_and_not_held_against_it(mesh):

@@ -226,6 +226,20 @@ def test_alone_a_long_prompt_is_cut_for_the_stages_to_overlap_and_short_ones_sta
     assert run(single.next_pass(7)) == [(1, 512, False)]
 
 
+def test_tokens_of_a_pass_under_way_are_still_waited_for() -> None:
+    schedule = Schedule(depth=1, token_budget=512)
+    schedule.add(1, list(range(600)))
+    assert schedule.prompt_tokens == 600
+    schedule.next_pass(7)
+    assert schedule.prompt_tokens == 600, "who comes now waits for all of them"
+    schedule.answered(1)
+    assert schedule.prompt_tokens == 88
+    schedule.next_pass(7)
+    schedule.token(1, 5)
+    schedule.next_pass(7)
+    assert schedule.prompt_tokens == 0, "a decode step is none"
+
+
 def test_prompts_take_turns() -> None:
     schedule = Schedule(depth=1)
     schedule.add(1, [1])

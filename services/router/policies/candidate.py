@@ -32,9 +32,11 @@ class Candidate:
     `mean_ms` is the mean over a minute, right within the factor `doubt`; 0 while unknown. `canary_ms` is the pass that
     was timed before the replica became ready.
 
+    `prompts` are tokens of this router's prompts that are not through there, whether it knows of them yet or not.
+
     What it told at `told_at`, 0 while unknown: its sessions, the milliseconds of steps that wait there, the tokens of
-    prompts that do (with those sent there since), what a token of a prompt and a pass of decode steps take, and the
-    positions of KV that can be had there without forgetting the beginning of any prompt.
+    others' prompts that do, what a token of a prompt and a pass of decode steps take, and the positions of KV that can be
+    had there without forgetting the beginning of any prompt.
     """
 
     replica_id: str
@@ -51,14 +53,21 @@ class Candidate:
     told_at: float = -math.inf
     told_sessions: int = 0
     steps_ms: float = 0.0
-    prompt_tokens: int = 0
+    prompts: int = 0
+    others_prompts: int = 0
     token_ms: float = 0.0
     decode_ms: float = 0.0
     kv_free: int = UNKNOWN_ROOM
 
     def waiting(self, now: float) -> tuple[int, float]:
-        """Tokens of prompts, and milliseconds of steps, that wait there; nothing when that was long ago."""
-        return (self.prompt_tokens, self.steps_ms) if now - self.told_at < FRESH_S else (0, 0.0)
+        """Tokens of prompts, and milliseconds of steps, that wait there; what was told long ago is over."""
+        if now - self.told_at < FRESH_S:
+            return self.prompts + self.others_prompts, self.steps_ms
+        return self.prompts, 0.0
+
+    def told_trust(self, now: float) -> float:
+        """How far the times that it told still hold: 1 when just told, towards 0 without a word."""
+        return math.exp(min(self.told_at - now, 0.0) / FRESH_S)
 
     def load(self, now: float) -> int:
         """Sessions there, this router's and, while that is fresh, those of others."""

@@ -47,11 +47,17 @@ class P2cEwma:
 
 def costs_of(candidates: Sequence[Candidate], now: float) -> list[float]:
     """What each would cost, in step times of the fastest one."""
+    slowness = slowness_of(candidates, now)
+    return [times * (each.load(now) + 1) for times, each in zip(slowness, candidates, strict=True)]
+
+
+def slowness_of(candidates: Sequence[Candidate], now: float) -> list[float]:
+    """How many times as slow as the fastest one each is, as far as that is beyond doubt; see `P2cEwma`."""
     peak = min((each.peak_ms for each in candidates if each.peak_ms > 0), default=0.0)
     mean, doubt = min(
         ((each.mean_ms, each.doubt) for each in candidates if each.mean_ms > 0), default=(0.0, 0.0)
     )
-    costs = []
+    found = []
     for each in candidates:
         slowness = 1.0
         if each.peak_ms > peak > 0:
@@ -60,5 +66,5 @@ def costs_of(candidates: Sequence[Candidate], now: float) -> list[float]:
             slowness = 1.0
             if each.mean_ms > mean * max(each.doubt, doubt):
                 slowness = each.mean_ms / mean
-        costs.append(slowness * (each.load(now) + 1))
-    return costs
+        found.append(slowness)
+    return found
