@@ -31,7 +31,6 @@ from .profile_node import Profiles
 from .relay import Upstream
 from .replica import Replica
 from .warm.kept import KeptPartitions, Key, Loaded
-from .warm.saving import saving_of
 from .watchdog import Limits
 from .watcher import Watcher
 
@@ -79,7 +78,6 @@ class Hosting:
         # Bytes set aside for what is being loaded, by replica id: reading cannot be stopped, and may go on for nobody.
         self._reading: dict[str, int] = {}
         self._kept = KeptPartitions(record, config.keep_mb)
-        self._saving = saving_of(config, record)
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
         self._profiles = Profiles(record, etcd, self.announce, config.fast, config.data_dir)
@@ -143,7 +141,6 @@ class Hosting:
             await self.publish(hosted, ReplicaState.REPLICA_STATE_READY)
             if kept is None:
                 self._profiles.learn(replica, spec)
-                self._saving.begin(replica.model)
             else:
                 await self.announce()
         except TimeoutError as error:
@@ -172,15 +169,7 @@ class Hosting:
         self._reading[name] = needed
         if self._kept.shrink(free - needed):
             await asyncio.to_thread(give_back)
-        load = partial(
-            load_assigned,
-            spec,
-            assignment,
-            self._config.device,
-            free,
-            self._config.fast,
-            store=self._saving.store,
-        )
+        load = partial(load_assigned, spec, assignment, self._config.device, free, self._config.fast)
         started = time.monotonic()
 
         def read() -> None:
@@ -245,10 +234,8 @@ class Hosting:
         return min(wanted, int(left * self._config.kv_fraction))
 
     def _free_bytes(self) -> int:
-        """What is left of the node's memory beside the partitions it hosts, and those read, or written, for nobody."""
-        serving = [one.loaded.partition for one in self.hosted.values() if one.loaded is not None]
-        used = self._saving.bytes_beside(serving) + sum(self._reading.values())
-        used += sum(
+        """What is left of the node's memory beside the partitions it hosts, and those that are read for nobody."""
+        used = sum(self._reading.values()) + sum(
             hosted.replica.model.weight_bytes + hosted.replica.pool.budget_bytes
             for hosted in self.hosted.values()
             if hosted.replica is not None
@@ -313,8 +300,6 @@ class Hosting:
         finally:
             hosted.gone.set()
             self.ending.discard(hosted)
-        if hosted.loaded is not None and hosted.loaded.partition not in self._kept:
-            self._saving.drop(hosted.loaded.partition)
         hosted.replica = hosted.head = hosted.loaded = None
         if served:
             await self.announce()
@@ -341,7 +326,6 @@ class Hosting:
         if self._leaving:
             return
         self._leaving = True
-        self._saving.close()
         hosted = list(self.hosted.values())
         ready = [one for one in hosted if one.record.state == ReplicaState.REPLICA_STATE_READY]
         writes = [self.publish(one, ReplicaState.REPLICA_STATE_DRAINING) for one in ready]
