@@ -11,6 +11,8 @@ from stagemesh import records
 from stagemesh.revisions import candidate_of
 from stagemesh.v1 import registry_pb2
 
+from .ready import ReadyTable
+
 
 class Membership:
     """Models, replicas, nodes and services by name.
@@ -34,6 +36,7 @@ class Membership:
         self.version = 0
         self._leaving: dict[str, float] = {}
         self._unsettled_until = float("-inf")
+        self._table = ReadyTable()
         self._ready: dict[
             tuple[str, str], tuple[int, registry_pb2.ModelSpec, list[list[registry_pb2.ReplicaRecord]]]
         ] = {}
@@ -76,34 +79,20 @@ class Membership:
     def ready(self, spec: registry_pb2.ModelSpec) -> list[list[registry_pb2.ReplicaRecord]]:
         """Per stage of `spec`, the ready replicas that hold exactly its partition of its revision, by id.
 
-        The lists are kept until something changes; they are not to be written to.
+        The lists are kept until something changes in their stage; they are not to be written to.
         """
         key = spec.name, spec.revision
+        version = self._table.version(*key)
         known = self._ready.get(key)
         # A session keeps the spec with which it began, of which there may be a newer copy.
         if (
             known is not None
-            and known[0] == self.version
+            and known[0] == version
             and (known[1] is spec or known[1].partitions == spec.partitions)
         ):
             return known[2]
-        stages = self._find_ready(spec)
-        self._ready[key] = self.version, spec, stages
-        return stages
-
-    def _find_ready(self, spec: registry_pb2.ModelSpec) -> list[list[registry_pb2.ReplicaRecord]]:
-        stages: list[list[registry_pb2.ReplicaRecord]] = [[] for _ in spec.partitions]
-        for _, record in sorted(self.replicas.items()):
-            if (
-                record.model == spec.name
-                and record.state == registry_pb2.REPLICA_STATE_READY
-                and record.revision == spec.revision
-                and record.stages == len(stages)
-                and record.stage < len(stages)
-                and record.partition.first_layer == spec.partitions[record.stage].first_layer
-                and record.partition.end_layer == spec.partitions[record.stage].end_layer
-            ):
-                stages[record.stage].append(record)
+        stages = self._table.stages(spec)
+        self._ready[key] = version, spec, stages
         return stages
 
     def is_ready(self, spec: registry_pb2.ModelSpec) -> bool:
@@ -148,7 +137,8 @@ class Membership:
                 )
             elif key.startswith(records.REPLICAS):
                 name = key.removeprefix(records.REPLICAS)
-                self.replicas[name] = records.from_json(value, registry_pb2.ReplicaRecord)
+                self.replicas[name] = replica = records.from_json(value, registry_pb2.ReplicaRecord)
+                self._table.put(name, replica)
             elif key.startswith(records.NODES):
                 self.nodes[key.removeprefix(records.NODES)] = records.from_json(
                     value, registry_pb2.NodeRecord
@@ -189,3 +179,5 @@ class Membership:
                 table.pop(key.removeprefix(prefix), None)  # type: ignore[attr-defined]
         if key.startswith(records.MODELS):
             self._forget_ready(key.removeprefix(records.MODELS))
+        elif key.startswith(records.REPLICAS):
+            self._table.drop(key.removeprefix(records.REPLICAS))
