@@ -69,7 +69,7 @@ class RouterCore:
         self.revisions = Revisions(self.membership, self.telemetry.demand)
         self.tenants = Tenants(load_tenants(config.api_keys) if config.api_keys else {}, self.membership)
         self.loads = Loads()
-        self.channels = Channels(config.max_message_bytes)
+        self.channels = Channels(config.max_message_bytes, config.local_sockets)
         self.hand_over = HandOver()
         self._rng = random.Random() if rng is None else rng
         max_output_bytes = config.max_message_bytes - 2**16
@@ -102,7 +102,7 @@ class RouterCore:
             wait_s=config.cache_wait_s,
             near=near,
         )
-        self._at_once = AtOnce(self._cache, self._gate)
+        self._at_once = AtOnce(self._cache, self._gate, self.tenants)
         embedder = Embedder(self._dispatch, self.texts, self._rng, max_output_bytes=max_output_bytes)
         semantic = SemanticClient(
             self.membership,
@@ -120,6 +120,7 @@ class RouterCore:
             self._gate,
             self._cache,
             self._at_once,
+            CacheUsageCounter(self.membership, self.channels),
             self._dispatch,
             self._rng,
             max_output_bytes,
@@ -128,7 +129,6 @@ class RouterCore:
             means,
             ResumeTokens(load_resume_key(config.resume_key) if config.resume_key else b""),
             semantic,
-            CacheUsageCounter(self.membership, self.channels),
         )
         stateless = Stateless(means)
         self.generate = self._generations.generate

@@ -16,7 +16,6 @@ from .cache.controls import CacheControls, controls_of
 from .cache.semantic import SemanticClient
 from .cache.semantic_verify import Verifier
 from .cache.semantics import Semantics
-from .cache.usage import CacheUsageCounter
 from .choices import Choices, got_on
 from .context import RequestContext
 from .generate import Generation
@@ -31,12 +30,10 @@ from .validate import check_generate
 class Generations:
     """Of one router; `semantics` is what answers by meaning, and has answers computed again here to verify them."""
 
-    def __init__(
-        self, means: Means, resume_tokens: ResumeTokens, semantic: SemanticClient, usage: CacheUsageCounter
-    ) -> None:
+    def __init__(self, means: Means, resume_tokens: ResumeTokens, semantic: SemanticClient) -> None:
         self._means = means
         self._resume_tokens = resume_tokens
-        self.semantics = Semantics(semantic, Verifier(semantic, self._recompute), usage)
+        self.semantics = Semantics(semantic, Verifier(semantic, self._recompute), means.usage)
 
     async def generate(
         self, request: inference_pb2.GenerateRequest, ctx: RequestContext
@@ -50,7 +47,7 @@ class Generations:
             controls = controls_of(ctx.metadata, request)
             if not controls.replay:
                 controls = replace(controls, replay=self._means.config.cache_replay)
-            mark, known = self._means.at_once.plan(request, spec, ctx, controls)
+            mark, known = self._means.at_once.plan(request, spec, ctx, controls, observed)
             if known is not None:
                 observed.prompt(len(known.token_ids))
                 again = self._generation(known, ctx, observed)

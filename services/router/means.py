@@ -11,6 +11,7 @@ from stagemesh.v1 import registry_pb2
 from .admission.gate import AdmissionGate, Place
 from .at_once import AtOnce
 from .cache.client import CacheClient
+from .cache.usage import CacheUsageCounter
 from .config import RouterConfig
 from .context import RequestContext
 from .dispatch import Dispatch
@@ -32,6 +33,7 @@ class Means:
     gate: AdmissionGate
     cache: CacheClient
     at_once: AtOnce
+    usage: CacheUsageCounter
     dispatch: Dispatch
     rng: random.Random
     max_output_bytes: int

@@ -54,8 +54,9 @@ class Observed:
         return self
 
     def bill(self, billed: Billed) -> None:
-        """Count it against its tenant's quotas from now on; raises `QuotaExceeded`."""
-        self._billed = billed.__enter__()
+        """Count it against its tenant's quotas from now on, once; raises `QuotaExceeded`."""
+        if self._billed is None:
+            self._billed = billed.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None

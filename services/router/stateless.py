@@ -5,6 +5,7 @@ from opentelemetry.trace import Span
 from stagemesh.errors import InvalidArgument, OutOfRange
 from stagemesh.v1 import inference_pb2, registry_pb2
 
+from .cache.client import MISS
 from .cache.controls import controls_of
 from .cache.use import embed_use, infer_use
 from .context import RequestContext
@@ -38,6 +39,7 @@ class Stateless:
             known = self._means.at_once.batches
             mark, copied = self._means.at_once.copied(known, request, spec, ctx, controls, observed)
             if copied is not None:
+                self._count(spec, copied.cache, copied)
                 return copied
             batch = check_infer(request, spec, max_output_bytes=self._means.max_output_bytes)
             observed.bill(self._means.tenants.billed(ctx.tenant, spec.name))
@@ -47,6 +49,7 @@ class Stateless:
                 asked = await self._means.cache.ask(use)
                 response = asked.value
                 chosen.cached = response is not None
+                self._count(spec, asked.status, response)
                 if response is not None:
                     known.keep(mark, spec, (use, 0))
                 if response is None:
@@ -78,6 +81,7 @@ class Stateless:
             known = self._means.at_once.texts
             mark, copied = self._means.at_once.copied(known, request, spec, ctx, controls, observed)
             if copied is not None:
+                self._count(spec, copied.cache, copied)
                 return copied
             _check_embed(request, spec)
             observed.bill(self._means.tenants.billed(ctx.tenant, spec.name))
@@ -91,6 +95,7 @@ class Stateless:
                 asked = await self._means.cache.ask(use)
                 response = asked.value
                 chosen.cached = response is not None
+                self._count(spec, asked.status, response)
                 if response is not None:
                     known.keep(mark, spec, (use, tokens))
                 if response is None:
@@ -106,6 +111,18 @@ class Stateless:
         response.request_id = ctx.request_id
         response.cache = asked.status  # type: ignore[assignment]
         return response
+
+    def _count(
+        self,
+        spec: registry_pb2.ModelSpec,
+        status: int,
+        kept: inference_pb2.InferResponse | inference_pb2.EmbedResponse | None,
+    ) -> None:
+        """What the caches said, for `stagemesh cache report`."""
+        if kept is not None:
+            self._means.usage.hit(spec.name, nbytes=kept.ByteSize())
+        elif status == MISS:
+            self._means.usage.miss(spec.name)
 
     def _inference(
         self, batch: Batch, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span

@@ -9,10 +9,11 @@ import pytest
 from stagemesh.services.router.servicer import InferenceServicer
 
 from stagemesh.client import AsyncClient
-from stagemesh.errors import InvalidArgument, StagemeshError
+from stagemesh.errors import InvalidArgument, ResourceExhausted, StagemeshError
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.metrics import REGISTRY
 from stagemesh.v1 import cache_pb2, inference_pb2_grpc
+from stagemesh.v1.inference_pb2 import EmbedRequest
 
 from .conftest import eventually
 from .real_cache import RealCache
@@ -98,6 +99,55 @@ async def test_tensors_and_requests_known_by_their_bytes(mesh):
     core._gate.closed = True
     with pytest.raises(StagemeshError, match="shutting down"):
         await core.infer(request, core.context({}, 30))
+
+
+async def test_copies_are_told_of_in_the_report_as_other_hits_are(mesh):
+    """Tensors and embeddings as well as generations: all lookups, all hits, and the bytes that they gave."""
+    (core,) = await mesh.start(task="embed")
+    mesh.stage.free.set()
+    for ask_again in (
+        lambda: core.infer(tensors(np.array([[1, 2]])), core.context({}, 30)),
+        lambda: core.embed(EmbedRequest(model="m", texts=["w1 w2"]), core.context({}, 30)),
+    ):
+        before = core._cache._near_hits._value.get()
+        for _ in range(4):
+            await ask_again()
+            await settled(core)
+        assert core._cache._near_hits._value.get() - before == 2, "a miss, a hit at the cache, and two copies"
+    (usage,) = core._generations.semantics.usage._untold.values()
+    assert (usage.model, usage.lookups, usage.exact_hits) == ("m", 8, 6)
+    assert usage.bytes_served > 6 * 16
+
+
+async def test_copies_count_as_requests_of_their_tenant_and_take_no_tokens(mesh, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(
+        "keys: {k1: copies, k2: frugal}\ntenants: {copies: {requests_per_min: 6, burst_s: 60}, frugal: {tokens_per_min: 30, burst_s: 60}}\n"
+    )
+    (core,) = await mesh.start(api_keys=keys)
+    mesh.stage.free.set()
+
+    def plain(who):
+        return status(core, ask(), {"authorization": f"Bearer {who}"})
+
+    assert [await plain("k1") for _ in range(6)] == [MISS, *[HIT] * 5]
+    with pytest.raises(ResourceExhausted, match="quota requests_per_min of tenant 'copies'"):
+        await plain("k1")
+    assert [await plain("k2") for _ in range(9)] == [MISS, *[HIT] * 8]
+    scopes = core.tenants._quotas._scopes.values()
+    assert not any(scope.active for scope in scopes), "each is over"
+
+
+async def test_copies_of_tensors_count_as_requests_too(mesh, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("keys: {k1: copies}\ntenants: {copies: {requests_per_min: 3, burst_s: 60}}\n")
+    (core,) = await mesh.start(task="embed", api_keys=keys)
+    mesh.stage.free.set()
+    for _ in range(3):
+        await core.infer(tensors(np.array([[1, 2]])), core.context({"authorization": "Bearer k1"}, 30))
+        await settled(core)
+    with pytest.raises(ResourceExhausted, match="quota requests_per_min of tenant 'copies'"):
+        await core.infer(tensors(np.array([[1, 2]])), core.context({"authorization": "Bearer k1"}, 30))
 
 
 @pytest.mark.parametrize(

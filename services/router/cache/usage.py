@@ -36,15 +36,21 @@ class CacheUsageCounter:
         self._of(model).lookups += 1
 
     def hit(
-        self, model: str, kept: cache_pb2.CachedGeneration | None = None, *, semantic: bool = False
+        self,
+        model: str,
+        kept: cache_pb2.CachedGeneration | None = None,
+        *,
+        semantic: bool = False,
+        nbytes: int = 0,
     ) -> None:
-        """They had the answer: `kept` of a generation."""
+        """They had the answer: `kept` of a generation, or one of so many bytes."""
         usage = self._of(model)
         usage.lookups += 1
         if semantic:
             usage.semantic_hits += 1
         else:
             usage.exact_hits += 1
+        usage.bytes_served += nbytes
         if kept is not None:
             usage.tokens_saved += sum(len(chunk.token_ids) for chunk in kept.chunks)
             usage.compute_ms_saved += kept.compute_ms
