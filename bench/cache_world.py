@@ -17,20 +17,17 @@ import numpy as np
 import redis
 
 from bench.children import server
+from bench.noop_model import MODEL, announce
 from stagemesh.errors import Unavailable
-from stagemesh.etcd import Etcd
 from stagemesh.grpc_server import create_channel
 from stagemesh.local.etcd_server import EtcdServer
 from stagemesh.local.ports import claim
 from stagemesh.local.processes import ChildProcess, service_argv
-from stagemesh.records import model_key, replica_key, to_json
 from stagemesh.tensor import from_numpy
-from stagemesh.v1 import cache_pb2, cache_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
+from stagemesh.v1 import cache_pb2, cache_pb2_grpc, inference_pb2, inference_pb2_grpc
 
-MODEL, REPLICA, TENANT = "noop", "noop-0", "default"
-ROWS, WIDTH = 64, 16
-"""Of the answer; the width is that of `bench.noop_stage`, which is not imported: as a service it sets how gRPC waits, and
-the bare services would inherit that from here."""
+TENANT = "default"
+ROWS = 64
 IDS = np.arange(512, dtype=np.int64).reshape(ROWS, 8) % 100
 """4 KiB in, and as much out: [64, 16] of F32."""
 KEY = hashlib.sha256(b"an entry of 4 KiB").digest()
@@ -65,7 +62,7 @@ async def world() -> AsyncIterator[World]:
         etcd = EtcdServer(folder)
         await etcd.start()
         stack.push_async_callback(etcd.stop)
-        await _announce(etcd.endpoint, stage, folder)
+        await announce(etcd.endpoint, stage, folder, cache=True)
         ports = claim({"cache": 0, "near": 0, "near-http": 0, "far": 0, "far-http": 0})
         flags: dict[str, str | int | float] = {"etcd": etcd.endpoint, "log-level": "warning"}
         await _start(stack, folder, "cache", {**flags, "port": ports["cache"]})
@@ -173,38 +170,3 @@ async def _start(
     name = name or kind
     process = await ChildProcess.start(name, service_argv(kind, flags), folder / f"{name}.log")
     stack.push_async_callback(process.stop, 5.0)
-
-
-async def _announce(endpoint: str, stage: str, folder: Path) -> None:
-    """Write the model and its replica where a router looks; nobody else writes to this etcd."""
-    partition = registry_pb2.Partition(first_layer=0, end_layer=1)
-    model = registry_pb2.ModelSpec(
-        name=MODEL,
-        source=str(folder),
-        revision="r",
-        task="embed",
-        partitions=[partition],
-        replicas=[1],
-        generation=1,
-        context_length=1024,
-        vocab_size=1000,
-        hidden_size=WIDTH,
-        cache=True,
-        cache_ttl_s=3600,
-    )
-    replica = registry_pb2.ReplicaRecord(
-        replica_id=REPLICA,
-        model=MODEL,
-        revision="r",
-        stages=1,
-        partition=partition,
-        node_id="noop",
-        address=stage,
-        state=registry_pb2.REPLICA_STATE_READY,
-        generation=1,
-    )
-    etcd = Etcd(endpoint)
-    await etcd.start()
-    await etcd.put(model_key(MODEL), to_json(model))
-    await etcd.put(replica_key(MODEL, 0, REPLICA), to_json(replica))
-    await etcd.close()

@@ -5,6 +5,10 @@ the router; the same micro-batch sent straight to the stage; a bare grpc.aio una
 a message made before, so that what a client does with its arrays counts for none of them.
 """
 
+# isort: off
+import stagemesh.services  # type: ignore[import-not-found]  # noqa: F401 (sets how gRPC waits, in what starts from here, too)
+
+# isort: on
 import asyncio
 import contextlib
 import tempfile
@@ -17,20 +21,17 @@ import grpc.aio
 import numpy as np
 
 from bench.children import server
-from bench.noop_stage import WIDTH
+from bench.noop_model import MODEL, REPLICA, announce
 from bench.options import Options, say
 from bench.paired import interleaved, paired_ratio
 from bench.result import Bound, Result, Series
-from stagemesh.etcd import Etcd
 from stagemesh.grpc_server import create_channel
 from stagemesh.local.etcd_server import EtcdServer
 from stagemesh.local.ports import claim
 from stagemesh.local.processes import ChildProcess, service_argv
-from stagemesh.records import model_key, replica_key, to_json
 from stagemesh.tensor import from_numpy
-from stagemesh.v1 import inference_pb2, registry_pb2, stage_pb2
+from stagemesh.v1 import inference_pb2, stage_pb2
 
-MODEL, REPLICA = "noop", "noop-0"
 IDS = np.arange(512, dtype=np.int64).reshape(1, 512) % 100  # 4 KiB
 CLIENTS = 16
 CALLS, QUICK_CALLS = 600, 60
@@ -105,7 +106,7 @@ async def _contenders() -> AsyncIterator[dict[str, Call]]:
         etcd = EtcdServer(folder)
         await etcd.start()
         stack.push_async_callback(etcd.stop)
-        await _announce(etcd.endpoint, stage, folder)
+        await announce(etcd.endpoint, stage, folder)
         ports = claim({"grpc": 0, "http": 0})
         flags: dict[str, str | int | float] = {
             "etcd": etcd.endpoint,
@@ -151,39 +152,6 @@ async def _contenders() -> AsyncIterator[dict[str, Call]]:
             STRAIGHT: lambda: forward(request, timeout=10),
             THROUGH: lambda: infer(asked, timeout=10),
         }
-
-
-async def _announce(endpoint: str, stage: str, folder: Path) -> None:
-    """Write the model and its replica where a router looks; nobody else writes to this etcd."""
-    partition = registry_pb2.Partition(first_layer=0, end_layer=1)
-    model = registry_pb2.ModelSpec(
-        name=MODEL,
-        source=str(folder),
-        revision="r",
-        task="embed",
-        partitions=[partition],
-        replicas=[1],
-        generation=1,
-        context_length=1024,
-        vocab_size=1000,
-        hidden_size=WIDTH,
-    )
-    replica = registry_pb2.ReplicaRecord(
-        replica_id=REPLICA,
-        model=MODEL,
-        revision="r",
-        stages=1,
-        partition=partition,
-        node_id="noop",
-        address=stage,
-        state=registry_pb2.REPLICA_STATE_READY,
-        generation=1,
-    )
-    etcd = Etcd(endpoint)
-    await etcd.start()
-    await etcd.put(model_key(MODEL), to_json(model))
-    await etcd.put(replica_key(MODEL, 0, REPLICA), to_json(replica))
-    await etcd.close()
 
 
 async def _until_up(router: ChildProcess, call: Call) -> None:
