@@ -7,19 +7,14 @@ of a row; each carries a digest, and a file with one wrong row is not believed a
 
 import hashlib
 import json
-import logging
-import os
-import sqlite3
 import struct
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from stagemesh.errors import ConfigError
+from .database import CorruptFile, check_structure, connect, open_or_set_aside
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 APPLICATION_ID = 0x53744D63
 _TABLES = """
@@ -31,13 +26,8 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TABLE IF NOT EXISTS invalidations (id TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS seen (one INTEGER PRIMARY KEY CHECK (one = 1), unix_ms INTEGER NOT NULL);
 """
-_TABLE_NAMES = {"entries", "invalidations", "seen"}
 # Rows in one statement: the interpreter's lock is taken once for all of them, not once for each.
 _ROWS = 100
-
-
-class CorruptFile(Exception):
-    """Something in the file is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ class EntryFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._base = _connect(path)
+        self._base = connect(path, APPLICATION_ID, _TABLES, "entries", checkpoint_pages=4000)
 
     def __repr__(self) -> str:
         return f"EntryFile({self.path.name!r})"
@@ -104,8 +94,7 @@ class EntryFile:
 
     def read(self) -> Iterator[Row]:
         """Every entry, the one written last first. Raises `CorruptFile`."""
-        if self._base.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise CorruptFile("its structure is damaged")
+        check_structure(self._base)
         for *columns, expected in self._base.execute(
             "SELECT tenant, key, value, digest, tags, stored_ms, expires_ms, sum FROM entries ORDER BY id DESC"
         ):
@@ -133,59 +122,15 @@ class EntryFile:
 def open_file(path: Path) -> tuple[EntryFile, list[Row], bool]:
     """The file, what it holds (the last written first) and whether a damaged one was set aside.
 
-    Raises `ConfigError` when it cannot be used at all: no permission, another cache has it, not a cache's file.
+    Raises `ConfigError` as `open_or_set_aside` does.
     """
-    try:
-        return *_read_whole(path), False
-    except (CorruptFile, sqlite3.DatabaseError) as error:
-        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-            why = "another process has it" if "locked" in str(error) else str(error)
-            raise ConfigError(f"file: {str(path)!r} cannot be used: {why}") from None
-        kept_as = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-        log.warning("cache.file_corrupt: %s; it is set aside as %s, and nothing of it served", error, kept_as)
-        for suffix in ("", "-wal"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.rename(kept_as.with_name(kept_as.name + suffix))
-    return *_read_whole(path), True
-
-
-def _read_whole(path: Path) -> tuple[EntryFile, list[Row]]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Answers are nobody else's business.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        raise ConfigError(f"file: {str(path)!r} cannot be used: {error.strerror}") from None
-    found = EntryFile(path)
-    try:
-        return found, list(found.read())
-    except BaseException:
-        found.close()
-        raise
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    base = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
-    try:
-        base.execute("PRAGMA locking_mode = EXCLUSIVE")
-        base.execute("PRAGMA journal_mode = WAL")
-        base.execute("PRAGMA synchronous = NORMAL")
-        base.execute("PRAGMA wal_autocheckpoint = 4000")
-        (application,) = base.execute("PRAGMA application_id").fetchone()
-        names = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if application != APPLICATION_ID:
-            if "entries" in names:
-                raise CorruptFile("its mark is not a cache's")
-            if names:
-                raise ConfigError(f"file: {str(path)!r} is a database of something else")
-            base.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        if not names >= _TABLE_NAMES:
-            base.executescript(_TABLES)
-    except BaseException:
-        base.close()
-        raise
-    return base
+    return open_or_set_aside(
+        path,
+        EntryFile,
+        lambda found: list(found.read()),
+        event="cache.file_corrupt",
+        then="nothing of it served",
+    )
 
 
 def _columns(row: Row) -> tuple[object, ...]:

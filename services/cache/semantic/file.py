@@ -8,17 +8,14 @@ before it serves.
 
 import hashlib
 import logging
-import os
-import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
 
-from stagemesh.errors import ConfigError
 from stagemesh.v1 import semantic_pb2 as pb
 
+from ..database import CorruptFile, check_structure, connect, open_or_set_aside
 from .layer import Changes, Saved, SemanticLayer
 from .rows import Name
 
@@ -31,16 +28,12 @@ _TABLE = (
 )
 
 
-class CorruptFile(Exception):
-    """Something in the file is not what was written."""
-
-
 class SemanticFile:
     """One database, held by one process. Used by one thread; methods may raise `sqlite3.Error`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._base = _connect(path)
+        self._base = connect(path, APPLICATION_ID, _TABLE, "records")
 
     def __repr__(self) -> str:
         return f"SemanticFile({self.path.name!r})"
@@ -77,8 +70,7 @@ class SemanticFile:
 
     def read(self) -> Saved:
         """All that was written. Raises `CorruptFile`."""
-        if self._base.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise CorruptFile("its structure is damaged")
+        check_structure(self._base)
         saved = Saved()
         for kind, value in self._records():
             try:
@@ -121,61 +113,15 @@ def open_behind(path: Path, layer: SemanticLayer) -> SemanticFile:
 
 
 def open_file(path: Path) -> tuple[SemanticFile, Saved]:
-    """The file and what it holds; a damaged one is set aside.
-
-    Raises `ConfigError` when it cannot be used at all: no permission, another cache has it, not a file of this kind.
-    """
-    try:
-        return _read_whole(path)
-    except (CorruptFile, sqlite3.DatabaseError) as error:
-        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-            why = "another process has it" if "locked" in str(error) else str(error)
-            raise ConfigError(f"file: {str(path)!r} cannot be used: {why}") from None
-        kept_as = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-        log.warning(
-            "cache.semantic_file_corrupt: %s; it is set aside as %s, and evidence is gathered anew",
-            error,
-            kept_as,
-        )
-        for suffix in ("", "-wal"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.rename(kept_as.with_name(kept_as.name + suffix))
-    return _read_whole(path)
-
-
-def _read_whole(path: Path) -> tuple[SemanticFile, Saved]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Questions are nobody else's business.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        raise ConfigError(f"file: {str(path)!r} cannot be used: {error.strerror}") from None
-    found = SemanticFile(path)
-    try:
-        return found, found.read()
-    except BaseException:
-        found.close()
-        raise
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    base = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
-    try:
-        base.execute("PRAGMA locking_mode = EXCLUSIVE")
-        base.execute("PRAGMA journal_mode = WAL")
-        base.execute("PRAGMA synchronous = NORMAL")
-        (application,) = base.execute("PRAGMA application_id").fetchone()
-        names = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if application != APPLICATION_ID:
-            if names:
-                raise ConfigError(f"file: {str(path)!r} is a database of something else")
-            base.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        base.execute(_TABLE)
-    except BaseException:
-        base.close()
-        raise
-    return base
+    """The file and what it holds; a damaged one is set aside. Raises `ConfigError` as `open_or_set_aside` does."""
+    file, saved, _ = open_or_set_aside(
+        path,
+        SemanticFile,
+        SemanticFile.read,
+        event="cache.semantic_file_corrupt",
+        then="evidence is gathered anew",
+    )
+    return file, saved
 
 
 def _record(kind: int, name: bytes, value: Message) -> tuple[int, bytes, bytes, bytes]:
