@@ -4,7 +4,7 @@ Pure; time comes in as an argument. All of it comes with what is sent anyway: no
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from stagemesh.v1 import registry_pb2, stage_pb2
@@ -44,8 +44,24 @@ class _Row:
     def __init__(self, records: Sequence[registry_pb2.ReplicaRecord], candidates: list[Candidate]) -> None:
         self.records = records
         self.candidates = candidates
-        self.places = {each.replica_id: place for place, each in enumerate(records)}
+        self.places = _places(records)
         self.changed: set[str] = set()
+
+    def follow(
+        self,
+        records: Sequence[registry_pb2.ReplicaRecord],
+        made: Callable[[registry_pb2.ReplicaRecord], Candidate],
+    ) -> None:
+        """Replicas came, went or changed: what lies before the first and after the last of them stays as it is."""
+        before = self.records
+        first = _alike(before, records)
+        last = _alike(before[: first - len(before) - 1 : -1], records[: first - len(records) - 1 : -1])
+        self.candidates[first : len(before) - last] = map(made, records[first : len(records) - last])
+        self.records = records
+        ids = [each.replica_id for each in before[first : len(before) - last]]
+        if ids != [each.replica_id for each in records[first : len(records) - last]]:
+            self.places = _places(records)
+            self.changed &= self.places.keys()
 
 
 class Loads:
@@ -128,9 +144,11 @@ class Loads:
             return [self._candidate(each) for each in replicas]
         stage = replicas[0].model, replicas[0].stage
         row = self._rows.get(stage)
-        if row is None or row.records is not replicas:
+        if row is None:
             row = self._rows[stage] = _Row(replicas, [self._candidate(each) for each in replicas])
             return row.candidates
+        if row.records is not replicas:
+            row.follow(replicas, self._candidate)
         for name in row.changed:
             place = row.places[name]
             row.candidates[place] = self._candidate(replicas[place])
@@ -189,6 +207,22 @@ class Loads:
         if seen is None:
             seen = self._seen[name] = _Seen()
         return seen
+
+
+def _places(records: Sequence[registry_pb2.ReplicaRecord]) -> dict[str, int]:
+    return {each.replica_id: place for place, each in enumerate(records)}
+
+
+def _alike(one: Sequence[registry_pb2.ReplicaRecord], other: Sequence[registry_pb2.ReplicaRecord]) -> int:
+    """How many records both begin with; whole pieces are compared at once, since most are the same objects."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _number(told: float) -> float:

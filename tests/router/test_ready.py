@@ -4,6 +4,7 @@ import time
 
 from hypothesis import given
 from hypothesis import strategies as st
+from stagemesh.services.router.loads import Loads
 from stagemesh.services.router.membership import Membership
 
 from stagemesh import records
@@ -142,3 +143,30 @@ def test_a_change_among_many_costs_a_small_part_of_a_fresh_look() -> None:
             plainly(membership, spec)
             looks.append(time.process_time() - started)
     assert min(changes) * 20 < min(looks)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["put", "delete", "load", "look"])),
+        max_size=40,
+    )
+)
+def test_what_policies_are_shown_follows_the_table(steps) -> None:
+    """Candidates of a whole stage are those that would be made anew, in order."""
+    spec, membership, loads = model("m", stages=1), Membership(grace_s=5.0), Loads()
+    membership.snapshot(listing(spec), 0.0)
+
+    def look() -> None:
+        (stage,) = membership.ready(spec)
+        if stage:
+            assert list(loads.candidates(stage, whole=True)) == loads.candidates(stage)
+
+    for number, (name, what) in enumerate(steps):
+        key, value = next(iter(listing(replica(name, 0, 1, canary_ms=number)).items()))
+        if what in ("put", "delete"):
+            membership.change(key, value if what == "put" else None, 1.0)
+        elif what == "load":
+            loads.begin([name])
+        else:
+            look()
+    look()
