@@ -54,6 +54,13 @@ class StageConfig(ServiceConfig):
         description="MiB that loaded partitions may take which nobody asks for now, so that their models wake at once; "
         "they go when the memory is needed. 0 keeps none, -1 keeps up to half of the node's memory",
     )
+    packed_mb: int = Field(
+        -1,
+        ge=-1,
+        le=2**24,
+        description="MiB of disk that packed partitions may take in `packed` of the data folder, so that the next load "
+        "maps one instead of making it; 0 writes none, -1 as much as the node's memory. A tenth of the disk stays free",
+    )
     journal_mb: int = Field(
         128,
         ge=0,
@@ -78,5 +85,6 @@ class StageConfig(ServiceConfig):
         description="how far computing gives way to whatever else runs on this machine; 0 not at all",
     )
     data_dir: Path | None = Field(
-        None, description="folder that keeps what was measured here; without, the user's cache folder"
+        None,
+        description="folder that keeps what was measured and packed here; without, the user's cache folder",
     )

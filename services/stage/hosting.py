@@ -15,7 +15,6 @@ from typing import Any
 from stagemesh import records
 from stagemesh.errors import CheckpointError, StagemeshError, Unavailable
 from stagemesh.etcd import Etcd, Lease
-from stagemesh.revisions import spec_of
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, NodeRecord, ReplicaState
 
 from . import metrics
@@ -25,19 +24,18 @@ from .config import StageConfig
 from .failure import told
 from .head import Head
 from .hosted import Hosted
-from .loading import give_back, load_assigned, weight_bytes
+from .loading import give_back, kv_budget, load_assigned, wanted_spec, weight_bytes
 from .partition.interface import Partition
 from .profile_node import Profiles
 from .relay import Upstream
 from .replica import Replica
 from .warm.kept import KeptPartitions, Key, Loaded
+from .warm.saving import saving_of
 from .watchdog import Limits
 from .watcher import Watcher
 
 log = logging.getLogger(__name__)
 
-# Positions that a session is expected to take where the model sets no limit.
-UNKNOWN_CONTEXT = 8192
 # How long a pass that hangs may still come back before the node ends.
 COME_BACK_S = 10.0
 # How long whoever leaves waits for the last pass of what measures it.
@@ -78,6 +76,7 @@ class Hosting:
         # Bytes set aside for what is being loaded, by replica id: reading cannot be stopped, and may go on for nobody.
         self._reading: dict[str, int] = {}
         self._kept = KeptPartitions(record, config.keep_mb)
+        self._saving = saving_of(config, record)
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
         self._profiles = Profiles(record, etcd, self.announce, config.fast, config.data_dir)
@@ -126,7 +125,7 @@ class Hosting:
             found = await self._etcd.get(records.model_key(assignment.model))
             if found is None:
                 raise CheckpointError("the model was undeployed meanwhile")
-            spec = _wanted(records.from_json(found.value, ModelSpec), assignment)
+            spec = wanted_spec(records.from_json(found.value, ModelSpec), assignment)
             hosted.key = Key.of(spec, assignment)
             hosted.loaded = kept = await self._kept_of(hosted.key)
             if kept is not None:
@@ -141,6 +140,7 @@ class Hosting:
             await self.publish(hosted, ReplicaState.REPLICA_STATE_READY)
             if kept is None:
                 self._profiles.learn(replica, spec)
+                self._saving.begin(replica.model)
             else:
                 await self.announce()
         except TimeoutError as error:
@@ -169,7 +169,15 @@ class Hosting:
         self._reading[name] = needed
         if self._kept.shrink(free - needed):
             await asyncio.to_thread(give_back)
-        load = partial(load_assigned, spec, assignment, self._config.device, free, self._config.fast)
+        load = partial(
+            load_assigned,
+            spec,
+            assignment,
+            self._config.device,
+            free,
+            self._config.fast,
+            self._saving.store,
+        )
         started = time.monotonic()
 
         def read() -> None:
@@ -184,7 +192,8 @@ class Hosting:
     ) -> Replica:
         """Give it memory for sessions and try it out; `again`: it served before."""
         assignment = hosted.assignment
-        kv_bytes = self._kv_bytes(model, spec, max(0, self._free_bytes() - model.weight_bytes))
+        left = max(0, self._free_bytes() - model.weight_bytes)
+        kv_bytes = kv_budget(self._config, model, spec, left)
         self._reading[assignment.replica_id] = model.weight_bytes + kv_bytes
         self._kept.shrink(self._free_bytes())
         try:
@@ -224,18 +233,11 @@ class Hosting:
         hosted.record.kv_bytes_total = kv_bytes
         return replica
 
-    def _kv_bytes(self, model: Partition, spec: ModelSpec, left: int) -> int:
-        """Budget for KV: what a full house of longest sessions needs, within the share that may be taken."""
-        wanted = (
-            self._config.max_sessions * model.kv_layout.sequence_bytes(spec.context_length or UNKNOWN_CONTEXT)
-            if model.generates
-            else 0
-        )
-        return min(wanted, int(left * self._config.kv_fraction))
-
     def _free_bytes(self) -> int:
-        """What is left of the node's memory beside the partitions it hosts, and those that are read for nobody."""
-        used = sum(self._reading.values()) + sum(
+        """What is left of the node's memory beside the partitions it hosts, and those read, or written, for nobody."""
+        serving = [one.loaded.partition for one in self.hosted.values() if one.loaded is not None]
+        used = self._saving.bytes_beside(serving) + sum(self._reading.values())
+        used += sum(
             hosted.replica.model.weight_bytes + hosted.replica.pool.budget_bytes
             for hosted in self.hosted.values()
             if hosted.replica is not None
@@ -326,6 +328,7 @@ class Hosting:
         if self._leaving:
             return
         self._leaving = True
+        self._saving.close()
         hosted = list(self.hosted.values())
         ready = [one for one in hosted if one.record.state == ReplicaState.REPLICA_STATE_READY]
         writes = [self.publish(one, ReplicaState.REPLICA_STATE_DRAINING) for one in ready]
@@ -373,14 +376,6 @@ class Hosting:
     def _unwatch(self, replica: Replica) -> None:
         if self._watcher is not None:
             self._watcher.unwatch(replica.engine)
-
-
-def _wanted(model: ModelSpec, assignment: Assignment) -> ModelSpec:
-    """The spec of the assignment's revision: the deployed one, or the candidate of a rollout."""
-    spec = spec_of(model, assignment.revision)
-    if spec is None:
-        raise CheckpointError("its revision is not wanted any more")
-    return spec
 
 
 def _key(assignment: Assignment) -> str:

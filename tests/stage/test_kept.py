@@ -115,7 +115,7 @@ async def test_nothing_is_kept_that_another_partition_needs(
         # With a full house of sessions there is room for the weights of one and a half.
         running.record.memory_bytes = int(nbytes * 1.5)
         monkeypatch.setattr(
-            running.node._hosting, "_kv_bytes", lambda model, spec, left: min(left, nbytes // 4)
+            hosting_module, "kv_budget", lambda config, model, spec, left: min(left, nbytes // 4)
         )
         await let_go(running, replica_id)
         assert running.node._hosting._kept.bytes == nbytes

@@ -58,7 +58,7 @@ def test_other_code_or_threads_are_tried_anew(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert asked(trials, False, 8) == (False, True)
     monkeypatch.undo()
-    monkeypatch.setattr(trials_module, "_code", lambda: "another build")
+    monkeypatch.setattr(trials_module, "code_digest", lambda: "another build")
     again = Trials()
     again.use(tmp_path)
     assert asked(again, False, 8) == (False, True)

@@ -19,12 +19,14 @@ from .attention import NAME, running
 from .boundary import Boundary
 from .cache import PartCache, own_layout
 from .families import Family, family_of
-from .fused import FAMILIES, FusedLayer, fuse_layers
+from .from_packed import contents, fill, is_fused, named, place
+from .fused import FAMILIES, FusedLayer, fuse_layers, replace_layers
 from .interface import Activations, Batch
 from .kernels import Kernels, load_kernels
 from .kv import KVLayout
 from .logits import head_of
 from .packed import pack_linears
+from .packed_file import Packed
 from .plans import plan_of
 from .ragged import Ragged, Segment
 from .skeleton import Skeleton, compact, prune, read_config
@@ -48,6 +50,7 @@ class CausalPartition:
         ragged: bool,
         packed: int,
         kernels: Kernels | None,
+        made: Packed | None = None,
     ) -> None:
         self._skeleton = skeleton
         self._base = skeleton.base
@@ -62,6 +65,8 @@ class CausalPartition:
         self.ragged = ragged
         # Linear layers whose weights are packed.
         self.packed = packed
+        # What a packed file of it has; None where it came from one, or cannot.
+        self.made = made
         # Whether decoder layers were replaced by fused ones.
         self.fused = isinstance(skeleton.layers[0], FusedLayer)
         self._kernels = kernels
@@ -296,6 +301,7 @@ def load_causal(
     device: torch.device,
     locate: Locate,
     fast: bool,
+    before: Packed | None = None,
 ) -> CausalPartition:
     """Build and load one partition of a causal language model. See `load.load_partition`."""
     config = read_config(folder)
@@ -308,16 +314,27 @@ def load_causal(
     ragged = _full_attention(config)
     skeleton = build_causal(config, first, end, dtype, ragged)
     packs = fast and device.type == "cpu"
-    weight_bytes = load_weights(skeleton, checkpoint, locate, device, mapped=packs)
+    kernels = load_kernels(dtype) if packs and ragged else None
+    if before is not None and kernels is not None and config.model_type in FAMILIES:
+        weight_bytes = fill(skeleton, before, device)
+    else:
+        before = None
+        weight_bytes = load_weights(skeleton, checkpoint, locate, device, mapped=packs)
+    names = named(skeleton)
     compact(skeleton, family.caches)
-    packed, kernels = 0, None
-    if packs:
-        kernels = load_kernels(dtype) if ragged else None
+    packed, fused, made, base = 0, False, None, skeleton.base
+    if before is not None and kernels is not None:
+        if is_fused(before):
+            replace_layers(skeleton.layers, kernels)
+        packed = place(skeleton, before, kernels)
+    elif packs:
         if kernels is not None and config.model_type in FAMILIES:
-            base: Any = skeleton.base
-            fuse_layers(base.layers, base.rotary_emb, _arenas(config, end - first, dtype, device), kernels)
+            layout = _arenas(config, end - first, dtype, device)
+            fused = fuse_layers(skeleton.layers, base.get_submodule("rotary_emb"), layout, kernels)
         packed = pack_linears(skeleton.model)
         own_memory(skeleton)
+        if kernels is not None and config.model_type in FAMILIES:
+            made = contents(skeleton, names, weight_bytes=weight_bytes, fused=fused)
     return CausalPartition(
         skeleton,
         family,
@@ -327,6 +344,7 @@ def load_causal(
         ragged=ragged,
         packed=packed,
         kernels=kernels,
+        made=made,
     )
 
 

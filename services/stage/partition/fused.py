@@ -52,6 +52,8 @@ class FusedLayer(nn.Module):
         if hasattr(attention, "q_norm"):
             query, key = attention.get_submodule("q_norm"), attention.get_submodule("k_norm")
             self.norms = (query.weight, key.weight, query.variance_epsilon)  # type: ignore[assignment]
+            # So that their weights are among the partition's: counted, and copied out of a mapped file.
+            self.of_heads = nn.ModuleList([query, key])
         self._kernels = kernels
 
     def forward(
@@ -123,10 +125,14 @@ def fuse_layers(layers: nn.ModuleList, rotary: nn.Module, layout: KVLayout, kern
     facts = (width, fused.heads, fused.kv_heads, fused.head_dim, fused.down.in_features, layout.dtype)
     if not TRIALS.pays("fused", *facts, trial=lambda: _is_better(layers[0], rotary, layout, kernels)):
         return False
-    layers[0] = fused
-    for index in range(1, len(layers)):
-        layers[index] = FusedLayer(layers[index], index, kernels)
+    replace_layers(layers, kernels)
     return True
+
+
+def replace_layers(layers: nn.ModuleList, kernels: Kernels) -> None:
+    """Replace the decoder layers in place; for those that are known to give the same, sooner."""
+    for index, layer in enumerate(layers):
+        layers[index] = FusedLayer(layer, index, kernels)
 
 
 def _is_better(plain: nn.Module, rotary: nn.Module, layout: KVLayout, kernels: Kernels) -> bool:

@@ -12,6 +12,7 @@ from .causal import load_causal
 from .encoder import load_encoder
 from .graph import load_graph
 from .interface import Partition
+from .packed_file import Packed
 from .weights import Locate
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -33,6 +34,7 @@ def load_partition(
     device: str = "cpu",
     locate: Locate | None = None,
     fast: bool = True,
+    before: Packed | None = None,
 ) -> Partition:
     """Build and load one partition of the checkpoint in `folder`. Blocking: seconds for a large one.
 
@@ -46,8 +48,11 @@ def load_partition(
         device: a torch device.
         locate: finds the checkpoint's weight files; by default they lie in `folder`.
         fast: use what is faster on this device by measurement (packed weights); off is torch as it is.
+        before: what was packed of this very partition before, instead of the weight files; for what cannot use it they
+            are read all the same.
 
     Raises:
+        PackedFileError: `before` does not fit.
         CheckpointError: see `prune`, `load_weights` and `load_graph`.
     """
     if task == "tensor":
@@ -62,7 +67,15 @@ def load_partition(
     place, kind = torch.device(device), TORCH_DTYPES[name]
     if task == "generate":
         return load_causal(
-            folder, checkpoint, first=first, end=end, dtype=kind, device=place, locate=where, fast=fast
+            folder,
+            checkpoint,
+            first=first,
+            end=end,
+            dtype=kind,
+            device=place,
+            locate=where,
+            fast=fast,
+            before=before,
         )
     return load_encoder(
         folder,

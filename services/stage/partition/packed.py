@@ -71,16 +71,28 @@ class PanelLinear(nn.Module):
         self._kernels = kernels
         parts, self.bias = _parts(plain)
         columns = -(-plain.out_features // PANEL) * PANEL
-        self._panels = memory.empty(columns * plain.in_features, parts[0].dtype)
+        self.panels = memory.empty(columns * plain.in_features, parts[0].dtype)
         at = 0
         for weight in parts:  # straight from where they lie, which may be a mapped file
-            kernels.pack_panels(weight, self._panels[at:])
+            kernels.pack_panels(weight, self.panels[at:])
             at += weight.numel()
+
+    @classmethod
+    def of(
+        cls, depth: int, columns: int, panels: torch.Tensor, bias: torch.Tensor | None, kernels: Kernels
+    ) -> "PanelLinear":
+        """`[..., depth]` -> `[..., columns]` with panels that were made before."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.in_features, made.out_features = depth, columns
+        made._kernels, made.panels = kernels, panels
+        made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return made
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Multiply by the packed weight and add the bias."""
         flat = inputs.reshape(-1, self.in_features).contiguous()
-        out = self._kernels.linear(flat, self._panels, self.bias, self.out_features, torch.get_num_threads())
+        out = self._kernels.linear(flat, self.panels, self.bias, self.out_features, torch.get_num_threads())
         return out if inputs.dim() == 2 else out.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

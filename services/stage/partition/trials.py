@@ -42,7 +42,7 @@ class Trials:
 
     def use(self, folder: Path) -> None:
         """Know what the file in `folder` says, and keep there what is found from now on."""
-        code, known = _code(), _read(folder / _FILE)
+        code, known = code_digest(), _read(folder / _FILE)
         with self._lock:
             self._code, self._path, self._known = code, folder / _FILE, known
 
@@ -80,7 +80,7 @@ TRIALS = Trials()
 """Those of this process."""
 
 
-def _code() -> str:
+def code_digest() -> str:
     """Digest of what computes: processor, torch, and the compiled kernels."""
     digest = hashlib.sha256(f"{_processor()}|{torch.__version__}".encode())
     if (file := kernels_file()) is not None:

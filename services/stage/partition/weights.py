@@ -85,7 +85,7 @@ def load_weights(
         )
     if missing:
         raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)!r}")
-    _fill_buffers(model, device)
+    fill_buffers(model, device)
     model.requires_grad_(False)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     left = [name for name, tensor in tensors if tensor.is_meta]
@@ -175,7 +175,7 @@ def _tensor(model: PreTrainedModel, name: str) -> torch.Tensor:
     return found
 
 
-def _fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
+def fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Compute the buffers that no checkpoint holds (rotary frequencies, position ids)."""
     owners: dict[str, PreTrainedModel] = {}
     for path, module in model.named_modules():
