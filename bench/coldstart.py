@@ -1,10 +1,11 @@
 """How soon does a model answer that has no replicas, beside a new process that imports and loads one of its partitions?
 
-Three contenders, in turns, on one machine and the same files: (a) `cold`: the new process, from its start to a loaded
+Four contenders, in turns, on one machine and the same files: (a) `cold`: the new process, from its start to a loaded
 partition, which is less than a first token; (b) `warm`: there is no stage process at all; two are forked as the request
-comes, nothing is loaded, and the time ends with the first token at the client; (c) `kept`: the stage processes run and
-have kept the model's weights. (b) and (c) go the whole way: the router holds the request, a registry wakes the model,
-both stages load or attach, try themselves out and say so in etcd.
+comes, nothing is loaded but what was packed when the model was served before lies on disk, and the time ends with the first
+token at the client; (c) `first`: the same without that file, so that weights are packed; (d) `kept`: the stage processes run
+and have kept the model's weights. (b) to (d) go the whole way: the router holds the request, a registry wakes the model,
+both stages load or attach, try themselves out and say so in etcd. Where their time goes is in a table.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoints import checkpoint
+from bench.coldstart_phases import MILESTONES, Phases, lengths
 from bench.meshes import mesh, prompts
 from bench.options import Options, say
 from bench.paired import interleaved, paired_ratio
@@ -49,8 +51,13 @@ class Place:
     name: str
     forked: int = 0
 
-    async def fork(self) -> ChildProcess:
-        """A stage process in the zone of what is forked."""
+    @property
+    def data(self) -> Path:
+        """The data folder of what is forked."""
+        return self.folder / "data"
+
+    async def fork(self, *, packed: bool = True) -> ChildProcess:
+        """A stage process in the zone of what is forked; `packed`: it writes and reads packed partitions."""
         self.forked += 1
         name = f"forked-{self.forked}"
         flags: dict[str, str | int | float] = {
@@ -62,6 +69,8 @@ class Place:
             "zone": ZONES["warm"],
             "keep-mb": 0,
             "drain-s": 0.5,
+            "data-dir": str(self.data),
+            "packed-mb": -1 if packed else 0,
         }
         return await self.server.fork(name, flag_argv(flags), self.folder / f"{name}.log", os.environ)
 
@@ -70,28 +79,45 @@ async def run(options: Options) -> Result:
     """Measure all three, interleaved."""
     name = "tiny" if options.quick else "small"
     result = Result("coldstart", f"time to the first token of `{name}` in {STAGES} stages from no replicas")
-    found: dict[str, list[float]] = {"cold": [], "warm": [], "kept": []}
+    found: dict[str, list[float]] = {"cold": [], "warm": [], "first": [], "kept": []}
+    phases: dict[str, list[dict[str, float]]] = {"warm": [], "first": [], "kept": []}
     with tempfile.TemporaryDirectory(prefix="stagemesh-bench-") as folder:
         async with _place(Path(folder), name) as place:
             for each in ("kept", "warm"):
                 await _first(place, each)
             for number, each in interleaved(list(found), options.times(ROUNDS)):
-                measure = {"cold": _cold, "warm": _warm, "kept": _kept}[each]
-                found[each].append(await measure(place))
+                if each == "cold":
+                    found[each].append(await _cold(place))
+                else:
+                    model = "kept" if each == "kept" else "warm"
+                    zone = ZONES[model]
+                    async with Phases(place.mesh.etcd_endpoints, model, zone) as watched:
+                        await (_kept(place, watched) if each == "kept" else _warm(place, watched, each))
+                    phases[each].append(watched.taken)
+                    found[each].append(watched.taken["token"])
                 say(f"round {number + 1}: {each} {found[each][-1]:.3f} s")
     words = {
         "cold": "new process: import, load",
-        "warm": "forked on demand: load, serve",
+        "warm": "forked on demand: map, serve",
+        "first": "forked on demand: pack, serve",
         "kept": "weights kept: serve",
     }
     for each, values in found.items():
         result.series.append(Series("seconds", words[each], "s", values))
+    for each, rounds in phases.items():
+        for milestone in MILESTONES:
+            spent = [lengths(taken)[milestone] for taken in rounds if milestone in taken]
+            if spent:
+                result.series.append(Series(f"phases: {words[each]}", milestone, "s", spent))
+    result.ratio("first_load_vs_cold", paired_ratio(found["first"], found["cold"]))
     for each, most in (("warm", 0.15), ("kept", 0.05)):
         key = {"warm": "warm_runtime_vs_cold", "kept": "kept_weights_vs_cold"}[each]
         result.ratio(key, paired_ratio(found[each], found["cold"]), Bound(most, at_most=True))
-    result.notes.append(
-        "cold ends with a loaded partition, the others with a token at the client; files lie in the page cache"
-    )
+    result.notes += [
+        "cold ends with a loaded partition, the others with a token at the client; files lie in the page cache",
+        "phases: until the scale record (woken), the forked nodes' records (nodes), the assignments, LOADING and READY of the last"
+        " stage, the first token; each from the one before",
+    ]
     return result
 
 
@@ -121,8 +147,20 @@ async def _first(place: Place, model: str) -> None:
     await deployment.deploy(place.mesh.registry_address, request)
     await _until_listed(place, model)
     await _token(place, model)
-    await _end(nodes)
+    if nodes:
+        await _until_packed(place)
     await _asleep(place, model)
+    await _end(nodes)
+
+
+async def _until_packed(place: Place) -> None:
+    """What the stages packed is written beside serving."""
+    try:
+        async with asyncio.timeout(_LOAD_S):
+            while len(list(place.data.glob("packed/*.packed"))) < STAGES:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        say("nothing was packed here: `warm` is as `first`")
 
 
 async def _until_joined(place: Place, count: int) -> None:
@@ -153,6 +191,7 @@ async def _cold(place: Place) -> float:
         str(checkpoint(place.name)),
         str(layers.first_layer),
         str(layers.end_layer),
+        str(place.data),
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
@@ -163,25 +202,26 @@ async def _cold(place: Place) -> float:
     return taken
 
 
-async def _warm(place: Place) -> float:
-    """Seconds from a request to its first token, for a model whose stage processes do not exist yet."""
+async def _warm(place: Place, phases: Phases, contender: str) -> None:
+    """From a request to its first token, for a model whose stage processes do not exist yet."""
     await _asleep(place, "warm")
-    started = time.perf_counter()
+    phases.begin()
     token = asyncio.create_task(_token(place, "warm"))
-    nodes = await asyncio.gather(*(place.fork() for _ in range(STAGES)))
-    taken = await token - started
+    nodes = await asyncio.gather(*(place.fork(packed=contender == "warm") for _ in range(STAGES)))
+    phases.end(await token)
+    # Nodes that end under a replica would be a loss, after which the registry waits before it places the next one.
+    await _asleep(place, "warm")
     await _end(nodes)
-    return taken
 
 
-async def _kept(place: Place) -> float:
+async def _kept(place: Place, phases: Phases) -> None:
     """The same, for a model whose weights the nodes have kept."""
     await _asleep(place, "kept")
     kept = sum(len(node.keeps) for node in (await place.client.status()).nodes)
     if kept < STAGES:
         raise RuntimeError(f"{kept} of {STAGES} partitions were kept")
-    started = time.perf_counter()
-    return await _token(place, "kept") - started
+    phases.begin()
+    phases.end(await _token(place, "kept"))
 
 
 async def _token(place: Place, model: str) -> float:
