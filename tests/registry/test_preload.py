@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stagemesh.services.registry.preload import Preloader
 from stagemesh.services.registry.preload.grid import BINS, EDGES, bin_of, time_in_bins
-from stagemesh.services.registry.preload.hazard import Hazards
-from stagemesh.services.registry.preload.policy import Policy
+from stagemesh.services.registry.preload.hazard import Hazards, never_rising
+from stagemesh.services.registry.preload.policy import MARGINS, Policy
 from stagemesh.services.registry.preload.preloader import COMMON
-from stagemesh.services.registry.preload.proof import Proof
-from stagemesh.services.registry.preload.windows import loaded_bins, outcome, windows
+from stagemesh.services.registry.preload.proof import SHARE, Proof
+from stagemesh.services.registry.preload.windows import loaded_bins, used, waits, windows
 
 SECONDS = st.floats(0, 3e5, allow_nan=False)
 ARRIVALS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 5000)), min_size=1, max_size=30)
@@ -123,9 +123,9 @@ def test_days_are_learned() -> None:
 def test_windows_are_the_best_of_all_at_their_price(rates, keep, load_s) -> None:
     """Against every single change of one bin: the programme's choice is worth at least as much."""
     hazard = np.array(rates)
-    average = np.minimum.accumulate(hazard)
-    found = loaded_bins(hazard, average, keep, load_s, margin=1.0)
-    prices = np.interp(keep, (EDGES[:-1] + EDGES[1:]) / 2, average)
+    keeps = np.array(keep)
+    prices = np.interp(keeps, (EDGES[:-1] + EDGES[1:]) / 2, np.minimum.accumulate(hazard))
+    found = loaded_bins(hazard, prices, keeps, load_s, np.ones(keeps.size))
     rng = random.Random(0)
     for row, price in zip(found, prices, strict=True):
         best = _worth(row, hazard, price, load_s)
@@ -150,29 +150,112 @@ def _worth(loaded: np.ndarray, hazard: np.ndarray, price: float, load_s: float) 
 
 def test_no_keep_alive_is_no_memory() -> None:
     hazard = np.full(BINS, 1.0)
-    assert not loaded_bins(hazard, hazard, [0.0], 10.0).any()
+    assert not loaded_bins(hazard, np.zeros(1), np.zeros(1), 10.0, np.ones(1)).any()
 
 
-def test_outcome_counts_loads_that_were_not_of_use() -> None:
+def test_rows_of_several_models_are_as_one_each() -> None:
+    rng = np.random.default_rng(1)
+    hazards = rng.exponential(0.01, (3, BINS))
+    price, keep, margin = rng.exponential(0.01, 3), np.array([10.0, 100.0, 1000.0]), np.array([1.0, 2.0, 8.0])
+    together = loaded_bins(hazards, price, keep, 10.0, margin)
+    for nth in range(3):
+        row = slice(nth, nth + 1)
+        assert (loaded_bins(hazards[nth], price[row], keep[row], 10.0, margin[row])[0] == together[nth]).all()
+
+
+def test_equal_hazards_are_kept_as_by_a_fixed_keep_alive() -> None:
+    """The price that an average model has after T keeps it for T, whatever the margin, if hazards fall."""
+    hazard = never_rising(np.ones(BINS), np.diff(EDGES))
+    for keep in (16.0, 256.0, 4096.0):
+        price = np.interp([keep], (EDGES[:-1] + EDGES[1:]) / 2, hazard)
+        for margin in MARGINS:
+            found = loaded_bins(hazard, price, np.array([keep]), 10.0, np.array([margin]))
+            assert windows(found[0]) == [(0.0, pytest.approx(keep, rel=0.27))]
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0.01, 1e4)), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_pooled_rates_never_rise_and_lose_no_arrival(cells: list[tuple[float, float]]) -> None:
+    seen, idle = np.array(cells).T
+    found = never_rising(seen, idle)
+    assert (np.diff(found) <= 1e-9 * (1 + found[1:])).all()
+    assert float(found @ idle) == pytest.approx(float(seen.sum()), rel=1e-6, abs=1e-9)
+    # The hull: what is found up to any bin is at least what came up to there.
+    assert (np.cumsum(found * idle) >= np.cumsum(seen) * (1 - 1e-6) - 1e-9).all()
+
+
+def test_memory_counts_loads_that_were_not_of_use() -> None:
     loaded = (EDGES[:-1] >= 64) & (EDGES[:-1] < 128)
     assert windows(loaded) == [(64.0, 128.0)]
-    rows = loaded[None, :]
-    for idle, ready, used in ((10, False, 0), (60, False, 6), (70, True, 16), (500, False, 74)):
-        is_ready, memory = outcome(rows, idle, 10.0)
-        assert (bool(is_ready[0]), float(memory[0])) == (ready, pytest.approx(used))
+    rows, warm, cold = loaded[None, :], np.zeros(1), np.full(1, 10.0)
+    for idle, wait, memory in ((10, 10, 0), (60, 4, 6), (70, 0, 16), (500, 10, 74)):
+        assert waits(rows, idle, 10.0, warm)[0] == pytest.approx(wait)
+        assert used(rows, 0.0, idle, 10.0, warm)[0] == pytest.approx(memory)
+    assert waits(rows, 3.0, 10.0, cold)[0] == pytest.approx(7), "the load of the request before goes on"
+    assert used(rows, 0.0, 70.0, 10.0, cold)[0] == pytest.approx(26)
+
+
+@given(
+    st.lists(st.booleans(), min_size=BINS, max_size=BINS),
+    st.lists(SECONDS, min_size=1, max_size=5),
+    st.floats(0, 30),
+)
+@settings(deadline=None, max_examples=60)
+def test_memory_is_the_same_in_one_piece_or_in_several(bins, stops, loading_s) -> None:
+    rows, loading = np.array([bins]), np.array([loading_s])
+    at, total = 0.0, 0.0
+    for stop in sorted(stops):
+        total += used(rows, at, stop, 10.0, loading)[0]
+        at = stop
+    assert total == pytest.approx(used(rows, 0.0, at, 10.0, loading)[0], abs=1e-6)
+
+
+def _learn(proof: Proof, times: int, ready: list[bool], used_s: list[float], *, fixed: bool = False) -> None:
+    for _ in range(times):
+        now_s = 600.0 * float(proof.count[0])
+        proof.learn(np.array([fixed]), np.array([ready]), now_s)
+        proof.spend(np.array([100.0]), np.array([used_s]), np.array([100.0]))
 
 
 def test_a_way_is_followed_once_it_is_ahead_by_more_than_chance_at_no_more_memory() -> None:
     proof = Proof(1, 2)
-    fixed, better, spent = np.array([False]), np.array([True, True]), np.array([100.0])
-    for _ in range(5):
-        proof.learn(fixed, np.array([100.0]), better, np.array([50.0, 150.0]), spent)
+    _learn(proof, 5, [True, True], [50.0, 150.0])
     assert proof.best()[0] == -1, "five times may be luck"
-    for _ in range(20):
-        proof.learn(fixed, np.array([100.0]), better, np.array([50.0, 150.0]), spent)
+    _learn(proof, 20, [True, True], [50.0, 150.0])
     assert proof.best()[0] == 0, "the other one takes more memory"
-    proof.learn(fixed, np.array([0.0]), better, np.array([0.0, 0.0]), np.array([1000.0]))
-    assert proof.best()[0] == -1, "more was spent than the fixed keep-alive would have"
+    _learn(proof, 40, [False, True], [50.0, 150.0], fixed=True)
+    assert proof.best()[0] == -1, "it has lost what it was ahead"
+
+
+def test_what_ends_in_one_half_hour_is_no_independent_evidence() -> None:
+    """Twice as many spared as lost, in turn by the half hour or all at once: only the first is beyond chance."""
+    steady, bursts = Proof(1, 1), Proof(1, 1)
+    for nth in range(360):
+        now_s = 60.0 * nth
+        spared = nth % 3 != 0
+        steady.learn(np.array([not spared]), np.array([[spared]]), now_s)
+        spared = (nth // 30) % 3 != 0
+        bursts.learn(np.array([not spared]), np.array([[spared]]), now_s)
+        for proof in (steady, bursts):
+            proof.spend(np.ones(1), np.full((1, 1), 0.5), np.ones(1))
+    assert abs(steady.ahead + steady.lately - bursts.ahead - bursts.lately) < 20
+    assert (steady.best()[0], bursts.best()[0]) == (0, -1)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.4, 20))
+@settings(deadline=None, max_examples=15)
+def test_a_way_takes_the_memory_of_the_keep_alive_however_dear_it_begins(seed: int, factor: float) -> None:
+    """Its memory falls with its price, by a law that nobody tells it."""
+    rng, proof = np.random.default_rng(seed), Proof(1, 1)
+    fixed_s = used_s = 0.0
+    for nth in range(6000):
+        one = rng.exponential(100.0, 1)
+        other = one * factor * np.exp(-0.7 * proof.moved)
+        proof.learn(np.array([True]), np.array([[True]]), 10.0 * nth)
+        proof.spend(one, other, one * 0.9)
+        if nth >= 2000:
+            fixed_s, used_s = fixed_s + float(one[0]), used_s + float(other[0, 0])
+    assert used_s / fixed_s == pytest.approx(SHARE, rel=0.05)
 
 
 def test_the_next_leader_goes_on_with_what_was_learned() -> None:
@@ -181,6 +264,9 @@ def test_the_next_leader_goes_on_with_what_was_learned() -> None:
     for _ in range(300):
         now += rng.choice([5, 240])
         before.observe(rng.choice(["a", "b"]), now)
+    for model in "ab":
+        now += 100
+        before.observe(model, now)
     after = Preloader(keep_s=300, epoch_s=1.7e9 - 1000)
     items = before.dump()
     assert set(items) == {"a", "b", COMMON}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .grid import BINS, EDGES, PER_OCTAVE, RELATIVE, Floats, bin_of, relative_bins, time_in_bins
+from .grid import BINS, EDGES, RELATIVE, Floats, bin_of, relative_bins, time_in_bins
 from .tally import Tally
 
 FIRST_GAP_S = 600.0
@@ -26,6 +26,7 @@ FIRST_GAP_S = 600.0
 GAPS = 48
 """Gaps in a model's mean, once it has as many."""
 _PRIOR_GAPS = 0.5
+_PRIOR_SEEN = 0.02
 _COUNTS = (1, 3, 8)
 _RATIOS = (1 / 16, 1 / 4, 1.0)
 SITUATIONS = (len(_COUNTS) + 1) * (len(_RATIOS) + 1)
@@ -106,11 +107,10 @@ class Hazards:
         return self._by_others(known)[2] * known.own.smooth_factors()
 
     def average(self) -> Floats:
-        """Arrivals per second of the average model in each bin, over the octave around it, never rising; shape [BINS]."""
-        around = np.ones(2 * PER_OCTAVE + 1)
-        seen, idle = (np.convolve(each, around, "same") for each in (self.ages.seen, self.ages.expected))
-        first = 1.0 / math.exp(self.gap_log)
-        return np.minimum.accumulate((seen + 1.0) / (idle + 1.0 / first))
+        """Arrivals per second of the average model in each bin, neighbours pooled so that it never rises; shape [BINS]."""
+        return never_rising(
+            self.ages.seen + _PRIOR_SEEN, self.ages.expected + _PRIOR_SEEN * math.exp(self.gap_log)
+        )
 
     def hour_factors(self, model: str) -> Floats | None:
         """For each bin of the idle time since the last request, the factor of its hour; None while nothing differs."""
@@ -172,3 +172,19 @@ class Hazards:
 
     def _hour(self, now_s: float) -> int:
         return int((now_s + self._epoch_s) // _HOUR_S) % HOURS
+
+
+def never_rising(seen: Floats, idle: Floats) -> Floats:
+    """Rates seen / idle, with neighbours pooled wherever a later one is higher (pool adjacent violators); of the same shape.
+
+    Of arrivals by idle time they are the slopes of the hull over what keep-alives bring for their memory. (R. Barlow et al.,
+    "Statistical Inference under Order Restrictions", 1972.)
+    """
+    pools: list[tuple[float, float, int]] = []
+    for one, other in zip(seen.tolist(), idle.tolist(), strict=True):
+        pool = one, other, 1
+        while pools and pool[0] * pools[-1][1] >= pools[-1][0] * pool[1]:
+            before = pools.pop()
+            pool = before[0] + pool[0], before[1] + pool[1], before[2] + pool[2]
+        pools.append(pool)
+    return np.repeat([one / other for one, other, _ in pools], [size for *_, size in pools])

@@ -1,20 +1,34 @@
 """For each request that comes: at which idle times after it the model is to be loaded. Pure, online."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .grid import EDGES, Floats
+from .grid import BINS, EDGES, Floats
 from .hazard import Hazards
 from .proof import Proof
-from .windows import loaded_bins, outcome
+from .windows import loaded_bins, used, waits
 
-PRICES: Floats = np.concatenate([[0.0], EDGES[1::2]])
-"""Prices of memory that are tried, each named by the idle time after which the average model is not worth it."""
-MARGINS = (1.0, 2.5, 8.0)
-_ROWS: Floats = np.tile(PRICES, len(MARGINS))
-_MARGIN: Floats = np.repeat(np.asarray(MARGINS), PRICES.size)
+MARGINS = (1.0, 1.5, 2.5, 8.0)
+"""By what factor a model must differ from the average one, to be kept other than the fixed keep-alive keeps it: a way for each."""
+_MIDDLES: Floats = (EDGES[:-1] + EDGES[1:]) / 2
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What is wanted in the idle time of a model, and for how many of its seconds a load of its last request goes on.
+
+    `tried` of all ways, [settings x ways, BINS]; `followed`, [settings, BINS]. Until `settled_s` its memory is accounted for.
+    """
+
+    tried: NDArray[np.bool_]
+    followed: NDArray[np.bool_]
+    fixed_loading_s: Floats
+    tried_loading_s: Floats
+    followed_loading_s: Floats
+    settled_s: float = 0.0
 
 
 class Policy:
@@ -24,61 +38,103 @@ class Policy:
         keep_s: the keep-alives, in seconds, taken as the nearest edge of the grid.
         load_s: seconds that a load takes.
         epoch_s: what to add to the caller's clock for Unix time.
-        again_s: for so long a model's windows are not made anew, however many requests come.
     """
 
-    def __init__(
-        self, keep_s: Sequence[float], load_s: float, epoch_s: float = 0.0, again_s: float = 0.0
-    ) -> None:
+    def __init__(self, keep_s: Sequence[float], load_s: float, epoch_s: float = 0.0) -> None:
         self.hazards = Hazards(epoch_s)
-        self.proof = Proof(len(keep_s), _ROWS.size)
+        self.proof = Proof(len(keep_s), len(MARGINS))
         self.load_s = load_s
-        self._again_s = again_s
-        self._made_s: dict[str, float] = {}
-        edges = np.abs(EDGES[None, :] - np.asarray(keep_s, dtype=np.float64)[:, None]).argmin(axis=1)
-        self.fixed: NDArray[np.bool_] = np.arange(EDGES.size - 1)[None, :] < edges[:, None]
-        # By model, what each way has wanted since its last request.
-        self._tried: dict[str, NDArray[np.bool_]] = {}
-        # And what was followed.
-        self._followed: dict[str, NDArray[np.bool_]] = {}
+        keep = np.asarray(keep_s, dtype=np.float64)
+        edges = np.abs(EDGES[None, :] - keep[:, None]).argmin(axis=1)
+        self.fixed: NDArray[np.bool_] = np.arange(BINS)[None, :] < edges[:, None]
+        self._keep_s: Floats = np.repeat(keep, len(MARGINS))
+        self._margin: Floats = np.tile(MARGINS, keep.size)
+        self._trials: dict[str, _Trial] = {}
 
     def arrive(self, model: str, now_s: float) -> NDArray[np.bool_]:
         """A request came; for each keep-alive the bins of the idle time to have the model loaded in: [len(keep_s), BINS]."""
-        known, tried = self.hazards.models.get(model), self._tried.get(model)
-        if known is not None and tried is not None:
-            idle_s = max(0.0, now_s - known.last_s)
-            _, spent_s = outcome(self._followed[model], idle_s, self.load_s)
-            self.proof.learn(
-                *outcome(self.fixed, idle_s, self.load_s), *outcome(tried, idle_s, self.load_s), spent_s
-            )
-        self.hazards.observe(model, now_s)
-        if model in self._followed and now_s - self._made_s.get(model, -np.inf) < self._again_s:
-            return self._followed[model]
-        self._made_s[model] = now_s
-        self._tried.pop(model, None)
-        return self.follow(model)
+        self.learn(model, now_s)
+        return self.follow([model], now_s)[0]
 
-    def follow(self, model: str) -> NDArray[np.bool_]:
-        """The same for a model that is known, by what is known now; what is proven is what was wanted at its last request."""
-        curve = self.hazards.curve(model)
-        by_hour = self.hazards.hour_factors(model)
-        if by_hour is not None:
-            curve = curve * by_hour
-        tried = loaded_bins(curve, self.hazards.average(), _ROWS, self.load_s, _MARGIN)
-        self._tried.setdefault(model, tried)
+    def learn(self, model: str, now_s: float) -> None:
+        """A request came. What the model is wanted for stays as it was, counted from now, until `follow`."""
+        known, trial = self.hazards.models.get(model), self._trials.get(model)
+        if known is not None and trial is not None:
+            idle_s = max(0.0, now_s - known.last_s)
+            self._settle(trial, idle_s)
+            trial.fixed_loading_s = waits(self.fixed, idle_s, self.load_s, trial.fixed_loading_s)
+            trial.tried_loading_s = waits(trial.tried, idle_s, self.load_s, trial.tried_loading_s)
+            trial.followed_loading_s = waits(trial.followed, idle_s, self.load_s, trial.followed_loading_s)
+            trial.settled_s = 0.0
+            ready = (trial.tried_loading_s == 0).reshape(self.proof.ahead.shape)
+            self.proof.learn(trial.fixed_loading_s == 0, ready, now_s)
+        self.hazards.observe(model, now_s)
+
+    def follow(self, models: Sequence[str], now_s: float) -> NDArray[np.bool_]:
+        """What known models are wanted for from now on, by what is known now: [len(models), len(keep_s), BINS]."""
+        settings, ways = self.proof.ahead.shape
+        price = np.interp(self._keep_s, _MIDDLES, self.hazards.average()) * np.exp(self.proof.moved.ravel())
+        many = len(models)
+        curves = np.stack([self._curve(model) for model in models])
+        if many > 1:
+            curves = np.repeat(curves, price.size, axis=0)
+        tried = loaded_bins(
+            curves,
+            np.tile(price, many),
+            np.tile(self._keep_s, many),
+            self.load_s,
+            np.tile(self._margin, many),
+        ).reshape(many, settings, ways, BINS)
         best = self.proof.best()
-        followed: NDArray[np.bool_] = np.where((best >= 0)[:, None], tried[best], self.fixed)
-        self._followed[model] = followed
+        chosen = tried[:, np.arange(settings), best]
+        followed: NDArray[np.bool_] = np.where((best >= 0)[None, :, None], chosen, self.fixed)
+        for model, rows, one in zip(models, tried.reshape(many, -1, BINS), followed, strict=True):
+            self._replace(model, rows, one, now_s)
         return followed
 
     def pass_time(self, now_s: float) -> None:
         """Account for the silence of all models; worth calling every few minutes."""
-        for model in self.hazards.models:
+        for model, known in self.hazards.models.items():
+            before_s = known.accounted_s
             self.hazards.account(model, now_s)
+            trial = self._trials.get(model)
+            if trial is not None and known.accounted_s > before_s:
+                self._settle(trial, known.accounted_s)
 
     def forget(self, keep: set[str]) -> None:
         """Drop models outside `keep`."""
         self.hazards.forget(keep)
-        for model in self._tried.keys() - keep:
-            del self._tried[model], self._followed[model]
-            self._made_s.pop(model, None)
+        for model in self._trials.keys() - keep:
+            del self._trials[model]
+
+    def _curve(self, model: str) -> Floats:
+        by_hour = self.hazards.hour_factors(model)
+        curve = self.hazards.curve(model)
+        return curve if by_hour is None else curve * by_hour
+
+    def _replace(
+        self, model: str, tried: NDArray[np.bool_], followed: NDArray[np.bool_], now_s: float
+    ) -> None:
+        trial = self._trials.get(model)
+        if trial is not None:
+            self._settle(trial, max(0.0, now_s - self.hazards.models[model].last_s))
+            trial.tried, trial.followed = tried, followed
+            return
+        # Nobody expected the first request: it loads.
+        self._trials[model] = _Trial(
+            tried, followed, *(np.full(len(rows), self.load_s) for rows in (self.fixed, tried, followed))
+        )
+
+    def _settle(self, trial: _Trial, idle_s: float) -> None:
+        """Account for the memory of an idle time up to now."""
+        from_s = trial.settled_s
+        if idle_s <= from_s:
+            return
+        trial.settled_s = idle_s
+        self.proof.spend(
+            used(self.fixed, from_s, idle_s, self.load_s, trial.fixed_loading_s),
+            used(trial.tried, from_s, idle_s, self.load_s, trial.tried_loading_s).reshape(
+                self.proof.ahead.shape
+            ),
+            used(trial.followed, from_s, idle_s, self.load_s, trial.followed_loading_s),
+        )

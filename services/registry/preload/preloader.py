@@ -13,14 +13,16 @@ COMMON = ".common"
 _ACCOUNT_S = 60.0
 _SAME = 1.0
 _AGAIN_S = 60.0
+_AT_ONCE = 256
 
 
 @dataclass(slots=True)
 class _Plan:
     since_s: float
     windows: list[tuple[float, float]]
-    # The bin of the idle time at which the windows were last made.
+    # The bin of the idle time at which the windows were last made, and when.
     place: int = 0
+    made_s: float = float("-inf")
     changed: bool = True
 
 
@@ -40,7 +42,9 @@ class Preloader:
         self.keep_s = keep_s
         self._epoch_s = epoch_s
         self._most = models
-        self._policy = Policy([keep_s], load_s, epoch_s, again_s=_AGAIN_S)
+        self._policy = Policy([keep_s], load_s, epoch_s)
+        # Whose windows are to be made when they are asked for: many at once take hardly longer than one.
+        self._asked: set[str] = set()
         self._plans: dict[str, _Plan] = {}
         self._accounted_s = float("-inf")
 
@@ -55,14 +59,21 @@ class Preloader:
         if plan is None and len(self._plans) >= self._most:
             oldest = min(self._plans, key=lambda name: self._plans[name].since_s)
             self.forget(set(self._plans) - {oldest})
-        loaded = self._policy.arrive(model, now_s)
-        self._plans[model] = _Plan(now_s, windows(loaded[0]))
+        if model in self._asked:
+            self._make(now_s)
+        self._policy.learn(model, now_s)
+        if plan is None:
+            plan = self._plans[model] = _Plan(now_s, [])
+        plan.since_s, plan.place, plan.changed = now_s, 0, True
+        if now_s - plan.made_s >= _AGAIN_S:
+            self._asked.add(model)
 
     def wanted(self, now_s: float) -> dict[str, str]:
         """Models to have awake although nobody asks, with the reason: those whose next request is expected in a while from now."""
         if now_s - self._accounted_s >= _ACCOUNT_S:
             self._accounted_s = now_s
             self._look_again(now_s)
+        self._make(now_s)
         found: dict[str, str] = {}
         for model, plan in self._plans.items():
             idle_s = now_s - plan.since_s
@@ -77,9 +88,20 @@ class Preloader:
         """Silence is news as well: plan anew for models that it has lasted markedly longer for."""
         self._policy.pass_time(now_s)
         for model, plan in self._plans.items():
-            place = bin_of(now_s - plan.since_s)
+            place = bin_of(max(0.0, now_s - plan.since_s))
             if place > plan.place:
-                plan.windows, plan.place = windows(self._policy.follow(model)[0]), place
+                plan.place = place
+                self._asked.add(model)
+
+    def _make(self, now_s: float) -> None:
+        """Make the windows of those that were asked for or have been silent for markedly longer."""
+        models = sorted(self._asked)
+        self._asked.clear()
+        for first in range(0, len(models), _AT_ONCE):
+            some = models[first : first + _AT_ONCE]
+            for model, loaded in zip(some, self._policy.follow(some, now_s), strict=True):
+                plan = self._plans[model]
+                plan.windows, plan.made_s = windows(loaded[0]), now_s
 
     def keep_alive_s(self, model: str, now_s: float) -> float:
         """Seconds after its last request for which the model is worth its memory; the fixed keep-alive for one never seen.
@@ -89,12 +111,15 @@ class Preloader:
         plan = self._plans.get(model)
         if plan is None:
             return self.keep_s
+        if model in self._asked:
+            self._make(now_s)
         return plan.windows[0][1] if plan.windows and plan.windows[0][0] == 0 else 0.0
 
     def forget(self, keep: set[str]) -> None:
         """Drop models outside `keep`; what they taught about all stays."""
         for model in self._plans.keys() - keep:
             del self._plans[model]
+        self._asked &= self._plans.keys()
         self._policy.forget(keep)
 
     def dump(self, *, everything: bool = False) -> dict[str, bytes]:
@@ -121,6 +146,6 @@ class Preloader:
                 unreadable += 1
                 continue
             self._policy.hazards.models[model] = known
-            loaded = self._policy.follow(model)
-            self._plans[model] = _Plan(known.last_s, windows(loaded[0]), changed=False)
+            self._plans[model] = _Plan(known.last_s, [], changed=False)
+            self._asked.add(model)
         return unreadable

@@ -4,55 +4,44 @@ A loaded model costs its price each second; a request that finds it not ready co
 while the hazard is above the price, the optimal rule for a renewal process) if loading were free; since it takes `load_s` of memory
 before it is of use, what lies between two windows must be worth it.
 
-The price is named by an idle time T: it is the hazard that the *average* model has after T, so that the average model is kept for
-T, as a fixed keep-alive would. Rates that rise and fall for all models alike move both sides of the comparison and change nothing. A model is
-dropped before T, or kept (or loaded again) after it, only where its hazard differs from the price by more than `MARGIN`: what is known
-of one model is uncertain, and where nothing is known the fixed keep-alive holds.
+The price that matches a fixed keep-alive of T seconds is about the hazard that the *average* model has after T (pooled over neighbours, so that
+it never rises: the slope of what such keep-alives bring for their memory); `proof.py` moves it until the memory is the same. A model is dropped before
+T, or kept (or loaded again) after it, only where its hazard differs from the price by more than a margin: what is known of one model is
+uncertain. With equal hazards that is the fixed keep-alive.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .grid import BINS, EDGES, WIDTHS, Floats, bin_of
 
-MARGIN = 1.5
-
 
 def loaded_bins(
-    hazard: Floats,
-    average: Floats,
-    keep_s: Sequence[float] | Floats,
-    load_s: float,
-    margin: float | Floats = MARGIN,
+    hazard: Floats, price: Floats, keep_s: Floats, load_s: float, margin: Floats
 ) -> NDArray[np.bool_]:
-    """For each idle time T in `keep_s` and each bin, whether to have the model loaded: [len(keep_s), BINS].
+    """For each of several rows and each bin of the idle time, whether to have the model loaded: [rows, BINS].
 
     Args:
-        hazard: arrivals per second of the model in each bin of the idle time, [BINS].
-        average: the same of the average model.
-        keep_s: seconds that the average model is kept; 0 keeps none.
+        hazard: arrivals per second of the model in each bin, [BINS] for all rows or [rows, BINS].
+        price: of a second loaded, in cold starts, [rows].
+        keep_s: idle times before which the benefit of the doubt is for keeping the model, and after which against it; 0 never loads, [rows].
         load_s: seconds that a load takes.
-        margin: by what factor the model must differ.
+        margin: by what factor the hazard must differ from the price to overcome it, [rows].
     """
-    keep = np.asarray(keep_s, dtype=np.float64)
-    price = np.interp(keep, (EDGES[:-1] + EDGES[1:]) / 2, average)
     # A row for each bin, so that the loops below run over whole rows.
-    rates, widths = hazard[:, None], WIDTHS[:, None]
-    # Before T the benefit of the doubt is for keeping it, after T against it.
-    before = np.clip((keep - EDGES[:-1, None]) / widths, 0.0, 1.0)
-    doubt = np.exp(np.log(np.asarray(margin, dtype=np.float64)) * (2 * before - 1))
-    alive = np.exp(-hazard * WIDTHS).tolist()
+    rates, widths = np.atleast_2d(hazard).T, WIDTHS[:, None]
+    before = np.clip((keep_s - EDGES[:-1, None]) / widths, 0.0, 1.0)
+    doubt = np.exp(np.log(margin) * (2 * before - 1))
+    alive = np.exp(-rates * widths)
     # Seconds that an idle time which has reached a bin spends in it, in the mean.
     lasts = np.where(rates > 1e-12, -np.expm1(-rates * widths) / np.maximum(rates, 1e-12), widths)
     gains = (rates * doubt - price) * lasts
     to_load = price * load_s
     # What is still to be gained when an idle time reaches a bin's start, loaded then or not.
-    on = np.zeros(keep.size)
-    off = np.zeros(keep.size)
-    stays = np.zeros((BINS, keep.size), dtype=bool)
-    comes = np.zeros((BINS, keep.size), dtype=bool)
+    on = np.zeros(price.size)
+    off = np.zeros(price.size)
+    stays = np.zeros((BINS, price.size), dtype=bool)
+    comes = np.zeros((BINS, price.size), dtype=bool)
     for place in range(BINS - 1, -1, -1):
         here = gains[place] + alive[place] * on
         away = alive[place] * off
@@ -61,9 +50,9 @@ def loaded_bins(
         np.greater(here, away, out=stays[place])
         np.greater(loading, away, out=comes[place])
         on, off = np.maximum(here, away), np.maximum(loading, away)
-    stays[:, keep <= 0] = comes[:, keep <= 0] = False
-    loaded = np.zeros((BINS, keep.size), dtype=bool)
-    state = keep > 0
+    stays[:, keep_s <= 0] = comes[:, keep_s <= 0] = False
+    loaded = np.zeros((BINS, price.size), dtype=bool)
+    state = keep_s > 0
     for place in range(BINS):
         state = np.where(state, stays[place], comes[place])
         loaded[place] = state
@@ -79,12 +68,37 @@ def windows(loaded: NDArray[np.bool_]) -> list[tuple[float, float]]:
     ]
 
 
-def outcome(loaded: NDArray[np.bool_], idle_s: float, load_s: float) -> tuple[NDArray[np.bool_], Floats]:
-    """What rows of `loaded_bins` would have done in an idle time: whether ready at its end, and seconds of memory."""
-    begins: NDArray[np.bool_] = loaded & ~np.roll(loaded, 1, axis=1)
-    begins[:, 0] = False
-    ready: NDArray[np.bool_] = loaded[:, bin_of(idle_s)] & (idle_s < EDGES[-1])
-    used: Floats = loaded.astype(np.float64) @ np.clip(idle_s - EDGES[:-1], 0.0, WIDTHS)
+def used(loaded: NDArray[np.bool_], from_s: float, to_s: float, load_s: float, loading_s: Floats) -> Floats:
+    """Seconds of memory that rows of `loaded_bins` take while an idle time goes from one to the other: [rows].
+
+    Windows later on are loaded for from `load_s` before. The request before the idle time was waited for by a load of its own for
+    the first `loading_s` of it, 0 where it found the model ready, [rows].
+    """
+    total: Floats = loaded.astype(np.float64) @ _between(from_s, to_s, EDGES[:-1], WIDTHS)
+    begins = loaded[:, 1:] & ~loaded[:, :-1]
     if begins.any():
-        used = used + begins.astype(np.float64) @ np.clip(idle_s - (EDGES[:-1] - load_s), 0.0, load_s)
-    return ready, used
+        total = total + begins.astype(np.float64) @ _between(from_s, to_s, EDGES[1:-1] - load_s, load_s)
+    start, end = np.minimum(loading_s, from_s)[:, None], np.minimum(loading_s, to_s)[:, None]
+    if (end > start).any():
+        total = total + (~loaded * _between(start, end, EDGES[:-1], WIDTHS)).sum(axis=1)
+    return total
+
+
+def waits(loaded: NDArray[np.bool_], idle_s: float, load_s: float, loading_s: Floats) -> Floats:
+    """For how many seconds a request waits that ends an idle time, 0 where the model is ready: [rows]. Arguments as for `used`."""
+    wait = np.full(len(loaded), load_s)
+    soon = 1 + np.flatnonzero((EDGES[1:-1] > idle_s) & (EDGES[1:-1] < idle_s + load_s))
+    if soon.size:
+        begins = (loaded[:, soon] & ~loaded[:, soon - 1]) * (EDGES[soon] - idle_s)
+        under_way = begins.max(axis=1)
+        wait = np.where(under_way > 0, under_way, wait)
+    ready = loaded[:, bin_of(idle_s)] & (idle_s < EDGES[-1])
+    return np.where(loading_s > idle_s, loading_s - idle_s, np.where(ready, 0.0, wait))
+
+
+def _between(
+    from_s: Floats | float, to_s: Floats | float, start_s: Floats, length_s: Floats | float
+) -> Floats:
+    """How much of a stretch of time lies in each of others."""
+    found: Floats = np.clip(to_s - start_s, 0.0, length_s) - np.clip(from_s - start_s, 0.0, length_s)
+    return found
