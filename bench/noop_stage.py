@@ -10,13 +10,15 @@ import stagemesh.services  # type: ignore[import-not-found]  # noqa: F401 (first
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 
 from bench.children import announce_port
+from services.stage.forward_stream import forward_stream
 from stagemesh.grpc_server import GrpcServer, serve_until_signal
+from stagemesh.local_door import offer_door
 from stagemesh.v1.stage_pb2 import (
-    ForwardReply,
     ForwardRequest,
     ForwardResponse,
     GetNodeStatusRequest,
@@ -38,11 +40,16 @@ async def _forward(request: ForwardRequest, context: grpc.aio.ServicerContext) -
 
 
 async def _forward_stream(
-    requests: AsyncIterator[ForwardRequest], context: grpc.aio.ServicerContext
-) -> AsyncIterator[ForwardReply]:
-    async for request in requests:
-        if not request.cancel:
-            yield ForwardReply(session=request.session, response=await _forward(request, context))
+    requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+) -> AsyncIterator[bytes]:
+    """As a stage serves it, computing aside."""
+
+    async def forward(request: ForwardRequest) -> ForwardResponse:
+        return await _forward(request, context)
+
+    async with aclosing(forward_stream(requests, forward, door=await offer_door(context))) as replies:
+        async for reply in replies:
+            yield reply
 
 
 async def _status(request: GetNodeStatusRequest, context: grpc.aio.ServicerContext) -> NodeStatus:
@@ -55,9 +62,7 @@ async def main(port_file: str) -> None:
     unary = grpc.unary_unary_rpc_method_handler
     stage = {
         "Forward": unary(_forward, ForwardRequest.FromString, ForwardResponse.SerializeToString),
-        "ForwardStream": grpc.stream_stream_rpc_method_handler(
-            _forward_stream, ForwardRequest.FromString, ForwardReply.SerializeToString
-        ),
+        "ForwardStream": grpc.stream_stream_rpc_method_handler(_forward_stream, None, None),
         "GetNodeStatus": unary(_status, GetNodeStatusRequest.FromString, NodeStatus.SerializeToString),
     }
     server.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, stage),))

@@ -1,6 +1,7 @@
 """How two processes of one host that talk over gRPC come to share a Unix socket, without anybody else getting in.
 
 1. Whoever calls says in which network of which host it is (`same_network.network_id`).
+   Frames' hellos say it, and the metadata of other streams.
 2. Whoever is called and is in the same one opens a `Door`: an abstract socket with a random name, for one connection.
    It tells name, cookie, and the address that it sees the caller's TCP connection come from.
 3. The caller looks whether that connection is its own process's, and not a proxy's. If so it enters: it connects, looks
@@ -19,12 +20,17 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from stagemesh.same_network import is_own_connection, network_id
 from stagemesh.v1.stage_pb2 import LocalSocket
 
 log = logging.getLogger(__name__)
 
+# Metadata of a stream whose messages have no place for it: the caller's network, and a `LocalSocket` in answer.
+NETWORK_KEY, OFFER_KEY = "stagemesh-network", "stagemesh-local-bin"
 ENTER_TIMEOUT_S = 1.0
 COOKIE_BYTES = 32
 _WELCOME = b"\x01"
@@ -135,6 +141,34 @@ async def enter(
         if not entered:
             sock.close()
     return sock if entered else None
+
+
+async def offer_door(context: Any) -> Door | None:
+    """Answer a stream's metadata with a door, if they ask for one; `context` is the call's at its server, not yet answered."""
+    asked = dict(context.invocation_metadata() or ()).get(NETWORK_KEY, "")
+    door = door_for(asked if isinstance(asked, str) else "")
+    if door is not None:
+        try:
+            offer = door.offer(context.peer()).SerializeToString()
+            await context.send_initial_metadata(((OFFER_KEY, offer),))
+        except BaseException:
+            door.close()
+            raise
+    return door
+
+
+async def enter_offered(call: Any) -> socket.socket | None:
+    """Go through the door that the answer to a stream's metadata offers; None when it offers none, or it leads nowhere.
+
+    Raises:
+        AioRpcError: the call has failed.
+    """
+    answered = dict(await call.initial_metadata() or ())
+    try:
+        offer = LocalSocket.FromString(answered.get(OFFER_KEY, b""))
+    except (DecodeError, TypeError):
+        return None
+    return await enter(offer) if offer.name else None
 
 
 def _of_this_user(sock: socket.socket) -> bool:

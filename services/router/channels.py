@@ -16,8 +16,9 @@ SWEEP_GRACE_S = 5.0
 class Channels:
     """Opens channels on first use; `sweep` closes those nobody needs any more."""
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, local_sockets: bool = True) -> None:
         self._max_message_bytes = max_message_bytes
+        self._local_sockets = local_sockets
         self._open: dict[str, grpc.aio.Channel] = {}
         self._stages: dict[str, stage_pb2_grpc.StageServiceStub] = {}
         self._forwards: dict[str, ForwardStream] = {}
@@ -43,7 +44,12 @@ class Channels:
                 stage_pb2.ForwardRequest.SerializeToString,
                 stage_pb2.ForwardReply.FromString,
             )
-            stream = self._forwards[address] = ForwardStream(address, make)
+            stream = self._forwards[address] = ForwardStream(
+                address,
+                make,
+                local_sockets=self._local_sockets,
+                max_message_bytes=self._max_message_bytes,
+            )
         return stream
 
     def cache(self, address: str) -> cache_pb2_grpc.CacheServiceStub:

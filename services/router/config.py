@@ -68,6 +68,10 @@ class RouterConfig(ServiceConfig):
     max_message_bytes: int = Field(
         64 * 2**20, ge=2**16, le=2**30, description="largest gRPC message, in bytes"
     )
+    local_sockets: bool = Field(
+        True,
+        description="send small stateless requests to stages on the same host over a Unix socket; off sends them through gRPC",
+    )
     deadline_s: float = Field(120.0, gt=0, description="deadline of requests that bring none, in seconds")
     max_tokens: int = Field(128, ge=1, description="new tokens of a generation that names no max_tokens")
     drain_s: float = Field(

@@ -3,9 +3,13 @@
 A call of its own costs a micro-batch more than twice what a message on an open stream does. The first request opens
 the stream; when it breaks everything that waits on it fails with `Unavailable`, so that the router may try other
 routes, and the next request opens a new one. A head that does not know the method is called the old way.
+
+Where the head is on this host and nothing stands between (`stagemesh/local_door.py`), messages take a Unix socket as soon
+as both ends agreed on one, which is a moment after the stream was opened. The stream says whether the head lives.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -18,6 +22,10 @@ import grpc.aio
 
 from stagemesh.errors import DeadlineExceeded, ResourceExhausted, Unavailable, from_code, seconds_of
 from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.grpc_server import MAX_MESSAGE_BYTES
+from stagemesh.local_door import NETWORK_KEY, enter_offered
+from stagemesh.message_socket import MessageSocket
+from stagemesh.same_network import network_id
 from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse
 
 log = logging.getLogger(__name__)
@@ -26,6 +34,8 @@ IN_FLIGHT = 256
 """Micro-batches on one stream at once; more wait for room."""
 ASK_AGAIN_S = 60.0
 """How long a head that did not know the method is called the old way; it may have been upgraded since."""
+# Where the socket beside a stream ended, the stream may say why until then.
+_WHY_S = 0.2
 
 
 class NotSpokenError(Exception):
@@ -35,8 +45,18 @@ class NotSpokenError(Exception):
 class ForwardStream:
     """The stream to one head, opened on first use. `close` ends it; its tasks live no longer than it."""
 
-    def __init__(self, address: str, open_call: Callable[[], Any], *, in_flight: int = IN_FLIGHT) -> None:
+    def __init__(
+        self,
+        address: str,
+        open_call: Callable[..., Any],
+        *,
+        in_flight: int = IN_FLIGHT,
+        local_sockets: bool = True,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self.address = address
+        self._network = network_id() if local_sockets else ""
+        self._largest = max_message_bytes
         self._open_call = open_call
         self._connection: _Connection | None = None
         self._room = asyncio.Semaphore(in_flight)
@@ -91,7 +111,8 @@ class ForwardStream:
                 self._connection = None
         if connection is None:
             # Not in the context, and so not in the trace, of the request that happens to come first.
-            connection = self._connection = Context().run(_Connection, self._open_call)
+            connection = Context().run(_Connection, self._open_call, self._network, self._largest)
+            self._connection = connection
         try:
             reply = await connection.exchange(request, timeout_s)
         except NotSpokenError:
@@ -112,10 +133,15 @@ class ForwardStream:
 class _Connection:
     """One RPC of a `ForwardStream`, from its first message until it breaks."""
 
-    def __init__(self, open_call: Callable[[], Any]) -> None:
+    def __init__(self, open_call: Callable[..., Any], network: str, largest: int) -> None:
         self.over = False
         self.waiting: dict[int, asyncio.Future[ForwardReply]] = {}
-        self._call = open_call()
+        self._call = open_call(metadata=((NETWORK_KEY, network),)) if network else open_call()
+        self._largest = largest
+        # Beside the stream, once both ends agreed on it; and why it is over, if it is.
+        self._socket: MessageSocket | None = None
+        self._why = ""
+        self._enters = network != ""
         self._loop = asyncio.get_running_loop()
         # The writer waits for the write that has begun, then sends what came meanwhile.
         self._begun: _Begun | None = None
@@ -128,7 +154,8 @@ class _Connection:
         session = request.session
         answer: asyncio.Future[ForwardReply] = self._loop.create_future()
         self.waiting[session] = answer
-        self._send(request)
+        socket = self._socket
+        self._send(request, socket)
         timer = self._loop.call_later(timeout_s, _expire, answer)
         try:
             return await answer
@@ -136,18 +163,22 @@ class _Connection:
             timer.cancel()
             if self.waiting.get(session) is answer:
                 del self.waiting[session]
-                self._abandon(request)
+                self._abandon(request, socket)
 
-    def _abandon(self, request: ForwardRequest) -> None:
-        """Nobody waits for `request` any more."""
+    def _abandon(self, request: ForwardRequest, socket: MessageSocket | None) -> None:
+        """Nobody waits for `request` any more, which went that way: what takes it back must not overtake it."""
         for index, unsent in enumerate(self._outbox):
             if unsent is request:
                 del self._outbox[index]
                 return
         if not self.over:
-            self._send(ForwardRequest(session=request.session, cancel=True))
+            self._send(ForwardRequest(session=request.session, cancel=True), socket)
 
-    def _send(self, request: ForwardRequest) -> None:
+    def _send(self, request: ForwardRequest, socket: MessageSocket | None) -> None:
+        if socket is not None:
+            with contextlib.suppress(ConnectionError):  # who waits hears of it from `_run`
+                socket.send(request.SerializeToString())
+            return
         if self._begun is not None:
             self._outbox.append(request)
             return
@@ -163,13 +194,13 @@ class _Connection:
 
     async def _run(self) -> None:
         why, spoken, answered = "the head closed the stream", True, False
-        writer = self._loop.create_task(self._write(), name="forward-stream-writer")
+        tasks = [self._loop.create_task(self._write(), name="forward-stream-writer")]
+        if self._enters:
+            tasks.append(self._loop.create_task(self._enter(), name="forward-stream-socket"))
         try:
             async for reply in self._call:
                 answered = True
-                answer = self.waiting.pop(reply.session, None)
-                if answer is not None and not answer.done():
-                    answer.set_result(reply)
+                self._answered(reply)
         except grpc.aio.AioRpcError as error:
             # A write under way when the call ends makes gRPC forget why it ended and say INTERNAL.
             code = error.code()
@@ -179,19 +210,44 @@ class _Connection:
             why = f"the connection to the head broke: {from_rpc_error(error).message}"
         except asyncio.CancelledError:
             # By `close`, or because the channel was closed below the call.
-            why = "the stream to the head was closed"
+            why = self._why or "the stream to the head was closed"
         except Exception as error:
             log.exception("forward_stream.failed")
             why = f"the stream to the head was closed after {type(error).__name__}"
         finally:
             self.over = True
-            writer.cancel()
+            for task in tasks:
+                task.cancel()
             self._call.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._socket is not None:
+                self._socket.close()
             waiting, self.waiting = self.waiting, {}
             for answer in waiting.values():
                 if not answer.done():
                     answer.set_exception(Unavailable(why) if spoken else NotSpokenError())
+
+    def _answered(self, reply: ForwardReply) -> None:
+        answer = self.waiting.pop(reply.session, None)
+        if answer is not None and not answer.done():
+            answer.set_result(reply)
+
+    async def _enter(self) -> None:
+        """Take the socket for what comes from now on, if the head offers one and it works."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            connection = await enter_offered(self._call)
+            if connection is not None:
+                self._socket = MessageSocket(
+                    connection,
+                    lambda data: self._answered(ForwardReply.FromString(data)),
+                    self._lost,
+                    self._largest,
+                )
+
+    def _lost(self, why: str) -> None:
+        """The socket is over, and so is the stream; why it is may come with it in a moment."""
+        self._why = f"the connection to the head broke: {why}"
+        self._loop.call_later(_WHY_S, self._call.cancel)
 
     async def _write(self) -> None:
         try:

@@ -77,7 +77,7 @@ async def main() -> None:
             version=stagemesh.__version__,
         )
         node = Node(config, record, etcd, lease, lag)
-        servicer = StageServicer(node.find, node.status, config.max_message_bytes)
+        servicer = StageServicer(node.find, node.status, config.max_message_bytes, config.local_sockets)
         server.server.add_generic_rpc_handlers((servicer.handler(),))
         record.address = config.address(await server.start([SERVICE]))
         follower = asyncio.create_task(node.run(), name="node")

@@ -3,6 +3,9 @@
 Each request runs in a task of its own, and the answers go out in the order in which they are ready. A call of its own
 would bring every micro-batch a deadline, a cancellation, a status and a trace; here these are fields of the messages:
 the head looks at `deadline_unix_ms`, `cancel` ends the task, errors are answers, `traceparent` continues the trace.
+
+A router on the same host may send its messages over a Unix socket instead (`stagemesh/local_door.py`), and is answered
+there. The gRPC stream says which of the two ends lives: when it ends so does the socket, and the other way round.
 """
 
 import asyncio
@@ -19,9 +22,12 @@ from stagemesh.errors import (
     InvalidArgument,
     ResourceExhausted,
     StagemeshError,
+    Unavailable,
 )
 from stagemesh.grpc_errors import MAX_FIELD, MAX_MESSAGE
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
+from stagemesh.local_door import Door
+from stagemesh.message_socket import MessageSocket
 from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse, LostReplica, SessionError
 
 log = logging.getLogger(__name__)
@@ -31,6 +37,8 @@ MAX_SESSIONS = 1024
 _METHOD = "/stagemesh.v1.StageService/Forward"
 
 Forward = Callable[[ForwardRequest], Awaitable[ForwardResponse]]
+# Takes a serialised reply; returns when there is room for another one.
+Put = Callable[[bytes], Awaitable[None]]
 
 
 async def forward_stream(
@@ -39,62 +47,146 @@ async def forward_stream(
     *,
     max_sessions: int = MAX_SESSIONS,
     max_reply_bytes: int = MAX_MESSAGE_BYTES,
+    door: Door | None = None,
 ) -> AsyncGenerator[bytes, None]:
     """Serve one call: serialised `ForwardRequest`s in, serialised `ForwardReply`s out.
 
     What runs when the stream breaks is cancelled; when the router only stops sending it is still answered. A
     micro-batch above `max_sessions` is refused with RESOURCE_EXHAUSTED, and so is an answer above `max_reply_bytes`,
-    which would break the stream for everybody.
+    which would break the stream for everybody. `door` is where the router may come in, and is closed at the end.
 
     Raises:
         InvalidArgument: a message that cannot be read.
+        Unavailable: the router closed its socket, or reads nothing from it.
     """
-    running: dict[int, asyncio.Task[None]] = {}
+    sessions = _Sessions(forward, max_sessions, max_reply_bytes)
     # None comes last.
     replies: asyncio.Queue[bytes | None] = asyncio.Queue(max_sessions)
-
-    async def one(request: ForwardRequest) -> None:
-        await replies.put(await _answer(request, forward, max_reply_bytes))
-
-    def forget(session: int, task: asyncio.Task[None]) -> None:
-        if running.get(session) is task:
-            del running[session]
-
-    async def take(request: ForwardRequest) -> None:
-        session = request.session
-        known = running.get(session)
-        if request.cancel:
-            if known is not None:
-                known.cancel()
-        elif known is not None:
-            await replies.put(_refused(session, AlreadyExists("session: it runs already")))
-        elif len(running) >= max_sessions:
-            full = ResourceExhausted(f"the stage is full: {max_sessions} micro-batches of one router run")
-            await replies.put(_refused(session, full))
-        else:
-            task = running[session] = asyncio.create_task(one(request))
-            task.add_done_callback(partial(forget, session))
 
     async def read() -> None:
         try:
             async for data in requests:
-                await take(_parse(data))
-            await asyncio.gather(*running.values(), return_exceptions=True)
+                if refused := sessions.take(_parse(data), replies.put):
+                    await replies.put(refused)
+            await sessions.through()
         except Exception:
             await replies.put(None)
             raise
         await replies.put(None)
 
     reader = asyncio.create_task(read(), name="forward-stream")
+    tasks: list[asyncio.Task[None]] = [reader]
+    failed: list[StagemeshError] = []
+
+    def end(error: StagemeshError) -> None:
+        if not failed:
+            failed.append(error)
+            tasks.append(asyncio.create_task(replies.put(None)))
+
+    local = _Local(sessions, end) if door is not None else None
+    if local is not None and door is not None:
+        tasks.append(asyncio.create_task(local.wait(door), name="forward-socket"))
     try:
         while (reply := await replies.get()) is not None:
             yield reply
+        if failed:
+            raise failed[0]
         await reader
     finally:
-        tasks = [reader, *running.values()]
+        if door is not None:
+            door.close()
+        if local is not None:
+            local.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, sessions.stop(), return_exceptions=True)
+
+
+class _Sessions:
+    """Micro-batches of one stream that run, whichever way they came."""
+
+    def __init__(self, forward: Forward, most: int, max_reply_bytes: int) -> None:
+        self._forward = forward
+        self._most = most
+        self._max_reply_bytes = max_reply_bytes
+        self._running: dict[int, asyncio.Task[None]] = {}
+
+    def take(self, request: ForwardRequest, put: Put) -> bytes | None:
+        """Begin it, or cancel what it names; the reply when it is refused. Others are put where they are wanted."""
+        session = request.session
+        known = self._running.get(session)
+        if request.cancel:
+            if known is not None:
+                known.cancel()
+        elif known is not None:
+            return _refused(session, AlreadyExists("session: it runs already"))
+        elif len(self._running) >= self._most:
+            return _refused(
+                session, ResourceExhausted(f"the stage is full: {self._most} micro-batches of one router run")
+            )
+        else:
+            task = self._running[session] = asyncio.create_task(self._one(request, put))
+            task.add_done_callback(partial(self._forget, session))
+        return None
+
+    async def _one(self, request: ForwardRequest, put: Put) -> None:
+        await put(await _answer(request, self._forward, self._max_reply_bytes))
+
+    def _forget(self, session: int, task: asyncio.Task[None]) -> None:
+        if self._running.get(session) is task:
+            del self._running[session]
+
+    async def through(self) -> None:
+        """Return when all are answered."""
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Cancel all of them."""
+        tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Local:
+    """The router's messages that come over a socket."""
+
+    def __init__(self, sessions: _Sessions, end: Callable[[StagemeshError], None]) -> None:
+        self._sessions = sessions
+        self._end = end
+        self._socket: MessageSocket | None = None
+
+    async def wait(self, door: Door) -> None:
+        """Take messages from whoever comes in."""
+        connection = await door.admitted()
+        self._socket = MessageSocket(connection, self._came, self._over, MAX_MESSAGE_BYTES)
+
+    def _came(self, data: bytes) -> None:
+        assert self._socket is not None
+        try:
+            refused = self._sessions.take(_parse(data), self._put)
+            if refused is not None and not self._socket.send(refused):
+                raise Unavailable("the router asks for more than is allowed, and reads no answers")
+        except ConnectionError:
+            pass  # `_over` was told
+        except StagemeshError as error:
+            self.close()
+            self._end(error)
+
+    async def _put(self, reply: bytes) -> None:
+        assert self._socket is not None
+        try:
+            if not self._socket.send(reply):
+                await self._socket.drained()
+        except ConnectionError:
+            pass  # nobody waits any more
+
+    def _over(self, why: str) -> None:
+        self._end(Unavailable(f"the socket of the stream ended: {why}"))
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
 
 async def _answer(request: ForwardRequest, forward: Forward, max_reply_bytes: int) -> bytes:

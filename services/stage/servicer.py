@@ -8,6 +8,7 @@ import grpc
 from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_errors import FAILED_REPLICA
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
+from stagemesh.local_door import offer_door
 from stagemesh.v1.stage_pb2 import (
     Feedback,
     ForwardRequest,
@@ -41,9 +42,11 @@ class StageServicer:
         hosted: Callable[[str], Hosted | None],
         status: Callable[[], NodeStatus],
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        local_sockets: bool = True,
     ) -> None:
         self._hosted = hosted
         self._status = status
+        self._local_sockets = local_sockets
         self._max_message_bytes = max_message_bytes
 
     async def generate(
@@ -78,7 +81,8 @@ class StageServicer:
         async def forward(request: ForwardRequest) -> ForwardResponse:
             return await self._head(list(request.route), request.model, request.revision).forward(request)
 
-        replies = forward_stream(requests, forward, max_reply_bytes=self._max_message_bytes)
+        door = await offer_door(context) if self._local_sockets else None
+        replies = forward_stream(requests, forward, max_reply_bytes=self._max_message_bytes, door=door)
         async with aclosing(replies):
             async for reply in replies:
                 yield reply

@@ -11,6 +11,7 @@ from stagemesh.services.stage.forward_stream import forward_stream
 
 from stagemesh.errors import InternalError, InvalidArgument, ResourceExhausted, Unavailable
 from stagemesh.grpc_server import GrpcServer
+from stagemesh.local_door import offer_door
 from stagemesh.tensor import from_numpy, to_numpy
 from stagemesh.v1 import stage_pb2, stage_pb2_grpc
 from stagemesh.v1.stage_pb2 import ReplicaLoad, SessionEvent, Token
@@ -20,6 +21,9 @@ HIDDEN = 4
 
 class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
     """Gives tokens 10, 11, 12, ... up to max_tokens, from where a session stands. `mode` says how it goes wrong."""
+
+    # Whether streams of micro-batches may go on over Unix sockets.
+    doors = True
 
     def __init__(self, mode="good"):
         self.mode = mode
@@ -109,7 +113,9 @@ class ScriptedStage(stage_pb2_grpc.StageServiceServicer):
             return await self._forward(request, context)
 
         raw = (request.SerializeToString() async for request in requests)
-        async for reply in forward_stream(raw, forward):
+        by_socket = self.doors and self.mode != "break the stream"
+        door = await offer_door(context) if by_socket else None
+        async for reply in forward_stream(raw, forward, door=door):
             if broken.is_set():
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             yield stage_pb2.ForwardReply.FromString(reply)

@@ -20,6 +20,13 @@ from .test_trace import spans  # noqa: F401 (a fixture)
 IDS = np.array([[1, 2, 3]])
 
 
+@pytest.fixture(params=["local", "grpc"], autouse=True)
+def doors(request, monkeypatch):
+    """Everything here holds over Unix sockets, too, which the first requests of a stream do not take yet."""
+    monkeypatch.setattr(ScriptedStage, "doors", request.param == "local")
+    return request.param == "local"
+
+
 async def infer(core, ids=IDS, timeout_s=None, **more):
     answer = await core.infer(ask(ids, **more), core.context({}, timeout_s))
     return to_numpy(answer.outputs[0])[:, 0].tolist()
@@ -227,3 +234,92 @@ async def test_the_trace_goes_along_with_each_message(mesh, spans):  # noqa: F81
     assert "traceparent" not in mesh.stages["0a"].stream_metadata, "the stream belongs to none of them"
     assert traces[1][1] == format(outer.context.trace_id, "032x")
     assert call.attributes["rpc.grpc.status_code"] == 0
+
+
+# ---- over a Unix socket ----
+
+
+async def settled(stream):
+    """One answer, and the time that it takes to agree on a socket."""
+    await stream.forward(request(1), 10)
+    await eventually(lambda: stream._connection._socket is not None)
+
+
+async def test_messages_take_the_socket_once_both_ends_agreed(stage, doors):
+    stage.mode = "good"
+    channel, stream = stream_to(stage)
+    await stream.forward(request(1), 10)
+    if doors:
+        await settled(stream)
+        stream._connection._call.write = None  # nothing goes there any more
+    answers = await asyncio.gather(*(stream.forward(request(n), 10) for n in range(2, 40)))
+    assert [int(to_numpy(each.outputs[0])[0, 0]) for each in answers] == [3 * n for n in range(2, 40)]
+    assert (stream._connection._socket is not None) == doors
+    assert stage.opened_streams == 1
+    await stream.close()
+    await channel.close()
+
+
+async def test_a_router_that_wants_no_sockets_gets_none(stage):
+    stage.mode = "good"
+    channel, stream = stream_to(stage, local_sockets=False)
+    await stream.forward(request(1), 10)
+    await asyncio.sleep(0.05)
+    await stream.forward(request(2), 10)
+    assert stream._connection._socket is None
+    assert "stagemesh-network" not in stage.stream_metadata
+    await stream.close()
+    await channel.close()
+
+
+async def test_what_is_left_is_cancelled_over_the_socket(stage, doors):
+    if not doors:
+        pytest.skip("it is about the socket")
+    stage.mode = "good"
+    channel, stream = stream_to(stage)
+    await settled(stream)
+    stage.mode = "hold"
+    asked = [asyncio.create_task(stream.forward(request(n), 10)) for n in (2, 3)]
+    await eventually(lambda: len(stage.forwarded) == 3)
+    asked[0].cancel()
+    await eventually(lambda: stage.cancelled == 1)
+    stage.release.set()
+    assert (await asked[1]).outputs
+    await stream.close()
+    await channel.close()
+
+
+async def test_a_stage_that_is_gone_fails_what_it_held(stage, doors):
+    if not doors:
+        pytest.skip("it is about the socket")
+    stage.mode = "good"
+    channel, stream = stream_to(stage)
+    await settled(stream)
+    stage.mode = "hold"
+    asked = asyncio.create_task(stream.forward(request(2), 30))
+    await eventually(lambda: len(stage.forwarded) == 2)
+    await stage.door.stop(0)
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(asked, 5)
+    await eventually(lambda: stage.cancelled == 1)
+    await stream.close()
+    await channel.close()
+
+
+async def test_an_answer_that_cannot_be_read_ends_the_connection(stage, doors):
+    if not doors:
+        pytest.skip("it is about the socket")
+    stage.mode = "good"
+    channel, stream = stream_to(stage)
+    await settled(stream)
+    connection, stage.mode = stream._connection, "hold"
+    asked = asyncio.create_task(stream.forward(request(2), 30))
+    await eventually(lambda: len(stage.forwarded) == 2)
+    connection._socket._hand(b"\xff\xff")
+    with pytest.raises(Unavailable, match="the connection to the head broke"):
+        await asyncio.wait_for(asked, 5)
+    stage.mode = "good"
+    assert (await stream.forward(request(3), 10)).outputs
+    assert stage.opened_streams == 2
+    await stream.close()
+    await channel.close()
