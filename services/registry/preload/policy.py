@@ -121,9 +121,8 @@ class Policy:
             trial.tried, trial.followed = tried, followed
             return
         # Nobody expected the first request: it loads.
-        self._trials[model] = _Trial(
-            tried, followed, *(np.full(len(rows), self.load_s) for rows in (self.fixed, tried, followed))
-        )
+        first = [np.full(len(rows), self.load_s) for rows in (self.fixed, tried, followed)]
+        self._trials[model] = _Trial(tried, followed, first[0], first[1], first[2])
 
     def _settle(self, trial: _Trial, idle_s: float) -> None:
         """Account for the memory of an idle time up to now."""
