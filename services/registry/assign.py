@@ -146,7 +146,9 @@ def _place_missing(board: Board, history: History, rng: Random) -> dict[str, lis
         if node is None:
             pending.setdefault(name, []).append(why_not(board, spec, stage, nth))
         else:
-            board.assign(new_assignment(spec, stage, node, rng), f"stage {stage} lacks a replica")
+            scale = board.world.scales.get(name)
+            trace = scale.traceparent if scale is not None else ""
+            board.assign(new_assignment(spec, stage, node, rng, trace), f"stage {stage} lacks a replica")
     return pending
 
 

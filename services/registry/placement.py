@@ -108,8 +108,10 @@ def stale_of(board: Board, spec: ModelSpec) -> list[Assignment]:
     return [held for held in board.of(spec.name) if board.world.spec_of(held) is None]
 
 
-def new_assignment(spec: ModelSpec, stage: int, node: NodeRecord, rng: Random) -> Assignment:
-    """A fresh replica of the stage on the node."""
+def new_assignment(
+    spec: ModelSpec, stage: int, node: NodeRecord, rng: Random, traceparent: str = ""
+) -> Assignment:
+    """A fresh replica of the stage on the node; `traceparent`: of the request that it is for."""
     return Assignment(
         replica_id=f"{spec.name}-{stage}-{rng.getrandbits(32):08x}",
         node_id=node.node_id,
@@ -119,6 +121,7 @@ def new_assignment(spec: ModelSpec, stage: int, node: NodeRecord, rng: Random) -
         partition=spec.partitions[stage],
         generation=spec.generation,
         revision=spec.revision,
+        traceparent=traceparent,
     )
 
 

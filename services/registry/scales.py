@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from stagemesh import records
 from stagemesh.errors import NotFound, Unavailable
 from stagemesh.etcd import Etcd
+from stagemesh.tracing import inject
 from stagemesh.v1.registry_pb2 import ModelSpec, ScaleRecord
 from stagemesh.wanted import asleep
 
@@ -47,7 +48,11 @@ class Scales:
     async def _put(self, name: str, replicas: Sequence[int], reason: str, expected: int) -> bool:
         key = records.scale_key(name)
         record = ScaleRecord(
-            model=name, replicas=replicas, reason=reason[:_REASON], unix_ms=int(time.time() * 1000)
+            model=name,
+            replicas=replicas,
+            reason=reason[:_REASON],
+            unix_ms=int(time.time() * 1000),
+            traceparent=dict(inject()).get("traceparent", ""),
         )
         written = await self._etcd.compare_and_put(
             key, records.to_json(record), expected_mod_revision=expected

@@ -66,10 +66,10 @@ class Attempts:
         self._waking = waking
         self._budgets: dict[str, RetryBudget] = {}
 
-    async def awake(self, spec: registry_pb2.ModelSpec, ctx: RequestContext) -> None:
+    async def awake(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span) -> None:
         """Return when the model has a route, if it slept; see `Waking.hold` for what it raises."""
         if self._waking is not None and self._waking.needed(spec):
-            await self._waking.hold(spec, ctx.deadline)
+            await self._waking.hold(spec, ctx.deadline, span)
 
     def choose(
         self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str], ask: Ask

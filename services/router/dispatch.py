@@ -88,7 +88,7 @@ class Dispatch:
         self._attempts.begun(spec)
         while True:
             attempt += 1
-            await self._attempts.awake(spec, ctx)
+            await self._attempts.awake(spec, ctx, span)
             route = self._attempts.choose(spec, ctx, span, avoid, ask)
             try:
                 return route, await self._forward(request(route), route, spec, ctx, span, nbytes)

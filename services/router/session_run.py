@@ -78,7 +78,7 @@ class SessionRun:
         self._attempts.begun(self._spec)
         while True:
             try:
-                await self._attempts.awake(self._spec, self._ctx)
+                await self._attempts.awake(self._spec, self._ctx, self._span)
                 self._route = self._next_route()
             except errors.Unavailable:
                 if not self._attempt or time.monotonic() > self._progress + HOPELESS_S:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc.aio
+from opentelemetry.trace import Span
 
 from stagemesh.errors import DeadlineExceeded, NotFound, ResourceExhausted, StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
@@ -105,8 +106,10 @@ class Waking:
         """Whether a request for the model has to be held now."""
         return may_sleep(spec) and not self._membership.is_ready(spec)
 
-    async def hold(self, spec: registry_pb2.ModelSpec, deadline: float) -> None:
+    async def hold(self, spec: registry_pb2.ModelSpec, deadline: float, parent: Span | None = None) -> None:
         """Return when every stage of the model has a ready replica; `deadline` is in monotonic seconds.
+
+        The span of the wait, below `parent`, goes on in the registry and in the nodes that load, for the one that wakes.
 
         Raises:
             ResourceExhausted: too many wait already.
@@ -114,6 +117,10 @@ class Waking:
             NotFound: it was undeployed meanwhile.
             Unavailable: there is no registry to wake it.
         """
+        with self._telemetry.span("router.hold", parent):
+            await self._hold(spec, deadline)
+
+    async def _hold(self, spec: registry_pb2.ModelSpec, deadline: float) -> None:
         name, now = spec.name, time.monotonic()
         if self.held >= self._max_held:
             self._telemetry.not_held.labels(name).inc()

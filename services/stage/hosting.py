@@ -29,6 +29,7 @@ from .partition.interface import Partition
 from .profile_node import Profiles
 from .relay import Upstream
 from .replica import Replica
+from .spans import traced_load
 from .warm.kept import KeptPartitions, Key, Loaded
 from .warm.saving import saving_of
 from .watchdog import Limits
@@ -116,7 +117,8 @@ class Hosting:
         if self._leaving:
             return
         self.hosted[hosted.assignment.replica_id] = hosted
-        hosted.task = asyncio.create_task(self._load(hosted), name=f"load-{hosted.assignment.replica_id}")
+        work = traced_load(hosted.assignment, self._load(hosted))
+        hosted.task = asyncio.create_task(work, name=f"load-{hosted.assignment.replica_id}")
 
     async def _load(self, hosted: Hosted) -> None:
         assignment = hosted.assignment

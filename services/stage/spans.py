@@ -6,9 +6,14 @@ loop of its own, a span costs 25 us, an event for each pass 16, a pass in a list
 very long session the first passes are listed; all of them are in the sums.
 """
 
+from collections.abc import Coroutine
+from typing import Any
+
 from opentelemetry import trace
 
+from stagemesh import tracing
 from stagemesh.tracing import tracer
+from stagemesh.v1.registry_pb2 import Assignment
 
 from .session import PARTS, ReplicaSession
 
@@ -56,6 +61,23 @@ def record_session(
         if error:
             span.set_status(trace.StatusCode.ERROR, error)
     span.end(_ns(ended))
+
+
+async def traced_load(assignment: Assignment, work: Coroutine[Any, Any, None]) -> None:
+    """Do what an assignment asks for in a span of the request that its model was woken for, if it was for one."""
+    if not (tracing.enabled() and assignment.traceparent):
+        await work
+        return
+    with tracer().start_as_current_span(
+        "stage.load",
+        context=tracing.extract((("traceparent", assignment.traceparent),)),
+        attributes={
+            "gen_ai.request.model": assignment.model,
+            "stagemesh.stage": assignment.stage,
+            "stagemesh.replica": assignment.replica_id,
+        },
+    ):
+        await work
 
 
 def _sum(session: ReplicaSession, part: str) -> int:

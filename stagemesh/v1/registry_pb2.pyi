@@ -244,16 +244,18 @@ class Scaling(_message.Message):
     def __init__(self, min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., target_queue_ms: _Optional[int] = ..., target_kv: _Optional[float] = ..., idle_s: _Optional[int] = ...) -> None: ...
 
 class ScaleRecord(_message.Message):
-    __slots__ = ("model", "replicas", "reason", "unix_ms")
+    __slots__ = ("model", "replicas", "reason", "unix_ms", "traceparent")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     replicas: _containers.RepeatedScalarFieldContainer[int]
     reason: str
     unix_ms: int
-    def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., unix_ms: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class CapacityRecord(_message.Message):
     __slots__ = ("nodes", "reason", "unix_ms")
@@ -408,7 +410,7 @@ class LinkProfile(_message.Message):
     def __init__(self, rtt_ms: _Optional[float] = ..., gbit: _Optional[float] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("replica_id", "node_id", "model", "stage", "stages", "partition", "generation", "revision", "replaces")
+    __slots__ = ("replica_id", "node_id", "model", "stage", "stages", "partition", "generation", "revision", "replaces", "traceparent")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -418,6 +420,7 @@ class Assignment(_message.Message):
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REPLACES_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     node_id: str
     model: str
@@ -427,7 +430,8 @@ class Assignment(_message.Message):
     generation: int
     revision: str
     replaces: str
-    def __init__(self, replica_id: _Optional[str] = ..., node_id: _Optional[str] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., partition: _Optional[_Union[Partition, _Mapping]] = ..., generation: _Optional[int] = ..., revision: _Optional[str] = ..., replaces: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, replica_id: _Optional[str] = ..., node_id: _Optional[str] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., partition: _Optional[_Union[Partition, _Mapping]] = ..., generation: _Optional[int] = ..., revision: _Optional[str] = ..., replaces: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class ReplicaRecord(_message.Message):
     __slots__ = ("replica_id", "model", "revision", "stage", "stages", "partition", "node_id", "address", "pid", "zone", "state", "detail", "generation", "kv_bytes_total", "canary_ms")

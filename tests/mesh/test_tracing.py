@@ -9,8 +9,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from stagemesh.local import deployment
 from stagemesh.local.mesh import LocalMesh
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
+from stagemesh.v1.registry_pb2 import Scaling
 from tests.library.otlp_receiver import OtlpReceiver, Span
 
 from .traffic import until
@@ -43,10 +45,12 @@ def traceparent(trace_id: str) -> str:
     return f"00-{trace_id}-{PARENT}-01"
 
 
-async def generate(mesh: LocalMesh, trace_id: str, first_token: int, max_tokens: int = 4) -> None:
+async def generate(
+    mesh: LocalMesh, trace_id: str, first_token: int, max_tokens: int = 4, model: str = "llama"
+) -> None:
     """Through gRPC, as a caller with a trace of its own."""
     async with grpc.aio.insecure_channel(mesh.grpc_address) as channel:
-        request = inference_pb2.GenerateRequest(model="llama")
+        request = inference_pb2.GenerateRequest(model=model)
         request.tokens.ids.extend([first_token, 6, 7])
         request.temperature = 0
         request.max_tokens = max_tokens
@@ -178,3 +182,34 @@ async def test_an_answer_from_the_cache_has_no_stage_spans(traced: LocalMesh, re
     (lookup,) = [span for span in spans if span.name == "cache.lookup"]
     assert lookup.attributes["stagemesh.cache"] == "hit"
     assert {span.service for span in spans} == {"stagemesh-router", "stagemesh-cache"}
+
+
+async def test_waking_a_model_is_part_of_the_trace_of_the_request_that_woke_it(
+    traced: LocalMesh, receiver: OtlpReceiver, llama: Path
+) -> None:
+    scaling = Scaling(min_replicas=0, max_replicas=1, idle_s=1)
+    await traced.deploy(llama, "sleepy", stages=2, cache=False, scaling=scaling, timeout_s=120)
+    async with traced.client() as client:
+        async with asyncio.timeout(60):
+            while True:
+                status = await client.status()
+                asleep = any(model.spec.name == "sleepy" and model.asleep for model in status.models)
+                if asleep and not any(replica.record.model == "sleepy" for replica in status.replicas):
+                    break
+                await asyncio.sleep(0.1)
+    trace_id = "5bf92f3577b34da6a3ce929d0e0e4737"
+    await generate(traced, trace_id, first_token=5, model="sleepy")
+    spans = await spans_of(receiver, trace_id, *STAGES, "router.hold", "stage.load")
+    by_id = {span.span_id: span for span in spans}
+    (held,) = [span for span in spans if span.name == "router.hold"]
+    assert by_id[held.parent_id].name == "router.request"
+    (woken,) = [
+        span for span in spans if span.name.endswith("RegistryService/Wake") and span.service == "registry"
+    ]
+    loads = [span for span in spans if span.name == "stage.load"]
+    assert {span.attributes["stagemesh.stage"] for span in loads} == {0, 1}
+    for span in loads:
+        assert span.service == "stagemesh-stage"
+        assert ancestors(span, by_id)[0] == woken
+        assert held in ancestors(span, by_id)
+    await deployment.undeploy(traced.registry_address, "sleepy")
