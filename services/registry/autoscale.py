@@ -4,7 +4,6 @@ The decisions are made in `scaling`, which is pure; here they become records: a 
 that stands in for another one. Whatever is written is fenced with the term in which it was decided, and each is an event.
 """
 
-import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
@@ -12,14 +11,14 @@ from random import Random
 from typing import Protocol
 
 from stagemesh import records
-from stagemesh.errors import StagemeshError
 from stagemesh.etcd import Delete, Etcd, Guard, Put
 from stagemesh.revisions import rolls_out
 from stagemesh.v1.registry_pb2 import LoadReport, ModelSpec, ScaleRecord
 
+from .again import again_and_again
 from .controller import Controller
 from .events import Events
-from .leadership import Fenced, Leadership
+from .leadership import Leadership
 from .mirror import Mirror
 from .node_pool import NodePool
 from .placement import new_assignment
@@ -114,18 +113,8 @@ class Autoscale:
                     self._preloads.observe(model.model, now)
 
     async def run(self) -> None:
-        """Decide; does not return. Absences of etcd are waited out."""
-        await self._mirror.synced.wait()
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                await self.step(time.monotonic())
-            except Fenced as error:
-                log.warning("autoscale.fenced: %s", error)
-            except StagemeshError as error:
-                log.warning("autoscale.step_failed: %s", error)
-            except Exception:
-                log.exception("autoscale.step_failed")
+        """Decide; does not return."""
+        await again_and_again("autoscale", lambda: self.step(time.monotonic()), TICK_S, self._mirror.synced)
 
     async def step(self, now: float) -> None:
         """Look, decide and write once; `now` in seconds, on the clock of `take`."""

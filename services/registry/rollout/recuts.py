@@ -10,6 +10,7 @@ from stagemesh.errors import FailedPrecondition, NotFound, StagemeshError
 from stagemesh.revisions import checkpoint_revision, rolls_out
 from stagemesh.v1.registry_pb2 import LoadReport, ModelSpec, Partition, RecutResponse
 
+from ..again import again_and_again
 from ..desired import partitions_of, spec_revision
 from ..events import Events
 from ..leadership import Leadership
@@ -77,15 +78,7 @@ class Recuts:
 
     async def run(self) -> None:
         """Look every quarter of a minute; does not return."""
-        await self._mirror.synced.wait()
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                await self._look()
-            except StagemeshError as error:
-                log.warning("recut.failed: %s", error)
-            except Exception:
-                log.exception("recut.failed")
+        await again_and_again("recut", self._look, LOOK_S, self._mirror.synced)
 
     async def recut(self, name: str, *, dry_run: bool, force: bool) -> RecutResponse:
         """Weigh a model's cuts, and move them where that pays, or in any case with `force`.

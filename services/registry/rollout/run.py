@@ -1,14 +1,12 @@
 """Takes rollouts from step to step, while this registry leads."""
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable
 
-from stagemesh.errors import StagemeshError
 from stagemesh.revisions import rolls_out
 from stagemesh.v1.registry_pb2 import REPLICA_STATE_FAILED, LoadReport, ModelSpec
 
+from ..again import again_and_again
 from ..events import Events
 from ..leadership import Leadership
 from ..mirror import Mirror
@@ -16,8 +14,6 @@ from ..models import Models
 from ..world import History, World, is_current
 from .machine import Advance, Limits, Seen, advance
 from .trials import Finding, Trials
-
-log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 
@@ -64,15 +60,7 @@ class Rollouts:
 
     async def run(self) -> None:
         """Go on; does not return."""
-        await self._mirror.synced.wait()
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                await self._step()
-            except StagemeshError as error:
-                log.warning("rollout.step_failed: %s", error)
-            except Exception:
-                log.exception("rollout.step_failed")
+        await again_and_again("rollout", self._step, TICK_S, self._mirror.synced)
 
     async def _step(self) -> None:
         rolling = [spec for spec in self._mirror.models() if rolls_out(spec)]
