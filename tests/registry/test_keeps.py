@@ -3,7 +3,7 @@
 from stagemesh.services.registry.placement import keeps
 
 from stagemesh.v1.registry_pb2 import KeptPartition, ModelSpec, NodeRecord, Partition
-from tests.registry.test_assign import Mesh, model
+from tests.registry.assigned import Mesh, model
 
 
 def spec() -> ModelSpec:

@@ -13,7 +13,7 @@ from stagemesh.planning.live import taken_bytes
 from stagemesh.planning.pins import layers_of, parse_pin
 from stagemesh.v1 import registry_pb2 as pb
 from tests.checkpoints import make_llama
-from tests.registry.test_assign import Mesh
+from tests.registry.assigned import Mesh
 
 BIG = 10**9
 

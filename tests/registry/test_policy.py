@@ -7,7 +7,7 @@ from stagemesh.services.router.policies import POLICIES as ROUTERS
 from stagemesh import records
 from stagemesh.errors import InvalidArgument
 from stagemesh.v1.registry_pb2 import ModelSpec, ScaleRequest
-from tests.registry.test_assign import model
+from tests.registry.assigned import model
 from tests.registry.test_registry_process import deploy
 
 

@@ -14,7 +14,7 @@ from stagemesh.errors import FailedPrecondition, NotFound
 from stagemesh.planning.profile import shape_of
 from stagemesh.v1 import registry_pb2 as pb
 from tests.checkpoints import make_llama
-from tests.registry.test_assign import Mesh
+from tests.registry.assigned import Mesh
 from tests.registry.test_planned import ask, deploy, node
 
 PATIENCE = Patience()

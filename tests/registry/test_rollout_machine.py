@@ -18,7 +18,7 @@ from stagemesh import records
 from stagemesh.errors import FailedPrecondition, InvalidArgument
 from stagemesh.revisions import candidate_of, rolls_out, spec_of, specs_of
 from stagemesh.v1 import registry_pb2 as pb
-from tests.registry.test_assign import model
+from tests.registry.assigned import model
 
 LIMITS = Limits(drain_s=60, blind_s=5)
 GOOD = Seen(candidate_ready=True, candidate_full=True, requests=100, enough=True, old=0, new=0)

@@ -5,7 +5,7 @@ from stagemesh.services.registry.desired import MAX_ZONES, check_deploy
 
 from stagemesh.errors import InvalidArgument
 from stagemesh.v1.registry_pb2 import DeployRequest, ModelSpec, NodeRecord
-from tests.registry.test_assign import Mesh, model
+from tests.registry.assigned import Mesh, model
 
 
 def node(node_id: str, zone: str) -> NodeRecord:
