@@ -7,6 +7,7 @@ planner cuts the models, the router's `Loads` and `P2cEwma` choose replicas, the
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from bench.options import Options, say
 from bench.paired import Ratio, paired_ratio
@@ -47,12 +48,12 @@ def _days(result: Result, traces: list[Trace], hours: int, quick: bool) -> float
     requests = day.arrivals(traces, MODELS, hours=hours, share=0.05 if quick else 1.0)
     length = hours * 3600.0
     say(f"{len(requests)} requests, {len(nodes)} nodes, stages {sorted({each.stages for each in models})}")
-    ours = Mesh(nodes, models, Setting()).run(requests, length)
+    ours = Mesh(nodes, models, Setting()).run(requests, length, _progress("with preloading"))
     took = time.process_time() - started
     result.ratio(KEYS[0], Ratio(took / LIMIT_S, took / LIMIT_S, took / LIMIT_S, 1), Bound(1.0, at_most=True))
     result.notes.append(f"simulated in {took:.0f} s of CPU time")
     say(result.notes[-1])
-    none = Mesh(nodes, models, Setting(preload=False)).run(requests, length)
+    none = Mesh(nodes, models, Setting(preload=False)).run(requests, length, _progress("without"))
     for name, served in (("with preloading", ours), ("without", none)):
         _tell(result, name, served, length)
     if ours.cold and none.cold:
@@ -61,6 +62,19 @@ def _days(result: Result, traces: list[Trace], hours: int, quick: bool) -> float
         result.not_measured[KEYS[1]] = "no request found its model asleep"
     mean_replicas = max(ours.replica_s / length, 1.0)
     return (ours.placed * _WRITES + ours.removed * 2) / mean_replicas / hours
+
+
+def _progress(name: str) -> Callable[[Served, float], None]:
+    """Says each hour of the day how far it is."""
+    started = time.process_time()
+
+    def tell(served: Served, at_s: float) -> None:
+        took = time.process_time() - started
+        say(
+            f"{name}: {at_s / 3600:2.0f} h, {served.arrived} came, {served.cold} found their model asleep, {took:.0f} s of CPU time"
+        )
+
+    return tell
 
 
 def _tell(result: Result, name: str, served: Served, length: float) -> None:

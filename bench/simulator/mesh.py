@@ -107,11 +107,20 @@ class Mesh:
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = count()
         self._defaults = Defaults(idle_s=self.setting.idle_s)
+        self._limits = {each.spec.name: limits_of(each.spec.scaling, self._defaults) for each in models}
         self._used: Counter[str] = Counter()
         self.now = 0.0
 
-    def run(self, arrivals: Sequence[Arrival], until_s: float) -> Served:
-        """Play all arrivals and what follows, until that time; what runs then still is counted as unfinished."""
+    def run(
+        self, arrivals: Sequence[Arrival], until_s: float, tell: Callable[[Served, float], None] | None = None
+    ) -> Served:
+        """Play all arrivals and what follows, until that time; what runs then still is counted as unfinished.
+
+        `tell` is called each hour of virtual time with what came of the requests so far, and the time in seconds.
+        """
+        if tell is not None:
+            for hour in range(1, int(until_s // 3600) + 1):
+                self._after(3600.0 * hour, tell, self.served, 3600.0 * hour)
         self._after(self.setting.tick_s, self._tick)
         for arrival in arrivals:
             self._play(arrival[0])
@@ -234,7 +243,6 @@ class Mesh:
 
     def _load(self, state: _State, wanted: dict[str, str]) -> ModelLoad:
         """As `Reports.load` says it of what nodes and routers told."""
-        limits = limits_of(state.model.spec.scaling, self._defaults)
         stages = []
         for ready, tally in zip(state.ready, state.tallies, strict=True):
             queue_ms = 1000 * tally.waited_s / tally.steps if tally.steps else 0.0
@@ -248,7 +256,7 @@ class Mesh:
         idle_s = None if self._preloader is None else self._preloader.keep_alive_s(state.name, self.now)
         return ModelLoad(
             state.name,
-            limits,
+            self._limits[state.name],
             state.wanted,
             stages,
             active=state.active,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,21 +14,19 @@ from .windows import loaded_bins, used, waits
 
 MARGINS = (1.0, 1.5, 2.5, 8.0)
 """By what factor a model must differ from the average one, to be kept other than the fixed keep-alive keeps it: a way for each."""
+_Any = TypeVar("_Any", np.float64, np.bool_)
 _MIDDLES: Floats = (EDGES[:-1] + EDGES[1:]) / 2
 
 
 @dataclass(slots=True)
 class _Trial:
-    """What is wanted in the idle time of a model, and for how many of its seconds a load of its last request goes on.
-
-    `tried` of all ways, [settings x ways, BINS]; `followed`, [settings, BINS]. Until `settled_s` its memory is accounted for.
+    """What is wanted in the idle time of a model, by the fixed keep-alives, by all ways and by what is followed, one below the other:
+    [settings x (1 + ways + 1), BINS]; for how many of its seconds a load of its last request goes on, for each of these rows. Until `settled_s`
+    its memory is accounted for.
     """
 
-    tried: NDArray[np.bool_]
-    followed: NDArray[np.bool_]
-    fixed_loading_s: Floats
-    tried_loading_s: Floats
-    followed_loading_s: Floats
+    rows: NDArray[np.bool_]
+    loading_s: Floats
     settled_s: float = 0.0
 
 
@@ -62,12 +61,10 @@ class Policy:
         if known is not None and trial is not None:
             idle_s = max(0.0, now_s - known.last_s)
             self._settle(trial, idle_s)
-            trial.fixed_loading_s = waits(self.fixed, idle_s, self.load_s, trial.fixed_loading_s)
-            trial.tried_loading_s = waits(trial.tried, idle_s, self.load_s, trial.tried_loading_s)
-            trial.followed_loading_s = waits(trial.followed, idle_s, self.load_s, trial.followed_loading_s)
+            trial.loading_s = waits(trial.rows, idle_s, self.load_s, trial.loading_s)
             trial.settled_s = 0.0
-            ready = (trial.tried_loading_s == 0).reshape(self.proof.ahead.shape)
-            self.proof.learn(trial.fixed_loading_s == 0, ready, now_s)
+            fixed, ways, _ = self._split(trial.loading_s == 0)
+            self.proof.learn(fixed, ways, now_s)
         self.hazards.observe(model, now_s)
 
     def follow(self, models: Sequence[str], now_s: float) -> NDArray[np.bool_]:
@@ -89,7 +86,7 @@ class Policy:
         chosen = tried[:, np.arange(settings), best]
         followed: NDArray[np.bool_] = np.where((best >= 0)[None, :, None], chosen, self.fixed)
         for model, rows, one in zip(models, tried.reshape(many, -1, BINS), followed, strict=True):
-            self._replace(model, rows, one, now_s)
+            self._replace(model, np.concatenate([self.fixed, rows, one]), now_s)
         return followed
 
     def pass_time(self, now_s: float) -> None:
@@ -112,28 +109,24 @@ class Policy:
         curve = self.hazards.curve(model)
         return curve if by_hour is None else curve * by_hour
 
-    def _replace(
-        self, model: str, tried: NDArray[np.bool_], followed: NDArray[np.bool_], now_s: float
-    ) -> None:
+    def _replace(self, model: str, rows: NDArray[np.bool_], now_s: float) -> None:
         trial = self._trials.get(model)
-        if trial is not None:
-            self._settle(trial, max(0.0, now_s - self.hazards.models[model].last_s))
-            trial.tried, trial.followed = tried, followed
+        if trial is None:
+            # Nobody expected the first request: it loads.
+            self._trials[model] = _Trial(rows, np.full(len(rows), self.load_s))
             return
-        # Nobody expected the first request: it loads.
-        first = [np.full(len(rows), self.load_s) for rows in (self.fixed, tried, followed)]
-        self._trials[model] = _Trial(tried, followed, first[0], first[1], first[2])
+        self._settle(trial, max(0.0, now_s - self.hazards.models[model].last_s))
+        trial.rows = rows
 
     def _settle(self, trial: _Trial, idle_s: float) -> None:
         """Account for the memory of an idle time up to now."""
-        from_s = trial.settled_s
-        if idle_s <= from_s:
-            return
-        trial.settled_s = idle_s
-        self.proof.spend(
-            used(self.fixed, from_s, idle_s, self.load_s, trial.fixed_loading_s),
-            used(trial.tried, from_s, idle_s, self.load_s, trial.tried_loading_s).reshape(
-                self.proof.ahead.shape
-            ),
-            used(trial.followed, from_s, idle_s, self.load_s, trial.followed_loading_s),
-        )
+        if idle_s > trial.settled_s:
+            found = used(trial.rows, trial.settled_s, idle_s, self.load_s, trial.loading_s)
+            trial.settled_s = idle_s
+            self.proof.spend(*self._split(found))
+
+    def _split(self, values: NDArray[_Any]) -> tuple[NDArray[_Any], NDArray[_Any], NDArray[_Any]]:
+        """Of the fixed keep-alives, [settings]; of the ways, [settings, ways]; of what is followed, [settings]."""
+        settings, ways = self.proof.ahead.shape
+        middle = values[settings:-settings].reshape(settings, ways)
+        return values[:settings], middle, values[-settings:]

@@ -27,12 +27,12 @@ GAIN = 0.01
 """And by what part of the fixed keep-alive's cold starts."""
 SHARE, LESS = 0.98, 0.94
 """Of the fixed keep-alive's memory, what ways aim at; and where more was really taken than `SOLVENT` of it."""
-SOLVENT, CHEAP = 0.995, 0.99
+SOLVENT, CHEAP = 1.000001, 0.99
 PACE, LEAST_PACE = 0.5, 0.003
 """By how much the logarithm of a price moves for each mean idle time's memory: the first over the root of how many were seen."""
 BLOCK_S = 1800.0
-HALF_S = 2 * 86_400.0
-"""Seconds after which what was found counts half."""
+MOST_BLOCKS = 96
+"""Of blocks, after how many what was found counts half; while fewer have passed, half of those that have: the first prices are wrong."""
 CHEAPEST, _DEAREST = -2.0, 12.0
 """What the logarithm of a price moves by at most. No cold start is worth more than e**2 of what the keep-alive takes it for: what memory
 brings less than that is left unused."""
@@ -59,6 +59,7 @@ class Proof:
         self.lately: Floats = np.zeros(shape)
         self.differ: Floats = np.zeros(shape)
         self.blocks: Floats = np.zeros(1)
+        self.passed: Floats = np.zeros(1)
         self._block_since_s = float("-inf")
 
     def __repr__(self) -> str:
@@ -66,7 +67,7 @@ class Proof:
 
     def tables(self) -> tuple[Floats, ...]:
         """All that is remembered."""
-        return *self._fading(), self.moved, self.debt_s, self.lately
+        return *self._fading(), self.moved, self.debt_s, self.lately, self.passed
 
     def spend(self, fixed_s: Floats, used_s: Floats, spent_s: Floats) -> None:
         """A model's idle time went on: seconds of memory since it was last told.
@@ -118,7 +119,8 @@ class Proof:
     def _close(self, now_s: float) -> None:
         """A block ends; what is older counts less."""
         self._block_since_s = now_s
-        fade = 0.5 ** (BLOCK_S / HALF_S)
+        fade = 0.5 ** (1.0 / min(MOST_BLOCKS, 1.0 + float(self.passed[0]) / 2))
+        self.passed += 1.0
         for table in self._fading():
             table *= fade
         self.blocks += 1.0

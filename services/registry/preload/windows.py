@@ -78,8 +78,8 @@ def used(loaded: NDArray[np.bool_], from_s: float, to_s: float, load_s: float, l
     begins = loaded[:, 1:] & ~loaded[:, :-1]
     if begins.any():
         total = total + begins.astype(np.float64) @ _between(from_s, to_s, EDGES[1:-1] - load_s, load_s)
-    start, end = np.minimum(loading_s, from_s)[:, None], np.minimum(loading_s, to_s)[:, None]
-    if (end > start).any():
+    if loading_s.max() > from_s:
+        start, end = np.minimum(loading_s, from_s)[:, None], np.minimum(loading_s, to_s)[:, None]
         total = total + (~loaded * _between(start, end, EDGES[:-1], WIDTHS)).sum(axis=1)
     return total
 
@@ -100,5 +100,6 @@ def _between(
     from_s: Floats | float, to_s: Floats | float, start_s: Floats, length_s: Floats | float
 ) -> Floats:
     """How much of a stretch of time lies in each of others."""
-    found: Floats = np.clip(to_s - start_s, 0.0, length_s) - np.clip(from_s - start_s, 0.0, length_s)
-    return found
+    until: Floats = np.minimum(np.maximum(to_s - start_s, 0.0), length_s)
+    before: Floats = np.minimum(np.maximum(from_s - start_s, 0.0), length_s)
+    return until - before
