@@ -117,7 +117,7 @@ class Hosting:
         if self._leaving:
             return
         self.hosted[hosted.assignment.replica_id] = hosted
-        work = traced_load(hosted.assignment, self._load(hosted))
+        work = traced_load(hosted.assignment, partial(self._load, hosted))
         hosted.task = asyncio.create_task(work, name=f"load-{hosted.assignment.replica_id}")
 
     async def _load(self, hosted: Hosted) -> None:

@@ -6,8 +6,7 @@ loop of its own, a span costs 25 us, an event for each pass 16, a pass in a list
 very long session the first passes are listed; all of them are in the sums.
 """
 
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from opentelemetry import trace
 
@@ -63,10 +62,10 @@ def record_session(
     span.end(_ns(ended))
 
 
-async def traced_load(assignment: Assignment, work: Coroutine[Any, Any, None]) -> None:
+async def traced_load(assignment: Assignment, work: Callable[[], Awaitable[None]]) -> None:
     """Do what an assignment asks for in a span of the request that its model was woken for, if it was for one."""
     if not (tracing.enabled() and assignment.traceparent):
-        await work
+        await work()
         return
     with tracer().start_as_current_span(
         "stage.load",
@@ -77,7 +76,7 @@ async def traced_load(assignment: Assignment, work: Coroutine[Any, Any, None]) -
             "stagemesh.replica": assignment.replica_id,
         },
     ):
-        await work
+        await work()
 
 
 def _sum(session: ReplicaSession, part: str) -> int:

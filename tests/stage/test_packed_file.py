@@ -23,6 +23,7 @@ from stagemesh.services.stage.partition.packed_file import (
     write,
 )
 from stagemesh.services.stage.partition.ragged import Segment
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stagemesh.checkpoint import inspect
 from tests.checkpoints import make_llama
@@ -83,6 +84,25 @@ def test_what_is_mapped_computes_the_very_same(
     assert torch.equal(computed(again), expected)
     assert (again.packed, again.fused, again.weight_bytes) == (made.packed, made.fused, made.weight_bytes)
     assert again.made is None
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_biases_and_norms_of_heads_are_among_what_is_mapped(tmp_path: Path, packs: bool, family: str) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3}
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads))
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            if name.endswith("bias") or "_norm" in name:
+                each.copy_(torch.rand_like(each))
+    model.eval().save_pretrained(tmp_path)
+    made = loaded(tmp_path, 0, 2)
+    assert made.made is not None
+    write(tmp_path / "one.packed", "key", made.made, KERNELS, threading.Event())
+    again = loaded(tmp_path, 0, 2, read(tmp_path / "one.packed", "key", KERNELS))
+    assert (again.made, again.fused) == (None, packs)
+    assert torch.equal(computed(again), computed(made))
 
 
 def inspect_of(aside: Path, folder: Path) -> object:
