@@ -148,7 +148,7 @@ class Rollout(_message.Message):
     def __init__(self, next: _Optional[_Union[ModelSpec, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., kind: _Optional[str] = ..., share: _Optional[float] = ..., steps: _Optional[_Iterable[float]] = ..., step: _Optional[int] = ..., hold_s: _Optional[int] = ..., reason: _Optional[str] = ..., started_unix_ms: _Optional[int] = ..., step_unix_ms: _Optional[int] = ..., from_revision: _Optional[str] = ..., to_revision: _Optional[str] = ..., ready_s: _Optional[int] = ...) -> None: ...
 
 class PlacementPlan(_message.Message):
-    __slots__ = ("objective", "stages", "tokens_per_s", "latency_ms", "optimal", "why", "unix_ms", "node_labels", "pins", "auto_recut", "fixed_stages", "fixed_replicas")
+    __slots__ = ("objective", "stages", "tokens_per_s", "latency_ms", "optimal", "why", "unix_ms", "node_labels", "pins", "auto_recut", "fixed_stages")
     class NodeLabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -167,7 +167,6 @@ class PlacementPlan(_message.Message):
     PINS_FIELD_NUMBER: _ClassVar[int]
     AUTO_RECUT_FIELD_NUMBER: _ClassVar[int]
     FIXED_STAGES_FIELD_NUMBER: _ClassVar[int]
-    FIXED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     objective: str
     stages: _containers.RepeatedCompositeFieldContainer[PlannedStage]
     tokens_per_s: float
@@ -179,8 +178,7 @@ class PlacementPlan(_message.Message):
     pins: _containers.RepeatedCompositeFieldContainer[PlacementPin]
     auto_recut: bool
     fixed_stages: int
-    fixed_replicas: int
-    def __init__(self, objective: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[PlannedStage, _Mapping]]] = ..., tokens_per_s: _Optional[float] = ..., latency_ms: _Optional[float] = ..., optimal: _Optional[bool] = ..., why: _Optional[_Iterable[str]] = ..., unix_ms: _Optional[int] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ..., auto_recut: _Optional[bool] = ..., fixed_stages: _Optional[int] = ..., fixed_replicas: _Optional[int] = ...) -> None: ...
+    def __init__(self, objective: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[PlannedStage, _Mapping]]] = ..., tokens_per_s: _Optional[float] = ..., latency_ms: _Optional[float] = ..., optimal: _Optional[bool] = ..., why: _Optional[_Iterable[str]] = ..., unix_ms: _Optional[int] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., pins: _Optional[_Iterable[_Union[PlacementPin, _Mapping]]] = ..., auto_recut: _Optional[bool] = ..., fixed_stages: _Optional[int] = ...) -> None: ...
 
 class PlannedStage(_message.Message):
     __slots__ = ("nodes", "tokens_per_s", "pass_ms")
