@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from stagemesh import tracing
 from stagemesh.errors import ConfigError
+from stagemesh.grpc_accept import server
 from stagemesh.grpc_errors import with_errors
 from stagemesh.grpc_handlers import HandlerServer
 from stagemesh.process import run, serve_until_signal
@@ -76,9 +77,9 @@ class GrpcServer:
     ) -> None:
         self.host = host
         self.port = port
-        bare = grpc.aio.server(
-            options=[*channel_options(max_message_bytes), ("grpc.so_reuseport", 0)],
-            maximum_concurrent_rpcs=max_concurrent_rpcs,
+        bare = server(
+            [*channel_options(max_message_bytes), ("grpc.so_reuseport", 0)],
+            max_concurrent_rpcs,
         )
         self.server: grpc.aio.Server = HandlerServer(bare, [with_errors, *tracing.server_wraps()])
         self._health = health.aio.HealthServicer()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from stagemesh.errors import StagemeshError
+from stagemesh.garbage import settle
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -31,6 +32,7 @@ async def serve_until_signal() -> None:
                 loop.remove_signal_handler(number)
         return
     before, _on_signal = _on_signal, stop.set
+    settle()
     try:
         await stop.wait()
     finally:

@@ -5,6 +5,7 @@ Writes transcripts and chaos.json into the report folder; a run of everything al
 
 import argparse
 import asyncio
+import gc
 import random
 import sys
 from pathlib import Path
@@ -55,6 +56,8 @@ def _named(one: Scenario, only: str) -> bool:
 
 async def _run(chosen: list[Scenario], seeds: range, *, full: bool) -> list[Outcome]:
     outcomes: list[Outcome] = []
+    gc.collect()
+    gc.freeze()  # the clients' own pauses are nobody's lateness
     async with Suite(full=full) as suite:
         for seed in seeds:
             for one in chosen:

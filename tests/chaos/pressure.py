@@ -11,6 +11,7 @@ import psutil
 from stagemesh import AsyncClient
 from stagemesh.errors import DeadlineExceeded, ResourceExhausted, StagemeshError
 
+from .bare import bare_calls
 from .load import TOKENS, Place
 from .mesh import MODEL, until
 from .scenario import Run, quantile, scenario
@@ -57,7 +58,10 @@ async def ask(client: AsyncClient, place: Place, deadline_s: float = 60.0) -> An
 async def overload(run: Run) -> None:
     for_s = 20.0 if run.full else 8.0
     router = run.mesh.router_processes[0]
-    async with AsyncClient(run.mesh.grpc_addresses[0], attempts=1) as client:
+    async with (
+        AsyncClient(run.mesh.grpc_addresses[0], attempts=1) as client,
+        contextlib.AsyncExitStack() as held,
+    ):
         peak, calm_s = await _peak(run, client, for_s)
         # What the peak's own requests take is no lateness, on a slow machine either.
         deadline_s = max(DEADLINE_S, 3 * calm_s)
@@ -69,6 +73,7 @@ async def overload(run: Run) -> None:
         async def one(number: int) -> None:
             answers.append(await ask(client, Place(number % 64), deadline_s))
 
+        calls = await held.enter_async_context(bare_calls())
         began = time.monotonic()
         number, late_s = 0, 0.0
         while (now := time.monotonic()) < began + for_s:
@@ -83,6 +88,11 @@ async def overload(run: Run) -> None:
             await asyncio.sleep(pause)
             late_s = max(late_s, time.monotonic() - before_pause - pause)
         over = time.monotonic()
+        await held.aclose()
+        run.say(
+            f"{len(calls)} calls of a service that does nothing",
+            ", ".join(f"p{100 * part:.0f} {quantile(calls, part) * 1e3:.0f} ms" for part in (0.5, 0.9, 0.99)),
+        )
         run.say(f"offered {number} requests in {over - began:.1f} s", f"{number / (over - began):.0f}/s")
         run.say("the clients' own event loop", f"was late by up to {late_s * 1e3:.0f} ms")
         settled = began + for_s / 4
