@@ -39,7 +39,8 @@ async def bare_calls() -> AsyncIterator[list[float]]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    assert server.stdin is not None and server.stdout is not None
+    assert server.stdin is not None
+    assert server.stdout is not None
     try:
         port = int(await asyncio.wait_for(server.stdout.readline(), 60))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.TaskGroup() as group:
