@@ -103,6 +103,7 @@ async def main(argv: list[str] | None = None) -> None:
             _log.info("cache.ready id=%s address=%s", cache_id, record.address)
             await serve_until_signal()
             await server.set_serving(False)
+            servicer.end_streams()
             _log.info("cache.draining id=%s", cache_id)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import time
+from collections.abc import AsyncIterator
 
 import grpc
 
@@ -63,6 +64,8 @@ class CacheServicer(CacheServiceServicer):
         self._default_ttl_s = default_ttl_s
         self._measures = measures
         self._near_hits = 0
+        # Open streams of lookups: whether each waits for the next one; None once it is to end.
+        self._streams: dict[asyncio.Task[object], bool | None] = {}
 
     def __repr__(self) -> str:
         return f"CacheServicer({self._store!r}, {self._flights!r})"
@@ -95,6 +98,43 @@ class CacheServicer(CacheServiceServicer):
         if lease == ALONE:
             return CacheLookupResponse()
         return CacheLookupResponse(lease=lease, lease_ttl_ms=int(self._flights.leases.ttl_s * 1000))
+
+    async def LookupStream(
+        self, request_iterator: AsyncIterator[CacheLookupRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[CacheLookupResponse]:
+        """Answer each at once, or say that it has to be asked alone: what takes its time would hold up the others.
+
+        Raises `InvalidArgument` for a malformed key or tenant, which ends the stream.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams[task] = False
+        try:
+            while self._streams[task] is not None:
+                self._streams[task] = True
+                request = await anext(request_iterator)
+                if self._streams[task]:
+                    self._streams[task] = False
+                if request.wait_ms or self._behind.answers:
+                    yield CacheLookupResponse(id=request.id, ask_alone=True)
+                    continue
+                answer = await self.Lookup(request, context)
+                answer.id = request.id
+                yield answer
+        except StopAsyncIteration:
+            pass
+        except asyncio.CancelledError:
+            if self._streams[task] is not None:
+                raise
+        finally:
+            del self._streams[task]
+
+    def end_streams(self) -> None:
+        """Let go of the routers: they would keep their streams open for as long as the server waits for them."""
+        for task, waits in self._streams.items():
+            self._streams[task] = None
+            if waits:  # cancelled anywhere else, gRPC would not end the call
+                task.cancel()
 
     async def Store(
         self, request: CacheStoreRequest, context: grpc.aio.ServicerContext

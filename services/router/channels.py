@@ -7,6 +7,7 @@ import grpc.aio
 from stagemesh.grpc_server import create_channel
 from stagemesh.v1 import cache_pb2_grpc, registry_pb2_grpc, semantic_pb2_grpc, stage_pb2, stage_pb2_grpc
 
+from .cache.lookups import LookupStream
 from .forward_stream import ForwardStream
 
 _FORWARD_STREAM = "/stagemesh.v1.StageService/ForwardStream"
@@ -23,6 +24,7 @@ class Channels:
         self._stages: dict[str, stage_pb2_grpc.StageServiceStub] = {}
         self._forwards: dict[str, ForwardStream] = {}
         self._caches: dict[str, cache_pb2_grpc.CacheServiceStub] = {}
+        self._lookups: dict[str, LookupStream] = {}
         self._semantics: dict[str, semantic_pb2_grpc.SemanticServiceStub] = {}
 
     def __repr__(self) -> str:
@@ -59,6 +61,13 @@ class Channels:
             stub = self._caches[address] = cache_pb2_grpc.CacheServiceStub(self._channel(address))
         return stub
 
+    def lookups(self, address: str) -> LookupStream:
+        """The stream of lookups to the cache at host:port."""
+        stream = self._lookups.get(address)
+        if stream is None:
+            stream = self._lookups[address] = LookupStream(address, self.cache(address).LookupStream)
+        return stream
+
     def semantic(self, address: str) -> semantic_pb2_grpc.SemanticServiceStub:
         """Stub of the semantic layer of the cache at host:port."""
         stub = self._semantics.get(address)
@@ -90,6 +99,9 @@ class Channels:
         self._stages.pop(address, None)
         self._caches.pop(address, None)
         self._semantics.pop(address, None)
+        lookups = self._lookups.pop(address, None)
+        if lookups is not None:
+            await lookups.close()
         stream = self._forwards.pop(address, None)
         if stream is not None:
             # First, or an idle stream would hold the channel open for the whole grace.

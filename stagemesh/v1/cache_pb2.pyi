@@ -7,23 +7,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CacheLookupRequest(_message.Message):
-    __slots__ = ("tenant", "key", "max_age_s", "want_lease", "wait_ms", "near_hits")
+    __slots__ = ("tenant", "key", "max_age_s", "want_lease", "wait_ms", "near_hits", "id")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_S_FIELD_NUMBER: _ClassVar[int]
     WANT_LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     NEAR_HITS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     key: bytes
     max_age_s: int
     want_lease: bool
     wait_ms: int
     near_hits: int
-    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., max_age_s: _Optional[int] = ..., want_lease: _Optional[bool] = ..., wait_ms: _Optional[int] = ..., near_hits: _Optional[int] = ...) -> None: ...
+    id: int
+    def __init__(self, tenant: _Optional[str] = ..., key: _Optional[bytes] = ..., max_age_s: _Optional[int] = ..., want_lease: _Optional[bool] = ..., wait_ms: _Optional[int] = ..., near_hits: _Optional[int] = ..., id: _Optional[int] = ...) -> None: ...
 
 class CacheLookupResponse(_message.Message):
-    __slots__ = ("hit", "value", "digest", "age_s", "lease", "lease_ttl_ms", "busy", "tags", "ttl_left_ms")
+    __slots__ = ("hit", "value", "digest", "age_s", "lease", "lease_ttl_ms", "busy", "tags", "ttl_left_ms", "id", "ask_alone")
     HIT_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +35,8 @@ class CacheLookupResponse(_message.Message):
     BUSY_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     TTL_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ASK_ALONE_FIELD_NUMBER: _ClassVar[int]
     hit: bool
     value: bytes
     digest: bytes
@@ -42,7 +46,9 @@ class CacheLookupResponse(_message.Message):
     busy: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
     ttl_left_ms: int
-    def __init__(self, hit: _Optional[bool] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., age_s: _Optional[float] = ..., lease: _Optional[bytes] = ..., lease_ttl_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., ttl_left_ms: _Optional[int] = ...) -> None: ...
+    id: int
+    ask_alone: bool
+    def __init__(self, hit: _Optional[bool] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., age_s: _Optional[float] = ..., lease: _Optional[bytes] = ..., lease_ttl_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., ttl_left_ms: _Optional[int] = ..., id: _Optional[int] = ..., ask_alone: _Optional[bool] = ...) -> None: ...
 
 class CacheStoreRequest(_message.Message):
     __slots__ = ("tenant", "key", "value", "digest", "ttl_s", "tags", "lease", "begun_ms_ago")

@@ -39,6 +39,11 @@ class CacheServiceStub:
                 request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.SerializeToString,
                 response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.FromString,
                 _registered_method=True)
+        self.LookupStream = channel.stream_stream(
+                '/stagemesh.v1.CacheService/LookupStream',
+                request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.FromString,
+                _registered_method=True)
         self.Store = channel.unary_unary(
                 '/stagemesh.v1.CacheService/Store',
                 request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheStoreRequest.SerializeToString,
@@ -71,6 +76,14 @@ class CacheServiceServicer:
 
     def Lookup(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupStream(self, request_iterator, context):
+        """The same for lookups that wait for nobody, on a stream that a router keeps open: a call of its own costs a lookup more than
+        twice what a message does. One answer to each, in order.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -113,6 +126,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Lookup': grpc.unary_unary_rpc_method_handler(
                     servicer.Lookup,
+                    request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.SerializeToString,
+            ),
+            'LookupStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.LookupStream,
                     request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.FromString,
                     response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.SerializeToString,
             ),
@@ -167,6 +185,33 @@ class CacheService:
             request,
             target,
             '/stagemesh.v1.CacheService/Lookup',
+            stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.SerializeToString,
+            stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/stagemesh.v1.CacheService/LookupStream',
             stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.SerializeToString,
             stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.FromString,
             options,

@@ -266,7 +266,7 @@ async def test_what_waits_for_a_cache_goes_in_one_call(mesh):
     stub = core.channels.cache(mesh.caches[0].record.address)
 
     class Counted:
-        Lookup = stub.Lookup
+        Lookup, LookupStream = stub.Lookup, stub.LookupStream
 
         async def Store(self, request, timeout):
             calls["one"] += 1

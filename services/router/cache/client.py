@@ -9,6 +9,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span
 
+from stagemesh import tracing
 from stagemesh.metrics import counter, gauge
 from stagemesh.v1 import cache_pb2, inference_pb2
 
@@ -239,10 +240,19 @@ class CacheClient:
     async def _call(
         self, address: str, request: cache_pb2.CacheLookupRequest, timeout_s: float
     ) -> cache_pb2.CacheLookupResponse | None:
+        until = time.monotonic() + timeout_s
         try:
+            # A stream says nothing of the trace that a lookup belongs to, and is not for those that wait for others.
+            if not (request.wait_ms or tracing.enabled()):
+                found = await self._channels.lookups(address).ask(request, timeout_s)
+                if found is not None:
+                    return found
             answer: cache_pb2.CacheLookupResponse = await self._channels.cache(address).Lookup(
-                request, timeout=timeout_s
+                request, timeout=max(until - time.monotonic(), 0.001)
             )
+        except TimeoutError:
+            self._fault(address, "DEADLINE_EXCEEDED")
+            return None
         except grpc.aio.AioRpcError as error:
             self._fault(address, error.code().name)
             return None
