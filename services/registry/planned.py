@@ -4,13 +4,13 @@ Memory that others' partitions take is not free. What the planner said, and why,
 prefers its nodes, and recuts are weighed against it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import FailedPrecondition, InvalidArgument
-from stagemesh.planning import Goal, ModelShape
+from stagemesh.planning import Goal, ModelShape, Node
 from stagemesh.planning.explain import explain
 from stagemesh.planning.live import from_records, links_from
 from stagemesh.planning.pins import pin_of
@@ -23,6 +23,8 @@ from .world import World
 
 OBJECTIVES = ("throughput", "latency")
 _MOST_LINES = 24
+LEAST_BUSY, MOST_BUSY = 0.05, 0.875
+"""Of a node's time for others: less is noise, and one that is never free still gets an eighth of it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,12 @@ def plan_deployment(
     zones: Sequence[str],
     wish: PlacementPlan,
     world: World,
+    busy: Mapping[str, float] | None = None,
 ) -> Placed:
     """The best cuts, replicas and nodes for a model beside what runs already.
+
+    `busy` is the share of the time that a node computes for other models, 0..1, where that is known: it counts as that much
+    slower, by eight times at most.
 
     Raises:
         InvalidArgument: a pin of layers that are not there, or no node is allowed.
@@ -84,8 +90,24 @@ def plan_deployment(
     if not free:
         why = "; ".join(left_out) or "none has joined"
         raise FailedPrecondition(f"no plan: no node can be planned with: {why}")
+    free, slowed = beside_others(free, busy or {})
     made = make_plan(shape, free, links_from(records), goal)
-    return placed(made, wish, left_out)
+    return placed(made, wish, left_out, slowed)
+
+
+def beside_others(nodes: Sequence[Node], busy: Mapping[str, float]) -> tuple[Sequence[Node], Sequence[str]]:
+    """The nodes as slow as they are for one more model, and a line for each that is slower for that."""
+    slowed, told = [], []
+    for node in nodes:
+        share = min(busy.get(node.name, 0.0), MOST_BUSY)
+        if share < LEAST_BUSY:
+            slowed.append(node)
+            continue
+        slowed.append(replace(node, speed=node.speed.slower(1 / (1 - share))))
+        told.append(
+            f"{node.name} computes {share:.0%} of the time for others, and counts as that much slower"
+        )
+    return slowed, told
 
 
 def goal_of(wish: PlacementPlan, zones: Sequence[str], layers: int) -> Goal:
@@ -100,7 +122,9 @@ def goal_of(wish: PlacementPlan, zones: Sequence[str], layers: int) -> Goal:
     )
 
 
-def placed(made: Plan, wish: PlacementPlan, left_out: Sequence[str] = ()) -> Placed:
+def placed(
+    made: Plan, wish: PlacementPlan, left_out: Sequence[str] = (), slowed: Sequence[str] = ()
+) -> Placed:
     """The plan as the model's record keeps it."""
     record = _wish(wish)
     record.tokens_per_s, record.latency_ms, record.optimal = made.tokens_per_s, made.latency_ms, made.optimal
@@ -109,7 +133,7 @@ def placed(made: Plan, wish: PlacementPlan, left_out: Sequence[str] = ()) -> Pla
             PlannedStage(nodes=stage.nodes, tokens_per_s=stage.tokens_per_s, pass_ms=stage.pass_ms)
         )
     why = [line.strip() for line in explain(made).lines()]
-    record.why.extend([*why, *(f"left out {line}" for line in left_out)][:_MOST_LINES])
+    record.why.extend([*why, *slowed, *(f"left out {line}" for line in left_out)][:_MOST_LINES])
     cuts = tuple((stage.first_layer, stage.end_layer) for stage in made.stages)
     return Placed(cuts, tuple(len(stage.nodes) for stage in made.stages), record)
 

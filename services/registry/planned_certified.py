@@ -1,5 +1,7 @@
 """A plan that may be served: where nothing certifies a split, the planner is held to one stage. Pure."""
 
+from collections.abc import Mapping
+
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import FailedPrecondition
 from stagemesh.v1.registry_pb2 import DeployRequest, PlacementPlan
@@ -16,9 +18,10 @@ def plan_certified(
     wish: PlacementPlan,
     world: World,
     unix_ms: int,
+    busy: Mapping[str, float] | None = None,
 ) -> Placed:
-    """The planner's decision, made at `unix_ms`. Raises what `planned.plan_deployment` and `check_certified` do."""
-    found = plan_deployment(checkpoint, name, request.dtype, request.zones, wish, world)
+    """The planner's decision, made at `unix_ms`, on nodes that are `busy` for others. Raises what `planned.plan_deployment` and `check_certified` do."""
+    found = plan_deployment(checkpoint, name, request.dtype, request.zones, wish, world, busy)
     try:
         check_certified(request, checkpoint, len(found.cuts))
     except FailedPrecondition as error:
@@ -27,7 +30,7 @@ def plan_certified(
         whole = PlacementPlan()
         whole.CopyFrom(wish)
         whole.fixed_stages = 1
-        found = plan_deployment(checkpoint, name, request.dtype, request.zones, whole, world)
+        found = plan_deployment(checkpoint, name, request.dtype, request.zones, whole, world, busy)
         found.record.fixed_stages = 0
         found.record.why.insert(0, f"one stage: {error.message}")
     found.record.unix_ms = unix_ms

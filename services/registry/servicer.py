@@ -231,9 +231,10 @@ class Registry(RegistryServiceServicer):
         known = kept(current, wish, found, request.dtype)
         if known is not None:
             return known
+        busy = self._recuts.busy_for_others(name, time.monotonic())
         async with self._readers:  # up to seconds
             return await asyncio.to_thread(
-                plan_certified, request, found, name, wish, world, int(time.time() * 1000)
+                plan_certified, request, found, name, wish, world, int(time.time() * 1000), busy
             )
 
     async def _read(self, request: DeployRequest) -> _Read:

@@ -26,6 +26,15 @@ class Speed:
             return _between(self.layer_ms, rows) / 1e3 / layer_bytes
         return max(1 / (self.memory_gbps * 1e9), 2 * rows / (item_bytes * self.gflops * 1e9))
 
+    def slower(self, factor: float) -> "Speed":
+        """That of a node that takes `factor` times as long for everything."""
+        return Speed(
+            {rows: ms * factor for rows, ms in self.layer_ms.items()},
+            self.gflops / factor,
+            self.memory_gbps / factor,
+            self.overhead_ms * factor,
+        )
+
 
 @dataclass(frozen=True)
 class Node:

@@ -33,8 +33,8 @@ def ask(**settings) -> pb.DeployRequest:
     return pb.DeployRequest(source="/x", plan="throughput", **settings)
 
 
-def deploy(found, request, world) -> pb.ModelSpec:
-    placed = plan_certified(request, found, "m", wish_of(request), world, 5)
+def deploy(found, request, world, busy=None) -> pb.ModelSpec:
+    placed = plan_certified(request, found, "m", wish_of(request), world, 5, busy)
     return build_spec("m", request, found, source="/x", hub_revision="", placed=placed)
 
 
@@ -80,6 +80,24 @@ def test_memory_of_others_is_taken(found) -> None:
     mesh.nodes["a"].memory_bytes = 1000
     with pytest.raises(FailedPrecondition, match="are taken"):
         deploy(found, ask(), mesh.world())
+
+
+def test_a_node_that_computes_for_others_gets_fewer_layers(found) -> None:
+    mesh = Mesh([node("a", 2), node("b", 2)], [])
+
+    def layers(busy) -> dict[str, int]:
+        spec = deploy(found, ask(stages=2), mesh.world(), busy)
+        parts = zip(spec.plan.stages, spec.partitions, strict=True)
+        return {stage.nodes[0]: part.end_layer - part.first_layer for stage, part in parts}
+
+    alone = layers(None)
+    assert layers({"a": 0.01}) == alone
+    shared = layers({"a": 0.6})
+    assert shared["a"] < alone["a"]
+    assert shared["a"] + shared["b"] == alone["a"] + alone["b"]
+    assert layers({"a": 5.0}), "however much it has to do, there is a plan"
+    spec = deploy(found, ask(stages=2), mesh.world(), {"a": 0.6})
+    assert "a computes 60% of the time for others, and counts as that much slower" in spec.plan.why
 
 
 def test_labels_zones_and_pins_hold_when_planned_and_when_placed(found) -> None:

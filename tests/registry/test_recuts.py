@@ -213,6 +213,17 @@ async def test_reports_are_remembered_and_forgotten(found, recuts) -> None:
     assert repr(subject) == "<Recuts of 1 replicas>"
 
 
+def test_what_nodes_compute_for_other_models_is_known_by_node(found, recuts) -> None:
+    mesh = settled(found)
+    subject = recuts(mesh)
+    told = [pb.ReplicaReport(replica_id=each, busy=0.4) for each in [*mesh.assignments, "gone"]]
+    subject.take(pb.LoadReport(replicas=told), 1.0)
+    nodes = {held.node_id for held in mesh.assignments.values()}
+    assert subject.busy_for_others("other", 2.0) == pytest.approx(dict.fromkeys(nodes, 0.4))
+    assert subject.busy_for_others("m", 2.0) == {}
+    assert subject.busy_for_others("other", 100.0) == {}, "that is old"
+
+
 def test_what_moves_is_a_rollout(found) -> None:
     mesh = settled(found)
     spec = mesh.models["m"]

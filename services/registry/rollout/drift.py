@@ -13,7 +13,7 @@ from statistics import median
 
 from stagemesh.checkpoint import Checkpoint
 from stagemesh.errors import FailedPrecondition
-from stagemesh.planning import Goal, Links, ModelShape, Node, Problem, Speed, build
+from stagemesh.planning import Goal, Links, ModelShape, Node, Problem, build
 from stagemesh.planning.live import from_records, links_from
 from stagemesh.planning.plan import Plan, make_plan
 from stagemesh.planning.profile import shape_of
@@ -194,7 +194,7 @@ def drifted(
     usual = median(sorted(ratios.values())[: (len(ratios) + 1) // 2])
     return [
         replace(
-            node, speed=_slower(node.speed, min(MOST_DRIFT, max(1 / MOST_DRIFT, ratios[node.name] / usual)))
+            node, speed=node.speed.slower(min(MOST_DRIFT, max(1 / MOST_DRIFT, ratios[node.name] / usual)))
         )
         if node.name in ratios
         else node
@@ -235,15 +235,6 @@ def _expected_s(problem: Problem, one: int, held: Assignment) -> float:
 def _anywhere(goal: Goal) -> Goal:
     """What runs is where it is, whatever is wanted now."""
     return replace(goal, zones=(), labels={}, pins=())
-
-
-def _slower(speed: Speed, factor: float) -> Speed:
-    return Speed(
-        {rows: ms * factor for rows, ms in speed.layer_ms.items()},
-        speed.gflops / factor,
-        speed.memory_gbps / factor,
-        speed.overhead_ms * factor,
-    )
 
 
 def _load_s(plan: Plan, world: World) -> float:

@@ -76,6 +76,19 @@ class Recuts:
                 pace.pass_ms = share * pace.pass_ms + (1 - share) * one.pass_ms
             pace.at = now
 
+    def busy_for_others(self, name: str, now: float) -> dict[str, float]:
+        """By node, which part of the time it computes for other models than `name`.
+
+        Nodes report to the leader: of another registry it is empty, and every node counts as it is alone.
+        """
+        busy: dict[str, float] = {}
+        assignments = self._mirror.world().assignments
+        for replica_id, pace in self._paces.items():
+            held = assignments.get(replica_id)
+            if held is not None and held.model != name and now - pace.at < _FRESH_S:
+                busy[held.node_id] = min(1.0, busy.get(held.node_id, 0.0) + pace.busy)
+        return busy
+
     async def run(self) -> None:
         """Look every quarter of a minute; does not return."""
         await again_and_again("recut", self._look, LOOK_S, self._mirror.synced)
