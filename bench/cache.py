@@ -16,11 +16,13 @@ from bench.children import server
 from bench.options import Options, say
 from bench.paired import interleaved, paired_ratio
 from bench.result import Bound, Result, Series
+from stagemesh.grpc_server import create_channel
+from stagemesh.v1 import cache_pb2, cache_pb2_grpc
 
 CALLS, QUICK_CALLS = 150, 20
 ROUNDS = 40
 WRITE_S, QUICK_WRITE_S = 2.0, 0.3
-WRITE_ROUNDS = 6
+WRITE_ROUNDS, FILE_ROUNDS = 6, 3
 ENOUGH_WRITES = 10_000
 
 
@@ -32,6 +34,7 @@ async def run(options: Options) -> Result:
     async with world() as found:
         await _hits(found, result, options)
         await _writes(found, result, options)
+        await _writes_to_file(found, result, options)
     # Only now: what is part of a service sets how gRPC waits, for this process and those that it starts.
     from bench.cache_semantic import search
 
@@ -88,6 +91,34 @@ async def _writes(found: World, result: Result, options: Options) -> None:
         result.series.append(Series("reads, 1 client", name, "ms", values))
     result.ratio("writes_per_s", paired_ratio(rates, [1.0] * len(rates)), Bound(ENOUGH_WRITES))
     result.ratio("read_p99_ms_beside_writes", paired_ratio(slowest, [1.0] * len(slowest)))
+
+
+async def _writes_to_file(found: World, result: Result, options: Options) -> None:
+    """The same to a cache that keeps its entries in a file, too; of the file itself, what it could not take is counted."""
+    seconds = QUICK_WRITE_S if options.quick else WRITE_S
+    rates, dropped = [], 0
+    async with (
+        server("bench.cache_writer", "--cache", found.cache_with_file) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        create_channel(found.cache_with_file) as cache,
+    ):
+        start = channel.unary_unary("/bench.CacheWriter/Run")
+        stub = cache_pb2_grpc.CacheServiceStub(cache)  # type: ignore[no-untyped-call]
+        written = 0
+        for _ in range(options.times(FILE_ROUNDS)):
+            kept, refused, took = (
+                await start(str(seconds).encode(), timeout=60, wait_for_ready=True)
+            ).split()
+            if int(refused):
+                raise RuntimeError(f"{int(refused)} entries were refused")
+            rates.append(int(kept) / float(took))
+            written += int(kept)
+        dropped = (await stub.GetStats(cache_pb2.CacheStatsRequest(), timeout=10)).writes_dropped
+    result.series.append(Series("entries of 4 KiB written", "kept, a file behind", "entries/s", rates))
+    result.ratio("writes_per_s_with_file", paired_ratio(rates, [1.0] * len(rates)))
+    result.notes.append(
+        f"with a file behind {written - dropped:,} of {written:,} entries were taken for the file, the others live in memory only"
+    )
 
 
 async def _one_client(call: Call, calls: int) -> list[float]:

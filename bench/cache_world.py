@@ -42,6 +42,7 @@ class World:
     """`calls` by the name of what is called; `redis` says why there is no Redis, or nothing."""
 
     cache: str
+    cache_with_file: str
     calls: dict[str, Call] = field(default_factory=dict)
     no_redis: str = ""
 
@@ -63,10 +64,17 @@ async def world() -> AsyncIterator[World]:
         await etcd.start()
         stack.push_async_callback(etcd.stop)
         await announce(etcd.endpoint, stage, folder, cache=True)
-        ports = claim({"cache": 0, "near": 0, "near-http": 0, "far": 0, "far-http": 0})
+        ports = claim({"cache": 0, "file": 0, "near": 0, "near-http": 0, "far": 0, "far-http": 0})
         flags: dict[str, str | int | float] = {"etcd": etcd.endpoint, "log-level": "warning"}
         await _start(stack, folder, "cache", {**flags, "port": ports["cache"]})
-        found = World(cache=f"127.0.0.1:{ports['cache']}")
+        # In a mesh of its own: routers would else ask it for its part of the keys.
+        (folder / "apart").mkdir()
+        apart = EtcdServer(folder / "apart")
+        await apart.start()
+        stack.push_async_callback(apart.stop)
+        filed = {"etcd": apart.endpoint, "log-level": "warning", "port": ports["file"]}
+        await _start(stack, folder, "cache", {**filed, "file": str(folder / "entries.db")}, name="filed")
+        found = World(cache=f"127.0.0.1:{ports['cache']}", cache_with_file=f"127.0.0.1:{ports['file']}")
         channel = await stack.enter_async_context(create_channel(found.cache))
         found.calls[CACHE] = await _cache_call(channel)
         plain = await stack.enter_async_context(grpc.aio.insecure_channel(bare))
