@@ -72,7 +72,7 @@ async def world() -> AsyncIterator[World]:
         apart = EtcdServer(folder / "apart")
         await apart.start()
         stack.push_async_callback(apart.stop)
-        filed = {"etcd": apart.endpoint, "log-level": "warning", "port": ports["file"]}
+        filed: dict[str, str | int | float] = {**flags, "etcd": apart.endpoint, "port": ports["file"]}
         await _start(stack, folder, "cache", {**filed, "file": str(folder / "entries.db")}, name="filed")
         found = World(cache=f"127.0.0.1:{ports['cache']}", cache_with_file=f"127.0.0.1:{ports['file']}")
         channel = await stack.enter_async_context(create_channel(found.cache))
