@@ -49,7 +49,7 @@ def _colours(series: Sequence[Series]) -> dict[str, str]:
 
 
 def _bar(series: Series, y: int, longest: float, colour: str) -> list[str]:
-    low, middle, high = (value / longest * _ROOM for value in quartiles(series.values))
+    low, middle, high = (value / (longest or 1.0) * _ROOM for value in quartiles(series.values))
     centre = y + _BAR / 2
     return [
         _text(_LABEL - 8, y + 13, series.name, size=12, anchor="end"),

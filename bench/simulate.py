@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from bench.options import Options, say
 from bench.paired import Ratio, paired_ratio
 from bench.result import Bound, Result, Series
@@ -48,28 +50,35 @@ def _days(result: Result, traces: list[Trace], hours: int, quick: bool) -> float
     requests = day.arrivals(traces, MODELS, hours=hours, share=0.05 if quick else 1.0)
     length = hours * 3600.0
     say(f"{len(requests)} requests, {len(nodes)} nodes, stages {sorted({each.stages for each in models})}")
-    ours = Mesh(nodes, models, Setting()).run(requests, length, _progress("with preloading"))
+    cold: tuple[list[int], list[int]] = ([], [])
+    ours = Mesh(nodes, models, Setting()).run(requests, length, _progress("with preloading", cold[0]))
     took = time.process_time() - started
     result.ratio(KEYS[0], Ratio(took / LIMIT_S, took / LIMIT_S, took / LIMIT_S, 1), Bound(1.0, at_most=True))
     result.notes.append(f"simulated in {took:.0f} s of CPU time")
     say(result.notes[-1])
-    none = Mesh(nodes, models, Setting(preload=False)).run(requests, length, _progress("without"))
+    none = Mesh(nodes, models, Setting(preload=False)).run(requests, length, _progress("without", cold[1]))
     for name, served in (("with preloading", ours), ("without", none)):
         _tell(result, name, served, length)
-    if ours.cold and none.cold:
-        result.ratio(KEYS[1], paired_ratio([ours.cold], [none.cold]))
+    by_hour = [np.diff([0, *each]) for each in cold]
+    both = (by_hour[0] > 0) & (by_hour[1] > 0)
+    if both.any():
+        result.ratio(KEYS[1], paired_ratio(by_hour[0][both].tolist(), by_hour[1][both].tolist()))
+        result.notes.append(
+            f"{KEYS[1]}: hour by hour; {ours.cold / none.cold:.3f} of the day's, at {ours.replica_s / none.replica_s:.3f} of its replica-hours"
+        )
     else:
         result.not_measured[KEYS[1]] = "no request found its model asleep"
     mean_replicas = max(ours.replica_s / length, 1.0)
     return (ours.placed * _WRITES + ours.removed * 2) / mean_replicas / hours
 
 
-def _progress(name: str) -> Callable[[Served, float], None]:
-    """Says each hour of the day how far it is."""
+def _progress(name: str, cold: list[int]) -> Callable[[Served, float], None]:
+    """Says each hour of the day how far it is, and notes how many requests had found their model asleep by then."""
     started = time.process_time()
 
     def tell(served: Served, at_s: float) -> None:
         took = time.process_time() - started
+        cold.append(served.cold)
         say(
             f"{name}: {at_s / 3600:2.0f} h, {served.arrived} came, {served.cold} found their model asleep, {took:.0f} s of CPU time"
         )

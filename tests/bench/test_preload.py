@@ -49,6 +49,25 @@ def test_ours_learns_a_timer_and_beats_the_keep_alive_at_its_memory() -> None:
     assert dominated(plain, mine) == 1.0
 
 
+def test_ours_is_at_or_below_the_keep_alive_where_models_differ_and_where_they_do_not() -> None:
+    """Poisson streams of ten rates, and of one: no tuning could know which it is given."""
+    rng = np.random.default_rng(7)
+    keep = [0.0, 16.0, 64.0, 256.0, 1024.0]
+    for rates in (np.geomspace(1 / 30, 1 / 3000, 10), np.full(10, 1 / 200)):
+        times = {
+            f"m{nth}": np.cumsum(rng.exponential(1 / rate, int(12_000 * rate) + 1)).tolist()
+            for nth, rate in enumerate(rates)
+        }
+        of = Streams.of(times, learn=0.25, load_s=10.0)
+        plain, mine = fixed(of, keep), ours(of, keep)
+        assert (mine.cold <= plain.cold + 0.005).all()
+        assert (mine.memory_s <= 1.06 * plain.memory_s).all(), (
+            "the price is found within a few thousand requests"
+        )
+        if rates[0] != rates[-1]:
+            assert mine.at(float(plain.memory_s[2])) < plain.cold[2]
+
+
 def test_nothing_kept_is_the_same_for_all() -> None:
     of = timers(50.0, 20)
     plain, mine, rival = fixed(of, [0.0]), ours(of, [0.0]), histogram(of, [3600.0])

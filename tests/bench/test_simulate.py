@@ -62,6 +62,28 @@ def test_a_cold_request_waits_for_the_load_and_a_warm_one_does_not() -> None:
     assert first > Setting().runtime_s > second
 
 
+def test_timers_are_woken_ahead_at_the_memory_of_the_keep_alive() -> None:
+    """Every 20 and 25 minutes, beyond a keep-alive of five: that finds them asleep each time."""
+    arrivals = sorted(
+        (beat * every, model, 100, 10)
+        for model, every in enumerate((1200.0, 1500.0))
+        for beat in range(int(43_200 / every))
+    )
+    ours, none = (run(arrivals, 43_200, preload=preload, tick_s=5.0).served for preload in (True, False))
+    assert none.cold == len(arrivals)
+    assert ours.cold < 0.4 * none.cold
+    assert any("its requests tend to come" in reason for reason in ours.reasons)
+    assert ours.replica_s < 1.1 * none.replica_s
+
+
+def test_the_day_tells_each_hour_how_far_it_is() -> None:
+    told: list[tuple[int, float]] = []
+    Mesh(NODES, MODELS, Setting(tick_s=60.0)).run(
+        steady(0.01, 7200), 7300.0, lambda served, at_s: told.append((served.arrived, at_s))
+    )
+    assert told == [(36, 3600.0), (72, 7200.0)]
+
+
 def test_what_finds_no_room_is_counted_and_its_requests_are_refused() -> None:
     mesh = Mesh({}, MODELS, Setting(deadline_s=10))
     served = mesh.run([(0.0, 0, 100, 10), (60.0, 0, 100, 10)], 120)
