@@ -1,6 +1,7 @@
 """Who is let in through a door, who is not, and how both sides tell."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -67,6 +68,33 @@ async def test_another_user_is_sent_away_whatever_it_knows(monkeypatch: pytest.M
         monkeypatch.setattr(local_door, "_of_this_user", lambda _: False)
         assert await enters(offer, door) == (None, None)
     finally:
+        door.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_somebody_else_with_the_cookie_is_sent_away() -> None:
+    door = Door()
+    offer = door.offer(CALLER)
+    waits = asyncio.create_task(door.admitted())
+    code = """
+import os, socket, sys
+os.setuid(65534)
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect(b"\\0" + sys.argv[1].encode())
+try:
+    s.sendall(bytes.fromhex(sys.argv[2]))
+    sys.exit(s.recv(1) != b"")
+except ConnectionError:
+    pass
+"""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", code, offer.name, offer.cookie.hex())
+    try:
+        assert await asyncio.wait_for(child.wait(), 30) == 0, "nothing was said"
+        assert not waits.done()
+    finally:
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
         door.close()
 
 

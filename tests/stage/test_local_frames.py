@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stagemesh.services.stage import link as link_module
@@ -12,7 +13,7 @@ from stagemesh.services.stage.local_frames import ReceivingSocket, SendingSocket
 from stagemesh.services.stage.relay import WINDOW
 from stagemesh.services.stage.unreachable import Unreachable
 
-from stagemesh.errors import StagemeshError, Unavailable
+from stagemesh.errors import Unavailable
 from stagemesh.same_network import network_id
 from stagemesh.v1.stage_pb2 import Hello, RouteHop
 from tests.chaos.proxy import Proxy
@@ -135,35 +136,59 @@ async def test_a_frame_without_a_credit_ends_the_stream_here_too(llama: Path) ->
         await eventually(lambda: not route.replicas[1].held)
 
 
-async def test_a_receiver_that_closes_only_the_socket_is_lost(llama: Path) -> None:
-    """Whoever does so breaks the rules; its stream is over all the same."""
-    door_told: list[StagemeshError] = []
-    receiving = ReceivingSocket(network_id(), lambda _: None, door_told.append)
-    offer = receiving.offer("ipv4:127.0.0.1:1")
-    assert offer is not None
+@pytest.fixture
+def receiving(monkeypatch: pytest.MonkeyPatch) -> list[ReceivingSocket]:
+    """Every receiver's end that is made."""
+    made: list[ReceivingSocket] = []
+    begin = ReceivingSocket.__init__
+
+    def noted(self: ReceivingSocket, *args: Any) -> None:
+        made.append(self)
+        begin(self, *args)
+
+    monkeypatch.setattr(ReceivingSocket, "__init__", noted)
+    return made
+
+
+async def test_a_sender_that_closes_only_the_socket_is_lost(llama: Path) -> None:
     async with route_of(llama) as route, watched(route) as one:
         assert one.link._socket is not None
         one.link._socket.close()
-        one.link._socket_over()
         await eventually(lambda: one.broke)
-        assert "socket" in one.broke[0].message
-    receiving.close()
-    assert not door_told
+        assert "the socket of the stream ended" in one.broke[0].message
 
 
-async def test_a_cut_of_the_stream_ends_the_socket_too(llama: Path) -> None:
+async def test_a_receiver_that_closes_only_the_socket_is_lost(
+    llama: Path, receiving: list[ReceivingSocket]
+) -> None:
+    async with route_of(llama) as route, watched(route) as one:
+        await eventually(lambda: receiving[-1]._socket)
+        assert receiving[-1]._socket is not None
+        receiving[-1]._socket.close()
+        await eventually(lambda: one.broke)
+        assert "closed the link's socket" in one.broke[0].message
+
+
+async def test_a_cut_of_the_stream_ends_the_socket_too(
+    llama: Path, receiving: list[ReceivingSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A proxy in this process passes for no proxy, so that what goes through it can be cut beside the socket."""
     async with route_of(llama) as route:
         proxy = Proxy(int(route.hops[1].address.rpartition(":")[2]))
         await proxy.start()
         try:
             one = Watched(RouteHop(stage=1, replica_id="r1", address=f"127.0.0.1:{proxy.port}"))
-            await eventually(lambda: one.link._socket and one.told)
+            await eventually(lambda: one.link._socket and one.told and receiving[-1]._socket)
+            # Each end closes its own: neither waits for the other to do so.
+            monkeypatch.setattr(SendingSocket, "close", lambda _: None)
             stage = route.replicas[1]
             upstreams = set(stage.links.upstreams)
             assert proxy.reset() == 1
             await eventually(lambda: one.broke and not upstreams & set(stage.links.upstreams))
+            assert receiving[-1]._socket is not None
+            assert receiving[-1]._socket.over
             assert one.link._socket is not None
+            await eventually(lambda: one.link._socket._socket.over)  # type: ignore[union-attr]
             with pytest.raises(ConnectionError):
                 await one.link._socket.write(stateless(route, 100))
             with pytest.raises(Unavailable):
