@@ -92,7 +92,7 @@ async def test_everything_first_then_changes_and_the_load_beside_them(monkeypatc
         await until(lambda: routing.prefixes.held(["a0"], BLOCKS) == {"a0": 4})
         assert stage.asked == ["a0"], "one stream, however often it is looked"
         (candidate,) = loads.candidates([record])
-        assert candidate.prompt_tokens == 70
+        assert candidate.others_prompts == 70
         membership.snapshot(listing(SPEC), 1.0)
         membership.expire(2.0)
         watch.update()
