@@ -223,6 +223,9 @@ def test_a_way_is_followed_once_it_is_ahead_by_more_than_chance_at_no_more_memor
     assert proof.best()[0] == -1, "five times may be luck"
     _learn(proof, 20, [True, True], [50.0, 150.0])
     assert proof.best()[0] == 0, "the other one takes more memory"
+    dear = Proof(1, 1)
+    _learn(dear, 25, [True], [150.0])
+    assert dear.best()[0] == -1, "nor is it followed where it is the only one"
     _learn(proof, 40, [False, True], [50.0, 150.0], fixed=True)
     assert proof.best()[0] == -1, "it has lost what it was ahead"
 
