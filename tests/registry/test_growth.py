@@ -132,7 +132,6 @@ async def test_a_registry_with_a_pool_accepts_asks_for_a_node_and_places(
     await until(lambda: len(node.assigned) == 1)
     second = DeployRequest(source=DEMO, name="second", stages=1)
     await registry.stub.Deploy(second)
-    found, _ = await etcd.get_prefix(records.EVENTS)
     async with asyncio.timeout(20):
         while (capacity := await etcd.get(records.CAPACITY)) is None:
             await asyncio.sleep(0.05)
@@ -140,9 +139,17 @@ async def test_a_registry_with_a_pool_accepts_asks_for_a_node_and_places(
     deployments = (await registry.stub.ListModels(ListDeploymentsRequest())).deployments
     (line,) = next(each.pending for each in deployments if each.model.name == "second")
     assert f"of {32 * MIB} (n0)" in line
-    found, _ = await etcd.get_prefix(records.EVENTS)
-    events = [records.from_json(each.value, EventRecord) for each in found]
-    (waits,) = [event for event in events if event.kind == "deploy.waits"]
+
+    async def waiting() -> list[EventRecord]:
+        found, _ = await etcd.get_prefix(records.EVENTS)
+        events = [records.from_json(each.value, EventRecord) for each in found]
+        return [event for event in events if event.kind == "deploy.waits"]
+
+    # An event is written beside the answer, not before it.
+    async with asyncio.timeout(20):
+        while not (told := await waiting()):
+            await asyncio.sleep(0.05)
+    (waits,) = told
     assert waits.model == "second"
     assert "and waits for nodes: n0 has" in waits.reason
     came = await start_node("n1", memory=32 * MIB)
