@@ -1,5 +1,6 @@
 """Errors of the one tree to gRPC status and back, with the field at fault and when to try again."""
 
+import asyncio
 import logging
 from types import TracebackType
 from typing import Any, NoReturn
@@ -8,7 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from stagemesh.errors import StagemeshError, from_code
+from stagemesh.errors import StagemeshError, Unavailable, from_code
 from stagemesh.grpc_wrap import wrap_handler
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,12 @@ class _Translated:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
+        if error is None or isinstance(error, grpc.aio.AbortError):
+            return
+        if isinstance(error, asyncio.CancelledError) and _nobody_left():
+            log.error("rpc.cancelled_beneath method=%s", self._method, exc_info=error)
+            error = Unavailable("a call that this one needs was cancelled")
+        if not isinstance(error, Exception):
             return
         if isinstance(error, StagemeshError):
             log.debug("rpc.refused method=%s kind=%s: %s", self._method, error.kind, error.message)
@@ -87,6 +93,15 @@ class _Translated:
         else:
             log.error("rpc.failed method=%s", self._method, exc_info=error)
         await abort(self._context, error)
+
+
+def _nobody_left() -> bool:
+    """Whether what was cancelled is something that this RPC waited for, and not the RPC.
+
+    gRPC takes every `CancelledError` for its own and would leave the caller without a status.
+    """
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
 
 
 def with_errors(handler: Any, method: str) -> Any:

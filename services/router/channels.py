@@ -1,6 +1,9 @@
-"""One gRPC channel per address, kept while the mesh knows the address."""
+"""One gRPC channel per address, kept while the mesh knows the address and for as long as calls run on it."""
 
-from collections.abc import Iterable
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 import grpc.aio
 
@@ -10,8 +13,11 @@ from stagemesh.v1 import cache_pb2_grpc, registry_pb2_grpc, semantic_pb2_grpc, s
 from .cache.lookups import LookupStream
 from .forward_stream import ForwardStream
 
+log = logging.getLogger(__name__)
+
 _FORWARD_STREAM = "/stagemesh.v1.StageService/ForwardStream"
-SWEEP_GRACE_S = 5.0
+# An address that etcd has lost may well be alive: calls to it go on to their own deadlines, however far those are.
+RETIRED_S = 86_400.0
 
 
 class Channels:
@@ -26,6 +32,7 @@ class Channels:
         self._caches: dict[str, cache_pb2_grpc.CacheServiceStub] = {}
         self._lookups: dict[str, LookupStream] = {}
         self._semantics: dict[str, semantic_pb2_grpc.SemanticServiceStub] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"Channels({sorted(self._open)})"
@@ -84,29 +91,45 @@ class Channels:
         for address in addresses:
             self._channel(address).get_state(try_to_connect=True)
 
-    async def sweep(self, keep: set[str]) -> None:
-        """Close channels to addresses outside `keep`; calls still running on them get a moment to end."""
+    def sweep(self, keep: set[str]) -> None:
+        """Use channels to addresses outside `keep` for no new call, and close each when its last one has ended."""
         for address in [address for address in self._open if address not in keep]:
-            await self._close(address, SWEEP_GRACE_S)
+            task = asyncio.create_task(self._end(address, RETIRED_S)(), name=f"retire {address}")
+            self._retiring.add(task)
+            task.add_done_callback(self._retired)
 
     async def close(self) -> None:
-        """Close every channel at once."""
+        """Close every channel at once. Calls on those that `sweep` retired are ended by whoever made them."""
+        retiring = list(self._retiring)
+        for task in retiring:
+            task.cancel()
+        await asyncio.gather(*retiring, return_exceptions=True)
         while self._open:
-            await self._close(next(iter(self._open)), None)
+            await self._end(next(iter(self._open)), 0.0)()
 
-    async def _close(self, address: str, grace_s: float | None) -> None:
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("channels.retire_failed", exc_info=task.exception())
+
+    def _end(self, address: str, grace_s: float) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Forget the address, and return what closes its channel."""
         channel = self._open.pop(address)
         self._stages.pop(address, None)
         self._caches.pop(address, None)
         self._semantics.pop(address, None)
         lookups = self._lookups.pop(address, None)
-        if lookups is not None:
-            await lookups.close()
         stream = self._forwards.pop(address, None)
-        if stream is not None:
-            # First, or an idle stream would hold the channel open for the whole grace.
-            await stream.close(grace_s or 0.0)
-        await channel.close(grace=grace_s)
+
+        async def end() -> None:
+            if lookups is not None:
+                await lookups.close()
+            if stream is not None:
+                # First, or an idle stream would hold the channel open for the whole grace.
+                await stream.close(grace_s)
+            await channel.close(grace_s or None)
+
+        return end
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._open.get(address)

@@ -61,6 +61,7 @@ class ForwardStream:
         self._connection: _Connection | None = None
         self._room = asyncio.Semaphore(in_flight)
         self._ask_again_at = float("-inf")
+        self._closed = False
 
     def __repr__(self) -> str:
         waiting = len(self._connection.waiting) if self._connection is not None else 0
@@ -97,6 +98,7 @@ class ForwardStream:
 
     async def close(self, grace_s: float = 0.0) -> None:
         """End the stream; what waits on it gets `grace_s` seconds to be answered and fails then."""
+        self._closed = True
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -109,6 +111,8 @@ class ForwardStream:
             await connection.close()
             if self._connection is connection:
                 self._connection = None
+        if connection is None and self._closed:
+            raise Unavailable(f"the stream to {self.address} is not used any more")
         if connection is None:
             # Not in the context, and so not in the trace, of the request that happens to come first.
             connection = Context().run(_Connection, self._open_call, self._network, self._largest)

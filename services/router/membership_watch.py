@@ -103,7 +103,7 @@ class MembershipWatch:
                 self._warmer.update(
                     [*self._membership.models.values(), *self._membership.candidates.values()]
                 )
-                await self._channels.sweep(self._membership.addresses())
+                self._channels.sweep(self._membership.addresses())
                 # A lookup has milliseconds, too few to connect in when many requests come first.
                 self._channels.connect(record.address for record in self._membership.services_of("cache"))
                 self._loads.forget({each.replica_id for each in self._membership.replicas.values()})

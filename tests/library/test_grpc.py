@@ -122,6 +122,16 @@ async def test_other_errors_say_nothing(echo, channel, method, caplog):
     assert await echo_service.call(channel, method)
 
 
+@pytest.mark.parametrize("method", echo_service.METHODS)
+async def test_a_cancellation_that_nobody_asked_for_reaches_the_caller(echo, channel, method):
+    """As of a call on a channel that is closed below it: gRPC itself would leave the caller waiting for ever."""
+    echo.action = raising(asyncio.CancelledError())
+    async with asyncio.timeout(5):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await echo_service.call(channel, method)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_handlers_own_abort_and_trailers_pass(echo, channel):
     async def unary(request, context):
         context.set_trailing_metadata((("stagemesh-cache", "miss"),))

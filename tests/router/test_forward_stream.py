@@ -178,6 +178,8 @@ async def test_closing_waits_for_answers_within_the_grace_and_fails_the_rest(sta
     stage.release.set()
     assert (await asked).outputs
     await closing
+    await channel.close()
+    channel, stream = stream_to(stage)
     stage.release.clear()
     asked = asyncio.create_task(stream.forward(request(2), 10))
     await eventually(lambda: len(stage.forwarded) == 2)
@@ -205,9 +207,20 @@ async def test_a_channel_closed_below_the_stream_fails_what_waits(stage):
 async def test_an_idle_stream_does_not_hold_up_the_closing_of_its_channel(stage, channels):
     stage.mode = "good"
     await channels.forward(stage.address).forward(request(1), 10)
-    async with asyncio.timeout(4):  # the grace is 5 s
-        await channels.sweep(set())
+    (channel,) = channels._open.values()
+    channels.sweep(set())
     assert repr(channels) == "Channels([])"
+    await eventually(lambda: channel._channel.closed())
+
+
+async def test_what_still_gets_in_while_the_stream_ends_is_told_to_go_elsewhere(stage, channels):
+    stage.mode = "good"
+    stream = channels.forward(stage.address)
+    await stream.forward(request(1), 10)
+    channels.sweep(set())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="not used any more"):
+        await stream.forward(request(2), 10)
 
 
 async def test_not_spoken_is_told_at_once_to_all_that_wait_and_asked_again_later(stage, monkeypatch):
