@@ -1,8 +1,10 @@
 """Errors, health, reflection and ports of the servers that every service runs."""
 
 import asyncio
+import gc
 import logging
 import socket
+import weakref
 from pathlib import Path
 
 import grpc
@@ -120,6 +122,27 @@ async def test_other_errors_say_nothing(echo, channel, method, caplog):
     assert f"/test.Echo/{method}" in caplog.text
     echo.action = echo._nothing
     assert await echo_service.call(channel, method)
+
+
+@pytest.mark.parametrize("method", echo_service.METHODS)
+async def test_an_error_leaves_nothing_to_the_garbage_collector(echo, channel, method, eventually):
+    left = []
+
+    def remembered(error):
+        left.append(weakref.ref(error))
+        return error
+
+    async def refuse(request):
+        raise remembered(errors.ResourceExhausted("full"))
+
+    echo.action = refuse
+    gc.disable()
+    try:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await echo_service.call(channel, method)
+        await eventually(lambda: left and left[0]() is None, 3)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("method", echo_service.METHODS)
