@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import grpc.aio
 
@@ -94,7 +93,7 @@ class Channels:
     def sweep(self, keep: set[str]) -> None:
         """Use channels to addresses outside `keep` for no new call, and close each when its last one has ended."""
         for address in [address for address in self._open if address not in keep]:
-            task = asyncio.create_task(self._end(address, RETIRED_S)(), name=f"retire {address}")
+            task = asyncio.create_task(_end(self._forget(address), RETIRED_S), name=f"retire {address}")
             self._retiring.add(task)
             task.add_done_callback(self._retired)
 
@@ -105,31 +104,19 @@ class Channels:
             task.cancel()
         await asyncio.gather(*retiring, return_exceptions=True)
         while self._open:
-            await self._end(next(iter(self._open)), 0.0)()
+            await _end(self._forget(next(iter(self._open))), 0.0)
 
     def _retired(self, task: asyncio.Task[None]) -> None:
         self._retiring.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("channels.retire_failed", exc_info=task.exception())
 
-    def _end(self, address: str, grace_s: float) -> Callable[[], Coroutine[Any, Any, None]]:
-        """Forget the address, and return what closes its channel."""
-        channel = self._open.pop(address)
+    def _forget(self, address: str) -> "_Parts":
+        """What goes to the address, which from now on gets others."""
         self._stages.pop(address, None)
         self._caches.pop(address, None)
         self._semantics.pop(address, None)
-        lookups = self._lookups.pop(address, None)
-        stream = self._forwards.pop(address, None)
-
-        async def end() -> None:
-            if lookups is not None:
-                await lookups.close()
-            if stream is not None:
-                # First, or an idle stream would hold the channel open for the whole grace.
-                await stream.close(grace_s)
-            await channel.close(grace_s or None)
-
-        return end
+        return self._open.pop(address), self._forwards.pop(address, None), self._lookups.pop(address, None)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._open.get(address)
@@ -137,3 +124,17 @@ class Channels:
             channel = create_channel(address, max_message_bytes=self._max_message_bytes)
             self._open[address] = channel
         return channel
+
+
+_Parts = tuple[grpc.aio.Channel, ForwardStream | None, LookupStream | None]
+
+
+async def _end(parts: _Parts, grace_s: float) -> None:
+    """Close a channel once its calls have ended, after `grace_s` in any case."""
+    channel, forwards, lookups = parts
+    if lookups is not None:
+        await lookups.close()
+    if forwards is not None:
+        # First, or an idle stream would hold the channel open for the whole grace.
+        await forwards.close(grace_s)
+    await channel.close(grace_s or None)

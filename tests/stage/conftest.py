@@ -1,3 +1,4 @@
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from stagemesh.services.stage.links import Links
 
 from tests.checkpoints import make_llama
+from tests.library.etcd_process import EtcdProcess
 
 # Tests of what crosses links: each runs with frames over Unix sockets, and with all of them in gRPC streams.
 BOTH_WAYS = {"test_flow", "test_recovery", "test_route", "test_resume"}
@@ -20,6 +22,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way that frames take."""
     monkeypatch.setattr(Links, "local_sockets", request.param == "local")
+
+
+@pytest.fixture
+async def etcd(tmp_path: Path) -> AsyncIterator[str]:
+    """The address of an etcd of the test's own."""
+    process = EtcdProcess(tmp_path)
+    await process.start()
+    yield process.address
+    await process.stop()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,7 +3,7 @@
 import os
 import resource
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +14,8 @@ from stagemesh.services.stage.loading import load_assigned
 from stagemesh.checkpoint import inspect, inspect_source
 from stagemesh.errors import CheckpointError, ResourceExhausted
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec, Partition
-from tests.library.etcd_process import EtcdProcess
 from tests.stage.one_node import one_node, until
 from tests.stage.small_hub import small_hub
-
-
-@pytest.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[str]:
-    process = EtcdProcess(tmp_path)
-    await process.start()
-    yield process.address
-    await process.stop()
 
 
 def shard_of(folder: Path) -> Path:

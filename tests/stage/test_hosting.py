@@ -16,18 +16,9 @@ from stagemesh.services.stage.servicer import SERVICE
 from stagemesh.services.stage.watchdog import Limits
 
 from stagemesh.v1.stage_pb2 import OpenSession, RouteHop, SessionEvent
-from tests.library.etcd_process import EtcdProcess
 from tests.stage.one_node import RunningNode, one_node, until
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[str]:
-    process = EtcdProcess(tmp_path)
-    await process.start()
-    yield process.address
-    await process.stop()
 
 
 @pytest.fixture

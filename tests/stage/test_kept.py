@@ -1,7 +1,6 @@
 """A node keeps what it unloads while nothing else needs the memory: attached again at once, with the same tokens."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -12,18 +11,9 @@ from stagemesh.services.stage.servicer import SERVICE
 from stagemesh.services.stage.warm import kept as kept_module
 
 from stagemesh.v1.stage_pb2 import OpenSession, SessionEvent
-from tests.library.etcd_process import EtcdProcess
 from tests.stage.one_node import RunningNode, one_node, until
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[str]:
-    process = EtcdProcess(tmp_path)
-    await process.start()
-    yield process.address
-    await process.stop()
 
 
 @pytest.fixture

@@ -5,23 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.library.etcd_process import EtcdProcess
-
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[str]:
-    process = EtcdProcess(tmp_path)
-    await process.start()
-    yield process.address
-    await process.stop()
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[bytes], within_s: float = 60) -> None:

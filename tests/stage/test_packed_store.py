@@ -4,7 +4,6 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,6 @@ from stagemesh.checkpoint import inspect
 from stagemesh.v1.registry_pb2 import Assignment, ModelSpec
 from stagemesh.v1.registry_pb2 import Partition as Layers
 from tests.checkpoints import make_llama
-from tests.library.etcd_process import EtcdProcess
 from tests.stage.one_node import one_node, until
 
 if load_kernels(torch.float32) is None:
@@ -165,14 +163,6 @@ async def test_a_partition_that_is_written_for_nobody_counts_as_memory(tmp_path:
     assert not started.is_set()
     assert saving.bytes_beside([]) == 0
     saving.close()
-
-
-@pytest.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[str]:
-    process = EtcdProcess(tmp_path)
-    await process.start()
-    yield process.address
-    await process.stop()
 
 
 @pytest.mark.asyncio

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from stagemesh.local.child import die_with
 
+from .become import become_stage
 from .imports import prepare
 
 log = logging.getLogger(__name__)
@@ -105,8 +106,8 @@ class ForkServer:
 
     def _become(self, parent: int, argv: list[str], env: dict[str, str], output: int) -> NoReturn:
         """In the child: be a stage process, and never come back."""
-        status = 1
-        try:
+
+        def ready() -> None:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -122,22 +123,8 @@ class ForkServer:
             os.close(output)
             os.environ.clear()
             os.environ.update(env)
-            # As the command line shows it, for whoever looks at the process.
-            sys.argv = ["stagemesh-stage", *argv]
-            from ..__main__ import start
 
-            start()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
+        become_stage(argv, ready)
 
     def _reap(self) -> None:
         for pid in list(self._children):

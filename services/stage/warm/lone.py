@@ -19,6 +19,7 @@ from stagemesh.local.child import die_with
 from stagemesh.local.supervisor import restart_delay
 
 from ..watcher import EXIT_HANGS
+from .become import become_stage
 
 log = logging.getLogger(__name__)
 
@@ -89,28 +90,16 @@ class Lone:
 
 def _become(parent: int, argv: list[str]) -> NoReturn:
     """In the child: be the service, and never come back."""
-    status = 1
-    try:
+
+    def ready() -> None:
         # A terminal's Ctrl-C reaches the parent alone, which passes it on.
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         die_with(parent)
-        sys.argv = ["stagemesh-stage", *argv]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        from ..__main__ import start
 
-        start()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    become_stage(argv, ready)
 
 
 def main(argv: list[str]) -> NoReturn:
