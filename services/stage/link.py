@@ -301,7 +301,7 @@ class Link:
         self._take = call.write
         try:
             while True:
-                if self._writing is None and self._outbox and self._credits > 0:
+                while self._writing is None and self._outbox and self._credits > 0:
                     await self._place(self._outbox[0].tensor)
                     self._begin(self._outbox.popleft())
                 if self._writing is None:

@@ -33,8 +33,8 @@ def busy(replica: Replica) -> Iterator[None]:
         over.set()
 
 
-def stateless(route: Route, session: int) -> bytes:
-    """A frame that opens a stateless session of one row."""
+def opening(route: Route, session: int) -> tuple[Frame, TensorView]:
+    """A frame that opens a stateless session of one row, and the row."""
     step = Step(
         session=session,
         kind=StepKind.STEP_KIND_STATELESS,
@@ -42,7 +42,12 @@ def stateless(route: Route, session: int) -> bytes:
         open=StepOpen(route=route.hops, outputs=["last_hidden_state"]),
     )
     view = TensorView("F32", (1, 128), memoryview(torch.zeros(1, 128).numpy()).cast("B"))
-    return encode_frame(Frame(steps=[step]), view)
+    return Frame(steps=[step]), view
+
+
+def stateless(route: Route, session: int) -> bytes:
+    """The same, serialised."""
+    return encode_frame(*opening(route, session))
 
 
 async def eventually(condition: object) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from stagemesh.services.stage import link as link_module
+from stagemesh.services.stage import relay as relay_module
 from stagemesh.services.stage.local_frames import ReceivingSocket, SendingSocket
 from stagemesh.services.stage.relay import WINDOW
 from stagemesh.services.stage.unreachable import Unreachable
@@ -17,8 +18,8 @@ from stagemesh.errors import Unavailable
 from stagemesh.same_network import network_id
 from stagemesh.v1.stage_pb2 import Hello, RouteHop
 from tests.chaos.proxy import Proxy
-from tests.stage.scripted_stage import Watched, eventually
-from tests.stage.test_flow import busy, stateless
+from tests.stage.scripted_stage import Watched, eventually, linked
+from tests.stage.test_flow import busy, opening, stateless
 from tests.stage.two_stages import Route, route_of, settled
 
 pytestmark = pytest.mark.asyncio
@@ -134,6 +135,28 @@ async def test_a_frame_without_a_credit_ends_the_stream_here_too(llama: Path) ->
             await eventually(lambda: one.broke)
         assert "without a credit" in one.broke[0].message
         await eventually(lambda: not route.replicas[1].held)
+
+
+@pytest.mark.parametrize("by_socket", [True, False], ids=["socket", "stream"])
+async def test_credits_that_come_together_are_used_together(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, by_socket: bool
+) -> None:
+    """Nothing else wakes the writer: what a credit leaves behind would wait for the receiver's next sign of life."""
+    monkeypatch.setattr(relay_module, "BEAT_S", 600.0)
+    async with route_of(llama) as route:
+        route.replicas[1].links.local_sockets = by_socket
+        async with linked(route.hops[1]) as one:
+            await one.link.met()
+            await eventually(lambda: one.told)
+            assert (one.link._socket is not None) is by_socket
+            sent = []
+            with busy(route.replicas[1]):
+                for number in range(3 * WINDOW):
+                    one.link.post(*opening(route, 100 + number), lambda: sent.append(1))
+                await eventually(lambda: len(sent) == WINDOW)
+                assert one.link.queued == 2 * WINDOW
+            await eventually(lambda: len(sent) == 3 * WINDOW)
+            assert not one.broke
 
 
 @pytest.fixture
