@@ -53,6 +53,15 @@ async def test_many_share_one_stream_and_each_gets_its_own_answer(cache, stream)
     assert len(cache.servicer._streams) == 1
 
 
+async def test_an_answer_that_came_while_this_loop_stood_is_taken(cache, stream):
+    assert await stream.ask(asking(0), 10)
+    asked = asyncio.create_task(stream.ask(asking(1), 0.2))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    time.sleep(0.5)
+    assert (await asked).value == b"v1"
+
+
 async def test_who_leaves_early_disturbs_nobody(cache, stream):
     for leaves_after in (0, 1, 2, 3):
         asked = [asyncio.create_task(stream.ask(asking(number), 10)) for number in range(20)]

@@ -20,6 +20,7 @@ from .choice import PAUSE_S, Pauses, rank_caches
 from .flight import Asked, CacheUse, HeldLeases, Lease
 from .key import cache_tags, value_digest
 from .near import NearCache
+from .patience import patiently
 from .stores import Stores
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ MAX_WAITS = 1024
 """Requests that wait for another one's answer at once; more compute for themselves."""
 WAIT_MARGIN_S = 1.0
 """How much longer than asked for a cache may take to end a wait."""
+LATE_S = 5.0
+"""How late this router may be itself before a call ends, although the cache had its time."""
 
 HIT = inference_pb2.CACHE_STATUS_HIT
 MISS = inference_pb2.CACHE_STATUS_MISS
@@ -247,9 +250,9 @@ class CacheClient:
                 found = await self._channels.lookups(address).ask(request, timeout_s)
                 if found is not None:
                     return found
-            answer: cache_pb2.CacheLookupResponse = await self._channels.cache(address).Lookup(
-                request, timeout=max(until - time.monotonic(), 0.001)
-            )
+            left_s = max(until - time.monotonic(), 0.001)
+            call = self._channels.cache(address).Lookup(request, timeout=left_s + LATE_S)
+            answer: cache_pb2.CacheLookupResponse = await patiently(call, call.cancel, left_s)
         except TimeoutError:
             self._fault(address, "DEADLINE_EXCEEDED")
             return None

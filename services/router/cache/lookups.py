@@ -16,6 +16,8 @@ import grpc.aio
 
 from stagemesh.v1.cache_pb2 import CacheLookupRequest, CacheLookupResponse
 
+from .patience import patiently
+
 log = logging.getLogger(__name__)
 ASK_AGAIN_S = 30.0
 """How long a cache is asked by calls where a stream gave no answer at all: it may be of an earlier version."""
@@ -59,8 +61,7 @@ class LookupStream:
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
         try:
-            async with asyncio.timeout(timeout_s):
-                found = await answer
+            found = await patiently(answer, answer.cancel, timeout_s)
         finally:
             self._waiting.pop(number, None)
         return None if found is None or found.ask_alone else found
