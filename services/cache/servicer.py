@@ -12,12 +12,14 @@ from stagemesh.entry_store import Entry, EntryStore
 from stagemesh.errors import InvalidArgument
 from stagemesh.invalidation import MAX_TAG, MAX_TAGS
 from stagemesh.v1.cache_pb2 import (
+    CacheAnswers,
     CacheInvalidateRequest,
     CacheInvalidateResponse,
     CacheLeasesRequest,
     CacheLeasesResponse,
     CacheLookupRequest,
     CacheLookupResponse,
+    CacheLookups,
     CacheStats,
     CacheStatsRequest,
     CacheStoreManyRequest,
@@ -40,6 +42,8 @@ MAX_ENTRIES = 1024
 SLICE = 16
 """Of many entries in one call so many are kept at a time; lookups go on in between."""
 MAX_WAIT_S = 60.0
+ANSWERS_BYTES = 2**20
+"""Values in one message of a lookup stream, before the next one begins."""
 
 
 class CacheServicer(CacheServiceServicer):
@@ -100,8 +104,8 @@ class CacheServicer(CacheServiceServicer):
         return CacheLookupResponse(lease=lease, lease_ttl_ms=int(self._flights.leases.ttl_s * 1000))
 
     async def LookupStream(
-        self, request_iterator: AsyncIterator[CacheLookupRequest], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[CacheLookupResponse]:
+        self, request_iterator: AsyncIterator[CacheLookups], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[CacheAnswers]:
         """Answer each at once, or say that it has to be asked alone: what takes its time would hold up the others.
 
         Raises `InvalidArgument` for a malformed key or tenant, which ends the stream.
@@ -112,15 +116,25 @@ class CacheServicer(CacheServiceServicer):
         try:
             while self._streams[task] is not None:
                 self._streams[task] = True
-                request = await anext(request_iterator)
+                message = await anext(request_iterator)
                 if self._streams[task]:
                     self._streams[task] = False
-                if request.wait_ms or self._behind.answers:
-                    yield CacheLookupResponse(id=request.id, ask_alone=True)
-                    continue
-                answer = await self.Lookup(request, context)
-                answer.id = request.id
-                yield answer
+                for request in message.lookups:  # before any has taken a lease
+                    _check_key(request.tenant, request.key)
+                answers, size = CacheAnswers(), 0
+                for request in message.lookups:
+                    if request.wait_ms or self._behind.answers:
+                        answers.answers.add(id=request.id, ask_alone=True)
+                        continue
+                    answer = await self.Lookup(request, context)
+                    answer.id = request.id
+                    answers.answers.append(answer)
+                    size += len(answer.value)
+                    if size >= ANSWERS_BYTES:
+                        yield answers
+                        answers, size = CacheAnswers(), 0
+                if answers.answers:
+                    yield answers
         except StopAsyncIteration:
             pass
         except asyncio.CancelledError:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stagemesh/v1/cache.proto\x12\x0cstagemesh.v1\"\x9b\x01\n\x12\x43\x61\x63heLookupRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x16\n\tmax_age_s\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nwant_lease\x18\x04 \x01(\x08\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x11\n\tnear_hits\x18\x06 \x01(\r\x12\n\n\x02id\x18\x07 \x01(\x04\x42\x0c\n\n_max_age_s\"\xc5\x01\n\x13\x43\x61\x63heLookupResponse\x12\x0b\n\x03hit\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x02\x12\r\n\x05lease\x18\x05 \x01(\x0c\x12\x14\n\x0clease_ttl_ms\x18\x06 \x01(\r\x12\x0c\n\x04\x62usy\x18\x07 \x01(\x08\x12\x0c\n\x04tags\x18\x08 \x03(\t\x12\x13\n\x0bttl_left_ms\x18\t \x01(\x04\x12\n\n\x02id\x18\n \x01(\x04\x12\x11\n\task_alone\x18\x0b \x01(\x08\"\x91\x01\n\x11\x43\x61\x63heStoreRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\r\n\x05ttl_s\x18\x05 \x01(\r\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\r\n\x05lease\x18\x07 \x01(\x0c\x12\x14\n\x0c\x62\x65gun_ms_ago\x18\x08 \x01(\r\"4\n\x12\x43\x61\x63heStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"I\n\x15\x43\x61\x63heStoreManyRequest\x12\x30\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1f.stagemesh.v1.CacheStoreRequest\"K\n\x16\x43\x61\x63heStoreManyResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .stagemesh.v1.CacheStoreResponse\"F\n\x12\x43\x61\x63heLeasesRequest\x12\r\n\x05renew\x18\x01 \x03(\x0c\x12\x0f\n\x07release\x18\x02 \x03(\x0c\x12\x10\n\x08\x64issolve\x18\x03 \x03(\x0c\"#\n\x13\x43\x61\x63heLeasesResponse\x12\x0c\n\x04lost\x18\x01 \x03(\x0c\"_\n\x16\x43\x61\x63heInvalidateRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0c\n\x04tags\x18\x03 \x03(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12\n\n\x02id\x18\x05 \x01(\t\"I\n\x17\x43\x61\x63heInvalidateResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\x12\x11\n\tannounced\x18\x03 \x01(\x08\"X\n\x11\x43\x61\x63heInvalidation\x12\x32\n\x04what\x18\x01 \x01(\x0b\x32$.stagemesh.v1.CacheInvalidateRequest\x12\x0f\n\x07unix_ms\x18\x02 \x01(\x03\"\x88\x01\n\x0b\x43\x61\x63heRecord\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x16\n\x0estored_unix_ms\x18\x06 \x01(\x03\x12\x17\n\x0f\x65xpires_unix_ms\x18\x07 \x01(\x03\"\x13\n\x11\x43\x61\x63heStatsRequest\"\x8c\x03\n\nCacheStats\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\x12\n\nbytes_used\x18\x02 \x01(\x04\x12\x14\n\x0c\x62ytes_budget\x18\x03 \x01(\x04\x12\x0c\n\x04hits\x18\x04 \x01(\x04\x12\x0e\n\x06misses\x18\x05 \x01(\x04\x12\x0e\n\x06stores\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x13\n\x0b\x65xpirations\x18\x08 \x01(\x04\x12\x10\n\x08rejected\x18\t \x01(\x04\x12\x13\n\x0binvalidated\x18\n \x01(\x04\x12\x10\n\x08\x63omputed\x18\x0b \x01(\x04\x12\x12\n\ntaken_over\x18\x0c \x01(\x04\x12\x11\n\tcoalesced\x18\r \x01(\x04\x12\x17\n\x0fgave_up_waiting\x18\x0e \x01(\x04\x12\x0f\n\x07waiting\x18\x0f \x01(\x04\x12\x0e\n\x06\x62\x65hind\x18\x10 \x01(\t\x12\x16\n\x0ewrites_dropped\x18\x11 \x01(\x04\x12\x16\n\x0ewrites_waiting\x18\x12 \x01(\x04\x12\x10\n\x08restored\x18\x13 \x01(\x04\x12\x11\n\tnear_hits\x18\x14 \x01(\x04\"\x92\x01\n\x10\x43\x61\x63hedGeneration\x12)\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x19.stagemesh.v1.CachedChunk\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x12\n\ncompute_ms\x18\x04 \x01(\r\x12\x11\n\tpartition\x18\x05 \x01(\x0c\".\n\x0b\x43\x61\x63hedChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r2\xcb\x04\n\x0c\x43\x61\x63heService\x12M\n\x06Lookup\x12 .stagemesh.v1.CacheLookupRequest\x1a!.stagemesh.v1.CacheLookupResponse\x12W\n\x0cLookupStream\x12 .stagemesh.v1.CacheLookupRequest\x1a!.stagemesh.v1.CacheLookupResponse(\x01\x30\x01\x12J\n\x05Store\x12\x1f.stagemesh.v1.CacheStoreRequest\x1a .stagemesh.v1.CacheStoreResponse\x12V\n\tStoreMany\x12#.stagemesh.v1.CacheStoreManyRequest\x1a$.stagemesh.v1.CacheStoreManyResponse\x12M\n\x06Leases\x12 .stagemesh.v1.CacheLeasesRequest\x1a!.stagemesh.v1.CacheLeasesResponse\x12Y\n\nInvalidate\x12$.stagemesh.v1.CacheInvalidateRequest\x1a%.stagemesh.v1.CacheInvalidateResponse\x12\x45\n\x08GetStats\x12\x1f.stagemesh.v1.CacheStatsRequest\x1a\x18.stagemesh.v1.CacheStatsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stagemesh/v1/cache.proto\x12\x0cstagemesh.v1\"\x9b\x01\n\x12\x43\x61\x63heLookupRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x16\n\tmax_age_s\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nwant_lease\x18\x04 \x01(\x08\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x11\n\tnear_hits\x18\x06 \x01(\r\x12\n\n\x02id\x18\x07 \x01(\x04\x42\x0c\n\n_max_age_s\"\xc5\x01\n\x13\x43\x61\x63heLookupResponse\x12\x0b\n\x03hit\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x02\x12\r\n\x05lease\x18\x05 \x01(\x0c\x12\x14\n\x0clease_ttl_ms\x18\x06 \x01(\r\x12\x0c\n\x04\x62usy\x18\x07 \x01(\x08\x12\x0c\n\x04tags\x18\x08 \x03(\t\x12\x13\n\x0bttl_left_ms\x18\t \x01(\x04\x12\n\n\x02id\x18\n \x01(\x04\x12\x11\n\task_alone\x18\x0b \x01(\x08\"A\n\x0c\x43\x61\x63heLookups\x12\x31\n\x07lookups\x18\x01 \x03(\x0b\x32 .stagemesh.v1.CacheLookupRequest\"B\n\x0c\x43\x61\x63heAnswers\x12\x32\n\x07\x61nswers\x18\x01 \x03(\x0b\x32!.stagemesh.v1.CacheLookupResponse\"\x91\x01\n\x11\x43\x61\x63heStoreRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\r\n\x05ttl_s\x18\x05 \x01(\r\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\r\n\x05lease\x18\x07 \x01(\x0c\x12\x14\n\x0c\x62\x65gun_ms_ago\x18\x08 \x01(\r\"4\n\x12\x43\x61\x63heStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"I\n\x15\x43\x61\x63heStoreManyRequest\x12\x30\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1f.stagemesh.v1.CacheStoreRequest\"K\n\x16\x43\x61\x63heStoreManyResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .stagemesh.v1.CacheStoreResponse\"F\n\x12\x43\x61\x63heLeasesRequest\x12\r\n\x05renew\x18\x01 \x03(\x0c\x12\x0f\n\x07release\x18\x02 \x03(\x0c\x12\x10\n\x08\x64issolve\x18\x03 \x03(\x0c\"#\n\x13\x43\x61\x63heLeasesResponse\x12\x0c\n\x04lost\x18\x01 \x03(\x0c\"_\n\x16\x43\x61\x63heInvalidateRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0c\n\x04tags\x18\x03 \x03(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12\n\n\x02id\x18\x05 \x01(\t\"I\n\x17\x43\x61\x63heInvalidateResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\x12\x11\n\tannounced\x18\x03 \x01(\x08\"X\n\x11\x43\x61\x63heInvalidation\x12\x32\n\x04what\x18\x01 \x01(\x0b\x32$.stagemesh.v1.CacheInvalidateRequest\x12\x0f\n\x07unix_ms\x18\x02 \x01(\x03\"\x88\x01\n\x0b\x43\x61\x63heRecord\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x16\n\x0estored_unix_ms\x18\x06 \x01(\x03\x12\x17\n\x0f\x65xpires_unix_ms\x18\x07 \x01(\x03\"\x13\n\x11\x43\x61\x63heStatsRequest\"\x8c\x03\n\nCacheStats\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\x12\n\nbytes_used\x18\x02 \x01(\x04\x12\x14\n\x0c\x62ytes_budget\x18\x03 \x01(\x04\x12\x0c\n\x04hits\x18\x04 \x01(\x04\x12\x0e\n\x06misses\x18\x05 \x01(\x04\x12\x0e\n\x06stores\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x13\n\x0b\x65xpirations\x18\x08 \x01(\x04\x12\x10\n\x08rejected\x18\t \x01(\x04\x12\x13\n\x0binvalidated\x18\n \x01(\x04\x12\x10\n\x08\x63omputed\x18\x0b \x01(\x04\x12\x12\n\ntaken_over\x18\x0c \x01(\x04\x12\x11\n\tcoalesced\x18\r \x01(\x04\x12\x17\n\x0fgave_up_waiting\x18\x0e \x01(\x04\x12\x0f\n\x07waiting\x18\x0f \x01(\x04\x12\x0e\n\x06\x62\x65hind\x18\x10 \x01(\t\x12\x16\n\x0ewrites_dropped\x18\x11 \x01(\x04\x12\x16\n\x0ewrites_waiting\x18\x12 \x01(\x04\x12\x10\n\x08restored\x18\x13 \x01(\x04\x12\x11\n\tnear_hits\x18\x14 \x01(\x04\"\x92\x01\n\x10\x43\x61\x63hedGeneration\x12)\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x19.stagemesh.v1.CachedChunk\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x12\n\ncompute_ms\x18\x04 \x01(\r\x12\x11\n\tpartition\x18\x05 \x01(\x0c\".\n\x0b\x43\x61\x63hedChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r2\xbe\x04\n\x0c\x43\x61\x63heService\x12M\n\x06Lookup\x12 .stagemesh.v1.CacheLookupRequest\x1a!.stagemesh.v1.CacheLookupResponse\x12J\n\x0cLookupStream\x12\x1a.stagemesh.v1.CacheLookups\x1a\x1a.stagemesh.v1.CacheAnswers(\x01\x30\x01\x12J\n\x05Store\x12\x1f.stagemesh.v1.CacheStoreRequest\x1a .stagemesh.v1.CacheStoreResponse\x12V\n\tStoreMany\x12#.stagemesh.v1.CacheStoreManyRequest\x1a$.stagemesh.v1.CacheStoreManyResponse\x12M\n\x06Leases\x12 .stagemesh.v1.CacheLeasesRequest\x1a!.stagemesh.v1.CacheLeasesResponse\x12Y\n\nInvalidate\x12$.stagemesh.v1.CacheInvalidateRequest\x1a%.stagemesh.v1.CacheInvalidateResponse\x12\x45\n\x08GetStats\x12\x1f.stagemesh.v1.CacheStatsRequest\x1a\x18.stagemesh.v1.CacheStatsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CACHELOOKUPREQUEST']._serialized_end=198
   _globals['_CACHELOOKUPRESPONSE']._serialized_start=201
   _globals['_CACHELOOKUPRESPONSE']._serialized_end=398
-  _globals['_CACHESTOREREQUEST']._serialized_start=401
-  _globals['_CACHESTOREREQUEST']._serialized_end=546
-  _globals['_CACHESTORERESPONSE']._serialized_start=548
-  _globals['_CACHESTORERESPONSE']._serialized_end=600
-  _globals['_CACHESTOREMANYREQUEST']._serialized_start=602
-  _globals['_CACHESTOREMANYREQUEST']._serialized_end=675
-  _globals['_CACHESTOREMANYRESPONSE']._serialized_start=677
-  _globals['_CACHESTOREMANYRESPONSE']._serialized_end=752
-  _globals['_CACHELEASESREQUEST']._serialized_start=754
-  _globals['_CACHELEASESREQUEST']._serialized_end=824
-  _globals['_CACHELEASESRESPONSE']._serialized_start=826
-  _globals['_CACHELEASESRESPONSE']._serialized_end=861
-  _globals['_CACHEINVALIDATEREQUEST']._serialized_start=863
-  _globals['_CACHEINVALIDATEREQUEST']._serialized_end=958
-  _globals['_CACHEINVALIDATERESPONSE']._serialized_start=960
-  _globals['_CACHEINVALIDATERESPONSE']._serialized_end=1033
-  _globals['_CACHEINVALIDATION']._serialized_start=1035
-  _globals['_CACHEINVALIDATION']._serialized_end=1123
-  _globals['_CACHERECORD']._serialized_start=1126
-  _globals['_CACHERECORD']._serialized_end=1262
-  _globals['_CACHESTATSREQUEST']._serialized_start=1264
-  _globals['_CACHESTATSREQUEST']._serialized_end=1283
-  _globals['_CACHESTATS']._serialized_start=1286
-  _globals['_CACHESTATS']._serialized_end=1682
-  _globals['_CACHEDGENERATION']._serialized_start=1685
-  _globals['_CACHEDGENERATION']._serialized_end=1831
-  _globals['_CACHEDCHUNK']._serialized_start=1833
-  _globals['_CACHEDCHUNK']._serialized_end=1879
-  _globals['_CACHESERVICE']._serialized_start=1882
-  _globals['_CACHESERVICE']._serialized_end=2469
+  _globals['_CACHELOOKUPS']._serialized_start=400
+  _globals['_CACHELOOKUPS']._serialized_end=465
+  _globals['_CACHEANSWERS']._serialized_start=467
+  _globals['_CACHEANSWERS']._serialized_end=533
+  _globals['_CACHESTOREREQUEST']._serialized_start=536
+  _globals['_CACHESTOREREQUEST']._serialized_end=681
+  _globals['_CACHESTORERESPONSE']._serialized_start=683
+  _globals['_CACHESTORERESPONSE']._serialized_end=735
+  _globals['_CACHESTOREMANYREQUEST']._serialized_start=737
+  _globals['_CACHESTOREMANYREQUEST']._serialized_end=810
+  _globals['_CACHESTOREMANYRESPONSE']._serialized_start=812
+  _globals['_CACHESTOREMANYRESPONSE']._serialized_end=887
+  _globals['_CACHELEASESREQUEST']._serialized_start=889
+  _globals['_CACHELEASESREQUEST']._serialized_end=959
+  _globals['_CACHELEASESRESPONSE']._serialized_start=961
+  _globals['_CACHELEASESRESPONSE']._serialized_end=996
+  _globals['_CACHEINVALIDATEREQUEST']._serialized_start=998
+  _globals['_CACHEINVALIDATEREQUEST']._serialized_end=1093
+  _globals['_CACHEINVALIDATERESPONSE']._serialized_start=1095
+  _globals['_CACHEINVALIDATERESPONSE']._serialized_end=1168
+  _globals['_CACHEINVALIDATION']._serialized_start=1170
+  _globals['_CACHEINVALIDATION']._serialized_end=1258
+  _globals['_CACHERECORD']._serialized_start=1261
+  _globals['_CACHERECORD']._serialized_end=1397
+  _globals['_CACHESTATSREQUEST']._serialized_start=1399
+  _globals['_CACHESTATSREQUEST']._serialized_end=1418
+  _globals['_CACHESTATS']._serialized_start=1421
+  _globals['_CACHESTATS']._serialized_end=1817
+  _globals['_CACHEDGENERATION']._serialized_start=1820
+  _globals['_CACHEDGENERATION']._serialized_end=1966
+  _globals['_CACHEDCHUNK']._serialized_start=1968
+  _globals['_CACHEDCHUNK']._serialized_end=2014
+  _globals['_CACHESERVICE']._serialized_start=2017
+  _globals['_CACHESERVICE']._serialized_end=2591
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,18 @@ class CacheLookupResponse(_message.Message):
     ask_alone: bool
     def __init__(self, hit: _Optional[bool] = ..., value: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., age_s: _Optional[float] = ..., lease: _Optional[bytes] = ..., lease_ttl_ms: _Optional[int] = ..., busy: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., ttl_left_ms: _Optional[int] = ..., id: _Optional[int] = ..., ask_alone: _Optional[bool] = ...) -> None: ...
 
+class CacheLookups(_message.Message):
+    __slots__ = ("lookups",)
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
+    lookups: _containers.RepeatedCompositeFieldContainer[CacheLookupRequest]
+    def __init__(self, lookups: _Optional[_Iterable[_Union[CacheLookupRequest, _Mapping]]] = ...) -> None: ...
+
+class CacheAnswers(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[CacheLookupResponse]
+    def __init__(self, answers: _Optional[_Iterable[_Union[CacheLookupResponse, _Mapping]]] = ...) -> None: ...
+
 class CacheStoreRequest(_message.Message):
     __slots__ = ("tenant", "key", "value", "digest", "ttl_s", "tags", "lease", "begun_ms_ago")
     TENANT_FIELD_NUMBER: _ClassVar[int]

@@ -41,8 +41,8 @@ class CacheServiceStub:
                 _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/stagemesh.v1.CacheService/LookupStream',
-                request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.SerializeToString,
-                response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.FromString,
+                request_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookups.SerializeToString,
+                response_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheAnswers.FromString,
                 _registered_method=True)
         self.Store = channel.unary_unary(
                 '/stagemesh.v1.CacheService/Store',
@@ -82,7 +82,7 @@ class CacheServiceServicer:
 
     def LookupStream(self, request_iterator, context):
         """The same for lookups that wait for nobody, on a stream that a router keeps open: a call of its own costs a lookup more than
-        twice what a message does. One answer to each, in order.
+        twice what a message does, and lookups of one moment share one. One answer to each, in order, in as many messages as it takes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,8 +131,8 @@ def add_CacheServiceServicer_to_server(servicer, server):
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
-                    request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.FromString,
-                    response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.SerializeToString,
+                    request_deserializer=stagemesh_dot_v1_dot_cache__pb2.CacheLookups.FromString,
+                    response_serializer=stagemesh_dot_v1_dot_cache__pb2.CacheAnswers.SerializeToString,
             ),
             'Store': grpc.unary_unary_rpc_method_handler(
                     servicer.Store,
@@ -212,8 +212,8 @@ class CacheService:
             request_iterator,
             target,
             '/stagemesh.v1.CacheService/LookupStream',
-            stagemesh_dot_v1_dot_cache__pb2.CacheLookupRequest.SerializeToString,
-            stagemesh_dot_v1_dot_cache__pb2.CacheLookupResponse.FromString,
+            stagemesh_dot_v1_dot_cache__pb2.CacheLookups.SerializeToString,
+            stagemesh_dot_v1_dot_cache__pb2.CacheAnswers.FromString,
             options,
             channel_credentials,
             insecure,

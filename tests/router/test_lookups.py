@@ -5,12 +5,14 @@ import hashlib
 import time
 
 import pytest
+from stagemesh.services.router.cache import lookups as lookups_module
 from stagemesh.services.router.cache.client import HIT
 from stagemesh.services.router.channels import Channels
 
 from stagemesh.grpc_server import GrpcServer
 from stagemesh.metrics import REGISTRY
 from stagemesh.v1 import cache_pb2, cache_pb2_grpc
+from stagemesh.v1.cache_pb2 import CacheLookups as Lookups
 
 from .conftest import eventually
 from .real_cache import RealCache
@@ -62,6 +64,38 @@ async def test_an_answer_that_came_while_this_loop_stood_is_taken(cache, stream)
     assert (await asked).value == b"v1"
 
 
+async def test_lookups_of_one_moment_share_a_message(cache, stream, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        lookups_module, "CacheLookups", lambda lookups: sizes.append(len(lookups)) or Lookups(lookups=lookups)
+    )
+    await asyncio.gather(*(stream.ask(asking(number), 10) for number in range(40)))
+    assert sum(sizes) == 40
+    assert len(sizes) <= 2, "the first may go alone, the rest waits for it"
+
+
+async def test_answers_that_are_large_together_come_in_several_messages(cache):
+    value = b"v" * 900_000
+    for number in range(100, 110):
+        digest = hashlib.sha256(key_of(number) + value).digest()
+        assert not cache.store.store("t", key_of(number), value, digest, ttl_s=60, tags=())
+    channels = Channels(2**22)  # a message may have 4 MiB
+    stream = channels.lookups(cache.record.address)
+    try:
+        answers = await asyncio.gather(*(stream.ask(asking(number), 20) for number in range(100, 110)))
+    finally:
+        await channels.close()
+    assert all(each is not None and each.value == value for each in answers)
+
+
+async def test_a_malformed_lookup_costs_those_beside_it_no_lease(cache, stream):
+    assert await stream.ask(asking(1), 10)
+    bad = cache_pb2.CacheLookupRequest(tenant="t", key=b"short")
+    found = await asyncio.gather(stream.ask(asking(90, want_lease=True), 10), stream.ask(bad, 10))
+    assert found == [None, None]
+    assert (await stream.ask(asking(90, want_lease=True), 10)).lease
+
+
 async def test_who_leaves_early_disturbs_nobody(cache, stream):
     for leaves_after in (0, 1, 2, 3):
         asked = [asyncio.create_task(stream.ask(asking(number), 10)) for number in range(20)]
@@ -73,7 +107,7 @@ async def test_who_leaves_early_disturbs_nobody(cache, stream):
         assert [(await each).value for each in asked[1::2]] == [b"v%d" % n for n in range(1, 20, 2)]
     assert len(cache.servicer._streams) == 1
     assert not stream._waiting
-    await eventually(lambda: not stream._writes)
+    await eventually(lambda: stream._writer is None)
 
 
 async def test_what_waits_for_another_is_asked_by_a_call(cache, stream):
@@ -113,7 +147,7 @@ class Silent(cache_pb2_grpc.CacheServiceServicer):
             await super().LookupStream(request_iterator, context)
         async for _ in request_iterator:
             pass
-        yield cache_pb2.CacheLookupResponse()
+        yield cache_pb2.CacheAnswers()
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["of before", "silent"])

@@ -1,7 +1,8 @@
 """The router's end of `LookupStream`: one open stream to each cache, for the lookups that are answered at once.
 
-A call of its own costs a lookup more than a message on an open stream does. The first lookup opens it; where it cannot be
-had, breaks, or does not do, the caller makes the call, and learns from that what is wrong.
+A call of its own costs a lookup more than a message on an open stream does, and a stream takes one message a turn of the
+loop: lookups that come while one is being written go together in the next. The first lookup opens the stream; where it
+cannot be had, breaks, or does not do, the caller makes the call, and learns from that what is wrong.
 """
 
 import asyncio
@@ -14,15 +15,15 @@ from typing import Any
 
 import grpc.aio
 
-from stagemesh.v1.cache_pb2 import CacheLookupRequest, CacheLookupResponse
+from stagemesh.v1.cache_pb2 import CacheLookupRequest, CacheLookupResponse, CacheLookups
 
 from .patience import patiently
 
 log = logging.getLogger(__name__)
 ASK_AGAIN_S = 30.0
 """How long a cache is asked by calls where a stream gave no answer at all: it may be of an earlier version."""
-MAX_WRITES = 256
-"""Messages on their way to one cache; beyond that calls are made."""
+MAX_UNSENT = 256
+"""Lookups that wait to be written to one cache; beyond that calls are made."""
 
 
 class LookupStream:
@@ -35,8 +36,8 @@ class LookupStream:
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[CacheLookupResponse | None]] = {}
         self._ids = itertools.count(1)
-        self._writing = asyncio.Lock()
-        self._writes: set[asyncio.Task[None]] = set()
+        self._unsent: list[CacheLookupRequest] = []
+        self._writer: asyncio.Task[None] | None = None
         self._ask_again_at = float("-inf")
 
     def __repr__(self) -> str:
@@ -45,7 +46,7 @@ class LookupStream:
 
     async def ask(self, request: CacheLookupRequest, timeout_s: float) -> CacheLookupResponse | None:
         """The answer; None: make a call. As many at once as the caller asks. Raises `TimeoutError`."""
-        if time.monotonic() < self._ask_again_at or len(self._writes) >= MAX_WRITES:
+        if time.monotonic() < self._ask_again_at or len(self._unsent) >= MAX_UNSENT:
             return None
         if self._call is None:
             # Not in the context of the request that happens to come first.
@@ -56,10 +57,10 @@ class LookupStream:
         request.id = number
         answer: asyncio.Future[CacheLookupResponse | None] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        # A task of its own: gRPC ends a stream whose write is cancelled, and whoever asks here may be.
-        write = asyncio.create_task(self._write(self._call, request))
-        self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
+        self._unsent.append(request)
+        if self._writer is None:
+            # A task of its own: gRPC ends a stream whose write is cancelled, and whoever asks here may be.
+            self._writer = asyncio.create_task(self._write(), context=Context())
         try:
             found = await patiently(answer, answer.cancel, timeout_s)
         finally:
@@ -72,25 +73,35 @@ class LookupStream:
         if reader is not None:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        if self._writer is not None:
+            await asyncio.gather(self._writer, return_exceptions=True)
 
-    async def _write(self, call: Any, request: CacheLookupRequest) -> None:
-        try:
-            async with self._writing:
-                if call is self._call and request.id in self._waiting:
-                    await call.write(request)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
-            pass  # the reader learns why
+    async def _write(self) -> None:
+        """Write what waits, until nothing does."""
+        while self._unsent:
+            batch, self._unsent = self._unsent, []
+            wanted = [
+                each for each in batch if each.id in self._waiting and not self._waiting[each.id].done()
+            ]
+            call = self._call
+            if call is None or not wanted:
+                continue
+            try:
+                await call.write(CacheLookups(lookups=wanted))
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+                pass  # the reader learns why
+        self._writer = None
 
     async def _read(self, call: Any) -> None:
         answered = False
         why = "it ended the stream"
         try:
-            async for response in call:
+            async for message in call:
                 answered = True
-                answer = self._waiting.get(response.id)
-                if answer is not None and not answer.done():
-                    answer.set_result(response)
+                for response in message.answers:
+                    answer = self._waiting.get(response.id)
+                    if answer is not None and not answer.done():
+                        answer.set_result(response)
         except grpc.aio.AioRpcError as error:
             why = error.code().name
         except (asyncio.CancelledError, grpc.aio.UsageError):
