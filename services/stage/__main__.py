@@ -30,6 +30,7 @@ from .config import StageConfig
 from .measure import choose_device, device_name, free_memory, known_speed
 from .node import Node
 from .partition.trials import TRIALS
+from .precedence import go_behind
 from .servicer import SERVICE, StageServicer
 from .shared_memory_segment import sweep
 from .watcher import EXIT_HANGS
@@ -39,6 +40,7 @@ async def main() -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     keep_large_blocks()
     config = load_config(StageConfig, prog="stagemesh stage")
+    go_behind(config.process_nice)
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )

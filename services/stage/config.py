@@ -78,11 +78,17 @@ class StageConfig(ServiceConfig):
         True,
         description="send frames to replicas on the same host over a Unix socket; off sends them through gRPC",
     )
+    process_nice: int = Field(
+        5,
+        ge=0,
+        le=19,
+        description="how far the whole process gives way to routers, registries and etcd on this machine; 0 not at all",
+    )
     nice: int = Field(
         10,
         ge=0,
         le=19,
-        description="how far computing gives way to whatever else runs on this machine; 0 not at all",
+        description="how much further computing gives way to whatever else runs on this machine; 0 not at all",
     )
     data_dir: Path | None = Field(
         None,
