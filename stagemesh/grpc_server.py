@@ -38,9 +38,9 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[st
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", 1_000),
-        ("grpc.keepalive_timeout_ms", 2_000),
+        ("grpc.keepalive_timeout_ms", 1_700),
         # Of any ping: one that measures bandwidth may be under way, and then no other is sent.
-        ("grpc.http2.ping_timeout_ms", 2_000),
+        ("grpc.http2.ping_timeout_ms", 1_700),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 500),

@@ -2,14 +2,14 @@
 
 gRPC answers its pings outside of Python, so a replica whose event loop stands still looks well to them. The receiver of a
 stream therefore says something twice a second while it holds frames or credits of it, and the sender gives it up when
-it hears nothing for three seconds. Seconds are counted in the sender's own ticks: one that got no CPU itself, or was
+it hears nothing for two and a half. Seconds are counted in the sender's own ticks: one that got no CPU itself, or was
 stopped for an hour, has not waited.
 """
 
 # A receiver that holds something says so that often; a sender counts in the same steps.
 BEAT_S = 0.5
 # A sender hears nothing for that many steps, and the receiver is taken for dead.
-SILENT_BEATS = 6
+SILENT_BEATS = 5
 SILENT_S = BEAT_S * SILENT_BEATS
 
 

@@ -300,13 +300,15 @@ class Hosting:
             if served:
                 self._keep(hosted)
             hosted.gone.set()
-            await self._lease.delete(_key(hosted.assignment))
+            try:
+                if served:  # first: whoever sees that the replica is gone, and wants it again, is to see that it is kept
+                    await self.announce()
+            finally:
+                await self._lease.delete(_key(hosted.assignment))
         finally:
             hosted.gone.set()
             self.ending.discard(hosted)
         hosted.replica = hosted.head = hosted.loaded = None
-        if served:
-            await self.announce()
         await asyncio.to_thread(give_back)
 
     def _keep(self, hosted: Hosted) -> None:

@@ -39,7 +39,7 @@ class RunningNode:
     # Every state that a replica was published in, in order.
     states: dict[str, list[str]] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
-    # "replica state" and "node draining" in the order in which etcd heard of them; None is gone.
+    # "replica state", "node draining" and "keeps number" in the order in which etcd heard of them.
     events: list[tuple[str, str]] = field(default_factory=list)
 
     async def assign(
@@ -112,8 +112,9 @@ class RunningNode:
             self.states.setdefault(name, []).append(state)
             self.events.append((name, state))
         elif key.startswith(records.NODES):
-            draining = value is not None and records.from_json(value, NodeRecord).draining
-            self.events.append(("node", "GONE" if value is None else "draining" if draining else "usable"))
+            said = NodeRecord() if value is None else records.from_json(value, NodeRecord)
+            state = "GONE" if value is None else "draining" if said.draining else "usable"
+            self.events += [("keeps", str(len(said.keeps))), ("node", state)]
 
 
 @asynccontextmanager
