@@ -22,7 +22,10 @@ class PrefixAffinity:
     def choose(
         self, candidates: Sequence[Candidate], now: float, rng: random.Random, ask: Ask = NOTHING_ASKED
     ) -> Candidate:
-        """The one expected to be done first, of the balanced choice and those that hold a part; of equals who holds more."""
+        """The one expected to be done first, of the balanced choice and those that hold a part.
+
+        Of equals who holds more, then the balanced choice, then any.
+        """
         chosen = self._balanced.choose(candidates, now, rng, ask)
         held = ask.held
         compared = [each for each in only_ready(candidates) if held.get(each.replica_id)] if held else []
@@ -31,6 +34,9 @@ class PrefixAffinity:
         if chosen not in compared:
             compared.append(chosen)
         times = expected_ms(compared, held, len(ask.token_ids), ask.new_tokens, now)
-        pairs = zip(times, compared, strict=True)
-        best = min(pairs, key=lambda pair: (pair[0], -held.get(pair[1].replica_id, 0), pair[1] is not chosen))
-        return best[1]
+        ranks = [
+            (time, -held.get(each.replica_id, 0), each is not chosen)
+            for time, each in zip(times, compared, strict=True)
+        ]
+        best = min(ranks)
+        return rng.choice([each for rank, each in zip(ranks, compared, strict=True) if rank == best])
