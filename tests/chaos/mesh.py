@@ -192,11 +192,13 @@ class _ChaosLauncher(Launcher):
                 proxy = self.mesh.proxies[index] = Proxy(free_port())
                 await proxy.start()
             flags |= {"port": proxy.target, "advertise": f"127.0.0.1:{proxy.port}"}
+        if index not in ERRING_NODES and not (index == FULL_NODE and self.mesh.full_disk):
+            return await super()._start(name, "stage", flags)  # forked, as `stagemesh serve` does
         argv = service_argv("stage", {**flags, **self.flags.get("stage", {})})
         if index in ERRING_NODES:
             at = argv.index("-m")
             argv[at : at + 2] = [str(ERRING)]
-        if index == FULL_NODE and self.mesh.full_disk:
+        else:
             argv = [*ON_FULL_DISK, str(self.mesh.hub_cache), *argv]
         return await ChildProcess.start(name, argv, self.folder / f"{name}.log", self.env)
 
