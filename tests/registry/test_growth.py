@@ -136,8 +136,16 @@ async def test_a_registry_with_a_pool_accepts_asks_for_a_node_and_places(
         while (capacity := await etcd.get(records.CAPACITY)) is None:
             await asyncio.sleep(0.05)
     assert records.from_json(capacity.value, CapacityRecord).nodes == 2
-    deployments = (await registry.stub.ListModels(ListDeploymentsRequest())).deployments
-    (line,) = next(each.pending for each in deployments if each.model.name == "second")
+
+    async def pending() -> list[str]:
+        deployments = (await registry.stub.ListModels(ListDeploymentsRequest())).deployments
+        return list(next(each.pending for each in deployments if each.model.name == "second"))
+
+    # Who looks for nodes and who places write apart from one another.
+    async with asyncio.timeout(20):
+        while not (lines := await pending()):
+            await asyncio.sleep(0.05)
+    (line,) = lines
     assert f"of {32 * MIB} (n0)" in line
 
     async def waiting() -> list[EventRecord]:
