@@ -82,6 +82,10 @@ class CacheServicer(CacheServiceServicer):
         Raises `InvalidArgument` for a malformed key or tenant.
         """
         _check_key(request.tenant, request.key)
+        return await self._answer(request)
+
+    async def _answer(self, request: CacheLookupRequest) -> CacheLookupResponse:
+        """The same for a request that was checked."""
         self._near_hits += request.near_hits
         found = await self._look(request)
         self._measures.lookup(hit=found is not None)
@@ -126,7 +130,7 @@ class CacheServicer(CacheServiceServicer):
                     if request.wait_ms or self._behind.answers:
                         answers.answers.add(id=request.id, ask_alone=True)
                         continue
-                    answer = await self.Lookup(request, context)
+                    answer = await self._answer(request)
                     answer.id = request.id
                     answers.answers.append(answer)
                     size += len(answer.value)

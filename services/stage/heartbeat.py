@@ -2,8 +2,8 @@
 
 gRPC answers its pings outside of Python, so a replica whose event loop stands still looks well to them. The receiver of a
 stream therefore says something twice a second while it holds frames or credits of it, and the sender gives it up when
-it hears nothing for two and a half. Seconds are counted in the sender's own ticks: one that got no CPU itself, or was
-stopped for an hour, has not waited.
+it hears nothing for two and a half seconds. They are counted in the sender's own ticks: one that got no CPU itself, or
+was stopped for an hour, has not waited.
 """
 
 # A receiver that holds something says so that often; a sender counts in the same steps.

@@ -301,6 +301,7 @@ class Link:
         self._take = call.write
         try:
             while True:
+                # A socket takes a frame at once, and then nothing wakes this task for the next.
                 while self._writing is None and self._outbox and self._credits > 0:
                     await self._place(self._outbox[0].tensor)
                     self._begin(self._outbox.popleft())

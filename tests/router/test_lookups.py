@@ -74,6 +74,17 @@ async def test_lookups_of_one_moment_share_a_message(cache, stream, monkeypatch)
     assert len(sizes) <= 2, "the first may go alone, the rest waits for it"
 
 
+async def test_a_write_that_fails_for_any_reason_is_not_the_last(cache, stream, monkeypatch):
+    def fails(lookups):
+        raise ValueError("not to be expected")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lookups_module, "CacheLookups", fails)
+        with pytest.raises(TimeoutError):
+            await stream.ask(asking(1), 0.2)
+    assert (await stream.ask(asking(1), 10)).value == b"v1"
+
+
 async def test_answers_that_are_large_together_come_in_several_messages(cache):
     value = b"v" * 900_000
     for number in range(100, 110):

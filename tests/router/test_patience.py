@@ -9,9 +9,9 @@ from stagemesh.services.router.cache.patience import STEPS, patiently
 LIMIT_S = 0.2
 
 
-async def forever(limit_s=LIMIT_S):
+async def forever():
     answer = asyncio.get_running_loop().create_future()
-    return await patiently(answer, answer.cancel, limit_s)
+    return await patiently(answer, answer.cancel, LIMIT_S)
 
 
 async def test_silence_ends_it():

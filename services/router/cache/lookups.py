@@ -78,19 +78,20 @@ class LookupStream:
 
     async def _write(self) -> None:
         """Write what waits, until nothing does."""
-        while self._unsent:
-            batch, self._unsent = self._unsent, []
-            wanted = [
-                each for each in batch if each.id in self._waiting and not self._waiting[each.id].done()
-            ]
-            call = self._call
-            if call is None or not wanted:
-                continue
-            try:
-                await call.write(CacheLookups(lookups=wanted))
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
-                pass  # the reader learns why
-        self._writer = None
+        try:
+            while self._unsent:
+                batch, self._unsent = self._unsent, []
+                answers = ((each, self._waiting.get(each.id)) for each in batch)
+                wanted = [each for each, answer in answers if answer is not None and not answer.done()]
+                call = self._call
+                if call is None or not wanted:
+                    continue
+                try:
+                    await call.write(CacheLookups(lookups=wanted))
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+                    pass  # the reader learns why
+        finally:
+            self._writer = None  # whatever happened, the next lookup has one
 
     async def _read(self, call: Any) -> None:
         answered = False
