@@ -39,16 +39,21 @@ class Place:
 
 @dataclass
 class Stream:
-    """One generation. Times are monotonic seconds; `stall_s` is the longest that it waited for a token, the first included."""
+    """One generation. Times are monotonic seconds; `waits` are those for its chunks, the first included: their ends and lengths."""
 
     place: Place
     began: float
     limit: int = TOKENS
     tokens: list[int] = field(default_factory=list)
-    stall_s: float = 0.0
+    waits: list[tuple[float, float]] = field(default_factory=list)
     ended: float = 0.0
+    # As far as it is known.
     route: tuple[str, ...] = ()
     error: StagemeshError | None = None
+
+    def stall_s(self, since: float = 0.0) -> float | None:
+        """The longest wait that was not over at `since`; None when all of them were."""
+        return max((seconds for end, seconds in self.waits if end > since), default=None)
 
 
 async def generate(client: AsyncClient, model: str, stream: Stream, *, cache: bool = False) -> Stream:
@@ -71,13 +76,13 @@ async def generate(client: AsyncClient, model: str, stream: Stream, *, cache: bo
             now = time.monotonic()
             if not chunk.token_ids:
                 continue
-            stream.stall_s = max(stream.stall_s, now - before)
+            stream.waits.append((now, now - before))
             stream.tokens.extend(chunk.token_ids)
+            stream.route = tuple(hop.replica_id for hop in call.route)
             before = now
     except StagemeshError as error:
         stream.error = error
     finally:
-        stream.route = tuple(hop.replica_id for hop in call.route)
         stream.ended = time.monotonic()
     return stream
 
@@ -98,6 +103,12 @@ class Load:
     def under_way(self) -> int:
         """Streams that run now."""
         return sum(not stream.ended for stream in self.streams)
+
+    def at(self, replica_id: str) -> int:
+        """Streams that run now, have tokens, and go through that replica."""
+        return sum(
+            not stream.ended and bool(stream.tokens) and replica_id in stream.route for stream in self.streams
+        )
 
     async def reach(self, share: float, within_s: float = 60.0) -> None:
         """Return when so much of one round's tokens came from now on."""

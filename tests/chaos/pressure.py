@@ -152,6 +152,8 @@ async def _peak(run: Run, client: AsyncClient, for_s: float) -> tuple[float, flo
 @scenario("F11", "clients that leave at any moment", each_seed=False)
 async def cancels(run: Run) -> None:
     count = CANCELS if run.full else CANCELS_SHORT
+    async with run.streams(rounds=1):
+        pass  # every replica has met its neighbours: their connections stay
     before = await _held(run)
     left = iter(range(count))
     got = 0

@@ -94,7 +94,11 @@ def markdown(outcomes: Sequence[Outcome], first_seed: int, seeds: int) -> str:
             f"| {sum(o.attempted for o in of)} | {sum(o.failed for o in of)} | {sum(o.wrong for o in of)} "
             f"| {quantile(pauses, 0.5):.2f} s | {quantile(pauses, 0.99):.2f} s | {verdict} |"
         )
-    lines += ["", "A stall is the longest time that a stream waited for a token, its first one included.", ""]
+    lines += [
+        "",
+        "A stall is the longest time that a stream waited for a token, its first one included, without waits that were over when the fault came.",
+        "",
+    ]
     lines += ["![Stall times](chaos.svg)", "", "## Promises", ""]
     lines += ["| fault | promise | bound | worst measured | kept |", "|---|---|---|---|---|"]
     for fault in faults(outcomes):

@@ -91,6 +91,8 @@ class Run:
         self.rng = random.Random(f"{outcome.fault}-{outcome.seed}")
         self._began = time.monotonic()
         self._stopped: set[int] = set()
+        # When the fault came, in monotonic seconds; 0 until then.
+        self.struck_at = 0.0
 
     # ---- transcript and promises ----
 
@@ -155,7 +157,8 @@ class Run:
         failed = [stream for stream in streams if stream.error is not None]
         whole = [stream for stream in streams if stream.error is None]
         wrong = [stream for stream in whole if stream.tokens != self._wanted(stream)]
-        stalls = [stream.stall_s for stream in whole]
+        # What was over before the fault is not of its making.
+        stalls = [stall for stream in whole if (stall := stream.stall_s(self.struck_at)) is not None]
         self.outcome.attempted += len(streams)
         self.outcome.failed += len(failed)
         self.outcome.wrong += len(wrong)
@@ -195,10 +198,15 @@ class Run:
 
     def signal(self, process: ChildProcess, number: signal.Signals, what: str = "") -> None:
         """Send a signal; what is stopped is continued at the end of the scenario."""
+        self.strike()
         process.send_signal(number)
         if number == signal.SIGSTOP:
             self._stopped.add(process.pid)
         self.say(f"{number.name} {what or process.name}")
+
+    def strike(self) -> None:
+        """The fault comes now; only the first call counts."""
+        self.struck_at = self.struck_at or time.monotonic()
 
     def kill(self, replica: Replica) -> None:
         """SIGKILL a replica's process."""

@@ -13,7 +13,7 @@ from stagemesh.errors import Unavailable
 from tests.checkpoints import make_llama
 
 from .decided import decided
-from .load import TOKENS, Place, Stream
+from .load import TOKENS, Load, Place, Stream
 from .picture import svg
 from .proxy import FROM_TARGET, TO_TARGET, Proxy
 from .report import markdown, write
@@ -29,8 +29,9 @@ def run_of(*, full: bool = True) -> Run:
 
 
 def ended(number: int, tokens: list[int] | None = None, **more: object) -> Stream:
-    place = Place(number)
-    return Stream(place, time.monotonic(), TOKENS, tokens or GOLDEN[place], ended=time.monotonic(), **more)
+    place, now = Place(number), time.monotonic()
+    more.setdefault("waits", [(now, 0.1)])
+    return Stream(place, now, TOKENS, tokens or GOLDEN[place], ended=now, **more)
 
 
 def test_answers_that_are_as_before_keep_the_promise() -> None:
@@ -63,6 +64,27 @@ def test_one_failed_stream_breaks_the_promise() -> None:
     run.judge([ended(0), ended(1, [1, 2], error=Unavailable("no route"))])
     assert not run.outcome.kept
     assert (run.outcome.failed, run.outcome.wrong) == (1, 0)
+
+
+def test_only_waits_that_the_fault_could_make_longer_are_stalls() -> None:
+    run = run_of()
+    streams = [ended(0, waits=[(10.0, 5.0), (20.0, 0.5), (21.0, 1.0)]), ended(1, waits=[(10.0, 4.0)])]
+    run.judge(streams)
+    assert run.outcome.stalls_s == [5.0, 4.0]
+    run = run_of()
+    run.struck_at = 19.9
+    run.judge(streams)
+    assert run.outcome.stalls_s == [1.0]  # the other one had ended
+
+
+def test_streams_that_have_tokens_at_a_replica_are_known() -> None:
+    running = [ended(number, route=("a", "b")) for number in range(3)]
+    for each in running:
+        each.ended = 0.0
+    running[1].tokens = []
+    running[2].route = ("c", "b")
+    seen = Load([*running, ended(3, route=("a", "b"))])
+    assert [seen.at(name) for name in "abc"] == [1, 2, 1]
 
 
 def test_patience_is_for_times_only() -> None:
