@@ -12,8 +12,11 @@ import grpc
 import numpy as np
 
 from bench.children import announce_port
+from services.stage.handshake import introduce
+from services.stage.link import RELAY_METHOD
+from services.stage.parcels import Assembly
 from services.stage.shared_memory import ReceivingLane
-from stagemesh.grpc_server import GrpcServer, serve_until_signal
+from stagemesh.grpc_server import MAX_MESSAGE_BYTES, GrpcServer, serve_until_signal
 from stagemesh.malloc import keep_large_blocks
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello
 
@@ -55,6 +58,22 @@ def _taker(read: Callable[[bytes, ReceivingLane], int]) -> Any:
     return grpc.stream_stream_rpc_method_handler(take, None, Feedback.SerializeToString)
 
 
+async def relay(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Feedback]:
+    """What a stage's `Relay` does with what comes in, without a replica behind it."""
+    hello = Frame.FromString(await anext(requests)).hello
+    lane, assembly = ReceivingLane(None), Assembly(MAX_MESSAGE_BYTES)
+    yield Feedback(hello=introduce(Hello(to_replica=hello.from_replica)), credits=WINDOW)
+    async for data in requests:
+        read = 0
+        for found in assembly.frames(data):
+            _, tensor = lane.decode(found.data, found.begin, found.end)
+            assert tensor is not None
+            np.frombuffer(tensor.data, np.uint8)
+            read += 1
+        if read:
+            yield Feedback(credits=read)
+
+
 async def main(port_file: str) -> None:
     """Serve until the benchmark ends this process."""
     keep_large_blocks()
@@ -65,6 +84,9 @@ async def main(port_file: str) -> None:
         "Protobuf": _taker(read_protobuf),
     }
     server.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    service, _, method = RELAY_METHOD[1:].partition("/")
+    taken = grpc.stream_stream_rpc_method_handler(relay, None, Feedback.SerializeToString)
+    server.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: taken}),))
     announce_port(port_file, await server.start([SERVICE]))
     await serve_until_signal()
     await server.stop(0)

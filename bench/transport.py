@@ -1,9 +1,10 @@
 """How fast do tensors cross between two processes, one way, with credits?
 
-Contenders on the same kind of gRPC stream: the hand codec (`frame`), plain bytes that need no codec and are not even
-copied out of a tensor (`bytes`), the same but copied out of it, and the generated protobuf class (`protobuf`,
-`SerializeToString` and `FromString`). For the largest size also the shared-memory lane as replicas on one host use
-it (`shm`), against a raw socket and gloo. All but `bytes` start from a tensor's memory, and all end with one.
+Contenders on the same kind of gRPC stream: the link that stages use between hosts, with the hand codec (`frame`); plain
+bytes that need no codec and are not even copied out of a tensor (`bytes`), the same but copied out of it, and the
+generated protobuf class (`protobuf`, `SerializeToString` and `FromString`), a message for each. For the largest size
+also the shared-memory lane as replicas on one host use it (`shm`), against a raw socket and gloo. All but `bytes`
+start from a tensor's memory, and all end with one.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from bench.children import server
 from bench.options import Options, say
 from bench.paired import Ratio, interleaved, paired_ratio
 from bench.result import Bound, Result, Series
-from bench.transport_stream import Stream, contenders
+from bench.transport_stream import Linked, Stream, contenders
 from stagemesh.grpc_server import create_channel
 from stagemesh.malloc import keep_large_blocks
 
@@ -53,7 +54,8 @@ async def run(options: Options) -> Result:
             array = np.random.default_rng(3).random((size // 4096, 1024), dtype=np.float32)
             count = min(MOST, max(FEWEST, amount // size))
             async with contextlib.AsyncExitStack() as streams:
-                ways: dict[str, Send] = {}
+                linked = await streams.enter_async_context(Linked(f"127.0.0.1:{port}", array))
+                ways: dict[str, Send] = {"frame": linked.send}
                 for name, contender in contenders(array).items():
                     stream = await streams.enter_async_context(Stream(channel, contender))
                     ways[name] = stream.send

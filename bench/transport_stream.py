@@ -10,9 +10,11 @@ import numpy as np
 
 from bench.peer import SERVICE
 from services.stage.config import StageConfig
+from services.stage.link import Link
 from services.stage.shared_memory import SendingLane
-from stagemesh.tensor import TensorView, encode_frame
-from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, Step, StepKind
+from stagemesh.errors import StagemeshError
+from stagemesh.tensor import TensorView
+from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, RouteHop, Step, StepKind
 from stagemesh.v1.tensor_pb2 import Tensor
 
 STREAM_TIMEOUT_S = 600.0
@@ -34,7 +36,7 @@ def _header(rows: int) -> Frame:
 
 
 def contenders(array: np.ndarray) -> dict[str, Contender]:
-    """By name, for an F32 array `[rows, hidden]`."""
+    """By name, for an F32 array `[rows, hidden]`: all but the link that stages use themselves."""
     rows, hidden = array.shape
     plain = array.tobytes()
     view = TensorView("F32", (rows, hidden), array.data.cast("B"))
@@ -46,7 +48,6 @@ def contenders(array: np.ndarray) -> dict[str, Contender]:
         return message.SerializeToString()
 
     return {
-        "frame": Contender("Frame", lambda: encode_frame(_header(rows), view)),
         "bytes": Contender("Bytes", lambda: plain),
         "bytes of the tensor": Contender("Bytes", array.tobytes),
         "protobuf": Contender("Protobuf", protobuf),
@@ -106,4 +107,45 @@ class Stream:
             await self._call.write(contender.make())
         while self._done < self._sent:
             await self._change()
+        return time.perf_counter() - started
+
+
+class Linked:
+    """Frames as one stage sends them to another on a gRPC stream; use as `async with Linked(...) as linked`."""
+
+    def __init__(self, address: str, array: np.ndarray) -> None:
+        self._rows = array.shape[0]
+        self._view = TensorView("F32", array.shape, array.data.cast("B"))
+        self._hop = RouteHop(stage=1, replica_id="peer", address=address)
+        self._sent = self._done = 0
+        self._news = asyncio.Event()
+
+    async def __aenter__(self) -> "Linked":
+        self._link = Link("bench", self._hop, self._told, self._broken, local_sockets=False)
+        await self._link.met()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._link.close()
+
+    def _told(self, link: Link, feedback: Feedback) -> None:
+        if not feedback.HasField("hello"):
+            self._done += feedback.credits
+            self._news.set()
+
+    def _broken(self, link: Link, error: StagemeshError) -> None:
+        self._news.set()
+
+    async def send(self, count: int) -> float:
+        """Seconds from the first of `count` frames to the credit for the last one."""
+        started = time.perf_counter()
+        for _ in range(count):
+            await self._link.room()
+            self._link.post(_header(self._rows), self._view)
+            self._sent += 1
+        while self._done < self._sent:
+            self._news.clear()
+            if self._link.broken:
+                raise RuntimeError("the link broke")
+            await self._news.wait()
         return time.perf_counter() - started

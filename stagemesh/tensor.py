@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from stagemesh.errors import InvalidArgument
 from stagemesh.v1 import stage_pb2, tensor_pb2
+from stagemesh.wire import key, split, varint
 
 # Bytes per element of safetensors' dtype names.
 ITEM_BYTES: dict[str, int] = {
@@ -55,7 +55,6 @@ MAX_ELEMENTS = 2**40
 
 _FRAME_TENSOR = stage_pb2.Frame.TENSOR_FIELD_NUMBER
 _TENSOR_DATA = tensor_pb2.Tensor.DATA_FIELD_NUMBER
-_LENGTH_DELIMITED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,34 +130,8 @@ def from_numpy(name: str, array: np.ndarray) -> tensor_pb2.Tensor:
 # ---- the hand codec ----
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= end or shift > 63:
-            raise DecodeError("truncated or overlong varint")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _key(number: int) -> bytes:
-    return _varint(number << 3 | _LENGTH_DELIMITED)
-
-
-_DATA_KEY = _key(_TENSOR_DATA)
-_TENSOR_KEY = _key(_FRAME_TENSOR)
+_DATA_KEY = key(_TENSOR_DATA)
+_TENSOR_KEY = key(_FRAME_TENSOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +154,8 @@ def _tensor_head(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> 
     """What precedes a payload of `nbytes`: inside a frame (key and length of the field), and of the tensor."""
     head = tensor_pb2.Tensor(name=name, dtype=dtype, shape=shape).SerializeToString()
     if nbytes:
-        head += _DATA_KEY + _varint(nbytes)
-    return _TENSOR_KEY + _varint(len(head) + nbytes), head
+        head += _DATA_KEY + varint(nbytes)
+    return _TENSOR_KEY + varint(len(head) + nbytes), head
 
 
 def encode_frame(frame: stage_pb2.Frame, tensor: TensorView | None, place: Place | None = None) -> bytes:
@@ -190,67 +163,24 @@ def encode_frame(frame: stage_pb2.Frame, tensor: TensorView | None, place: Place
 
     With `place` the payload is already in shared memory, and only says where.
     """
+    return b"".join(frame_pieces(frame, tensor, place))
+
+
+def frame_pieces(
+    frame: stage_pb2.Frame, tensor: TensorView | None, place: Place | None = None
+) -> tuple[bytes | memoryview, ...]:
+    """The wire bytes of `encode_frame`, as pieces to join; the payload is the last, uncopied."""
     head = frame.SerializeToString()
     if tensor is None:
-        return head
+        return (head,)
     if place is not None:
         shared = tensor_pb2.SharedMemory(offset=place.offset, length=place.length)
         body = tensor_pb2.Tensor(
             name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, shared=shared
         ).SerializeToString()
-        return b"".join((head, _TENSOR_KEY, _varint(len(body)), body))
+        return head, _TENSOR_KEY, varint(len(body)), body
     field, tensor_head = _tensor_head(tensor.name, tensor.dtype, tensor.shape, tensor.data.nbytes)
-    return b"".join((head, field, tensor_head, tensor.data))
-
-
-def _split(data: bytes, at: int, end: int, number: int) -> tuple[bytes, int, int]:
-    """Cut the message `data[at:end]` into what is not field `number`, and where that field's (last) content lies.
-
-    The place is (0, 0) when the field is absent; a message cannot begin with its content.
-
-    Raises:
-        DecodeError: when the top level is not protobuf wire format.
-    """
-    kept_from = at
-    rest: list[bytes] = []
-    begin = stop = 0
-    while at < end:
-        start = at
-        key = data[at]
-        at += 1
-        if key > 0x7F:
-            key, at = _read_varint(data, start, end)
-        wire_type = key & 7
-        if wire_type == _LENGTH_DELIMITED:
-            if at >= end:
-                raise DecodeError("truncated field")
-            length = data[at]
-            at += 1
-            if length > 0x7F:
-                length, at = _read_varint(data, at - 1, end)
-            if key >> 3 == number:
-                begin, stop = at, at + length
-                if stop > end:
-                    raise DecodeError("truncated field")
-                rest.append(data[kept_from:start])
-                kept_from = stop
-            at += length
-        elif wire_type == 0:
-            while at < end and data[at] > 0x7F:
-                at += 1
-            at += 1
-        elif wire_type == 1:
-            at += 8
-        elif wire_type == 5:
-            at += 4
-        else:
-            raise DecodeError(f"wire type {wire_type} is not supported")
-    if at > end:
-        raise DecodeError("truncated field")
-    if not rest:
-        return data[kept_from:end], begin, stop
-    rest.append(data[kept_from:end])
-    return b"".join(rest), begin, stop
+    return head, field, tensor_head, tensor.data
 
 
 def decode_tensor(
@@ -263,25 +193,28 @@ def decode_tensor(
         InvalidArgument: dtype, shape and payload length do not fit together, or the payload is said to lie
             outside `segment`.
     """
-    whole = data if isinstance(data, bytes) else bytes(data)
-    return _decode_tensor(whole, 0, len(whole), field, segment)
+    return _decode_tensor(data, 0, len(data), field, segment)
 
 
-def decode_frame(data: bytes, segment: memoryview | None = None) -> tuple[stage_pb2.Frame, TensorView | None]:
-    """Parse a Frame message; its tensor comes apart, as a view into `data`, or into `segment`.
+def decode_frame(
+    data: bytes | memoryview, segment: memoryview | None = None, begin: int = 0, end: int | None = None
+) -> tuple[stage_pb2.Frame, TensorView | None]:
+    """Parse the Frame message `data[begin:end]`; its tensor comes apart, as a view into `data`, or into `segment`.
 
     Raises:
         DecodeError: not a Frame message.
         InvalidArgument: the tensor's dtype, shape and payload length do not fit together, or the payload is
             said to lie outside `segment`.
     """
-    rest, begin, stop = _split(data, 0, len(data), _FRAME_TENSOR)
+    rest, start, stop = split(data, begin, len(data) if end is None else end, _FRAME_TENSOR)
     frame = stage_pb2.Frame.FromString(rest)
-    return frame, _decode_tensor(data, begin, stop, "tensor", segment) if begin else None
+    return frame, _decode_tensor(data, start, stop, "tensor", segment) if start else None
 
 
-def _decode_tensor(data: bytes, begin: int, end: int, field: str, segment: memoryview | None) -> TensorView:
-    rest, at, stop = _split(data, begin, end, _TENSOR_DATA)
+def _decode_tensor(
+    data: bytes | memoryview, begin: int, end: int, field: str, segment: memoryview | None
+) -> TensorView:
+    rest, at, stop = split(data, begin, end, _TENSOR_DATA)
     view = memoryview(data)[at:stop]
     head = _read_head(rest) if len(rest) <= _LARGEST_CACHED_HEAD else _read_head.__wrapped__(rest)
     if head.encoding:

@@ -18,8 +18,10 @@ MIN_PROTOCOL = 1
 HEARTBEAT = "heartbeat"
 # It holds sessions that lost a neighbour, and rebuilds one from what its upstream neighbour kept.
 RECOVERY = "recovery"
+# It takes several frames in one message, and large ones in parts.
+PARCELS = "parcels"
 # What this version can do.
-FEATURES = (HEARTBEAT, RECOVERY)
+FEATURES = (HEARTBEAT, RECOVERY, PARCELS)
 
 
 @dataclass(frozen=True, slots=True)

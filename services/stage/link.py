@@ -9,9 +9,7 @@ new session makes a new link. It is broken as well when the other end holds fram
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -24,9 +22,11 @@ from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, ReplicaLoad, RouteHop
 
 from .begun import Begun
-from .handshake import HEARTBEAT, Peer, agree, introduce
+from .handshake import HEARTBEAT, PARCELS, Peer, agree, introduce
 from .heartbeat import BEAT_S, SILENT_S, Listener
 from .local_frames import SendingSocket
+from .outbox import Outbox, Packed, Post
+from .parcels import Pieces, parts
 from .shared_memory import SendingLane
 from .unreachable import Unreachable
 
@@ -48,13 +48,6 @@ _STANDS_STILL = "ping timeout"
 
 def _nobody_waits() -> None:
     """For frames that nothing depends on."""
-
-
-@dataclass(slots=True)
-class _Post:
-    frame: Frame
-    tensor: TensorView | None
-    sent: Callable[[], None]
 
 
 class Link:
@@ -88,18 +81,18 @@ class Link:
         self._on_feedback = on_feedback
         self._on_broken = on_broken
         self._shared_memory_bytes = shared_memory_bytes
-        self._lane = SendingLane(0)
         self._patient = True
         self._network = network_id() if local_sockets else ""
         # Beside the stream, where both ends agreed on it.
         self._socket: SendingSocket | None = None
         # Frames of passes that are being computed and will be posted.
         self.reserved = 0
-        self._outbox: deque[_Post] = deque()
-        self._credits = 0
-        # What takes a serialised frame, while there is a stream; and the frame that it is taking now: one at a time.
+        self._outbox = Outbox()
+        # What takes a message, while there is a stream; and what it is taking now: one at a time.
         self._take: Callable[[bytes], Coroutine[Any, Any, None]] | None = None
-        self._writing: tuple[_Post, Begun] | None = None
+        self._writing: tuple[Packed, Begun] | None = None
+        # What comes next is made ready during a write to the stream.
+        self._ahead: Packed | None = None
         # There may be something to write, or room.
         self._ready = asyncio.Event()
         self._room = asyncio.Event()
@@ -114,7 +107,7 @@ class Link:
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "up"
-        return f"<Link {self._sender}->{self.hop.replica_id} {state} credits={self._credits} queued={self.queued} {self._lane!r} {self._socket!r}>"
+        return f"<Link {self._sender}->{self.hop.replica_id} {state} {self._outbox!r} {self._socket!r}>"
 
     @property
     def queued(self) -> int:
@@ -157,25 +150,30 @@ class Link:
         """
         if self.broken:
             raise Unavailable(f"the link to stage {self.hop.stage} is broken")
-        post = _Post(frame, tensor, sent)
-        idle = self._take is not None and self._writing is None and not self._outbox
-        if idle and self._credits > 0 and not self._lane.waits(tensor):
-            self._begin(post)
+        post = Post(frame, tensor, sent)
+        outbox = self._outbox
+        idle = self._take is not None and self._writing is None and not outbox
+        if idle and outbox.credits > 0 and not outbox.lane.waits(tensor):
+            self._begin(outbox.pack_with(post))
         else:
-            self._outbox.append(post)
-        if self._writing is not None or (self._credits > 0 and self._outbox):
+            outbox.add(post)
+        if self._writing is not None or outbox.ready:
             self._ready.set()
 
-    def _begin(self, post: _Post) -> None:
-        """Hand a frame over now; unless it was taken at once, the writer waits for that."""
+    def _begin(self, packed: Packed) -> None:
+        """Hand frames over now; unless they are taken at once, the writer waits for that."""
         assert self._take is not None
-        self._credits -= 1
-        begun = Begun(self._take(self._lane.encode(post.frame, post.tensor)))
+        begun = Begun(self._take(packed.message) if packed.message else self._in_parts(packed.pieces))
         if begun.done:
-            post.sent()
+            packed.sent()
             self._room.set()
         else:
-            self._writing = post, begun
+            self._writing = packed, begun
+
+    async def _in_parts(self, pieces: Pieces) -> None:
+        assert self._take is not None
+        for part in parts(pieces):
+            await self._take(part)
 
     async def close(self) -> None:
         """End the stream without telling the owner."""
@@ -189,11 +187,11 @@ class Link:
         try:
             await self._connect(channel)
             call = channel.stream_stream(RELAY_METHOD, None, Feedback.FromString)()
-            self._lane = SendingLane(self._shared_memory_bytes)
+            lane = self._outbox.lane = SendingLane(self._shared_memory_bytes)
             hello = Hello(
                 from_replica=self._sender,
                 to_replica=self.hop.replica_id,
-                shared=self._lane.offer,
+                shared=lane.offer,
                 network=self._network,
             )
             await call.write(Frame(hello=introduce(hello)).SerializeToString())
@@ -206,8 +204,8 @@ class Link:
                         await self._meet(feedback)
                     if feedback.HasField("load"):
                         self.load = feedback.load
-                    self._credits += feedback.credits
-                    if self._credits > 0 and self._outbox:
+                    self._outbox.credits += feedback.credits
+                    if self._outbox.ready:
                         self._ready.set()
                     self._on_feedback(self, feedback)
             finally:
@@ -223,7 +221,7 @@ class Link:
                 _unreachable.failed(self.hop.address, time.monotonic())
             error = Unavailable(f"stage {self.hop.stage} was lost: {cause.message}"[:300])
         finally:
-            self._lane.close()
+            self._outbox.lane.close()
             if self._socket is not None:
                 self._socket.close()
             await channel.close()
@@ -256,7 +254,7 @@ class Link:
         """
         self.peer = agree(feedback.hello, self.hop.replica_id)
         self._window = feedback.credits
-        self._lane.answered(feedback.hello.shared_accepted)
+        self._outbox.lane.answered(feedback.hello.shared_accepted)
         _unreachable.reached(self.hop.address)
         # Before the first credit is counted, so that all frames take the same way.
         self._socket = (
@@ -264,6 +262,7 @@ class Link:
         )
         if self._socket is not None:
             self._take = self._socket.write
+        self._outbox.parcels = self._socket is None and self.speaks(PARCELS)
         self._met.set()
 
     def _socket_over(self) -> None:
@@ -280,7 +279,7 @@ class Link:
 
     def _tick(self) -> None:
         """A step of time: give the other end up when it owes something and says nothing."""
-        holds = self.peer is not None and self._credits < self._window
+        holds = self.peer is not None and self._outbox.credits < self._window
         if self._listener.tick((holds and self.speaks(HEARTBEAT)) or self.peer is None):
             _unreachable.failed(self.hop.address, time.monotonic())
             self._give_up(Unavailable(f"stage {self.hop.stage} has said nothing for {SILENT_S:g} s"))
@@ -292,8 +291,7 @@ class Link:
         self.broken = True
         self._met.set()
         self._room.set()
-        while self._outbox:
-            self._outbox.popleft().sent()
+        self._outbox.drop()
         log.warning("relay.failed to=%s stage=%d: %s", self.hop.replica_id, self.hop.stage, error.message)
         self._on_broken(self, error)
 
@@ -302,31 +300,40 @@ class Link:
         try:
             while True:
                 # A socket takes a frame at once, and then nothing wakes this task for the next.
-                while self._writing is None and self._outbox and self._credits > 0:
-                    await self._place(self._outbox[0].tensor)
-                    self._begin(self._outbox.popleft())
+                while self._writing is None and self._outbox.ready:
+                    await self._place(self._outbox.first.tensor)
+                    self._begin(self._outbox.pack())
                 if self._writing is None:
                     self._ready.clear()
                     await self._ready.wait()
                     continue
-                post, begun = self._writing
+                packed, begun = self._writing
+                if self._outbox.parcels and self._outbox.ready:
+                    self._ahead = self._outbox.pack()
                 await begun
                 self._writing = None
-                post.sent()
+                packed.sent()
+                if self._ahead is not None:
+                    ahead, self._ahead = self._ahead, None
+                    self._begin(ahead)
                 self._room.set()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, ConnectionError):
             pass  # the reader learns why
         finally:
             self._take = None
             if self._writing is not None:
-                self._writing[1].abandon()
-                self._writing[0].sent()
+                packed, begun = self._writing
                 self._writing = None
+                begun.abandon()
+                packed.sent()
+            if self._ahead is not None:
+                ahead, self._ahead = self._ahead, None
+                ahead.sent()
 
     async def _place(self, tensor: TensorView | None) -> None:
         """Wait a little for a place in shared memory; in vain only once in a row."""
         tries = PLACE_TRIES if self._patient else 0
-        while (waits := self._lane.waits(tensor)) and tries:
+        while (waits := self._outbox.lane.waits(tensor)) and tries:
             tries -= 1
             await asyncio.sleep(0.001)
         self._patient = not waits

@@ -11,13 +11,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from google.protobuf.message import DecodeError
 
 from stagemesh.errors import InvalidArgument, StagemeshError, Unavailable
+from stagemesh.grpc_server import MAX_MESSAGE_BYTES
 from stagemesh.tensor import decode_frame
 from stagemesh.v1.stage_pb2 import Feedback, Hello
 
 from . import metrics
-from .handshake import HEARTBEAT, Peer, agree, introduce
+from .handshake import HEARTBEAT, PARCELS, Peer, agree, introduce
 from .heartbeat import BEAT_S
 from .local_frames import ReceivingSocket
+from .parcels import Assembly
 from .replica import Replica
 from .shared_memory import ReceivingLane
 
@@ -100,15 +102,13 @@ async def relay(
     replica.links.upstreams[upstream] = sender
     credits = _Credits(replica, upstream)
 
-    def take(data: bytes) -> None:
-        _take(data, lane, replica, upstream, credits)
-
-    reading = _read(requests, take, feedback)
+    incoming = _Incoming(lane, replica, upstream, credits)
+    reading = _read(requests, incoming.parcel if peer.speaks(PARCELS) else incoming.frame, feedback)
     sender.reader = reader = asyncio.create_task(reading, name=f"relay-{hello.from_replica}")
     tasks: list[asyncio.Task[None]] = [reader]
     if peer.speaks(HEARTBEAT):
         tasks.append(asyncio.create_task(_beat(sender, credits), name=f"heartbeat-{hello.from_replica}"))
-    local = ReceivingSocket(hello.network if replica.links.local_sockets else "", take, sender.end)
+    local = ReceivingSocket(hello.network if replica.links.local_sockets else "", incoming.frame, sender.end)
     try:
         answering = introduce(
             Hello(
@@ -207,21 +207,54 @@ async def _read(
             pass  # the writer is still draining; it ends with the call
 
 
-def _take(data: bytes, lane: ReceivingLane, replica: Replica, upstream: int, credits: _Credits) -> None:
-    """Take one frame in; it keeps its credit until it is done with.
+class _Incoming:
+    """Frames of one stream, from its messages or from the socket beside it, to the replica."""
 
-    Raises:
-        StagemeshError: it was not to be sent, cannot be read, or makes no sense.
-    """
-    credits.take()
-    try:
-        frame, tensor = lane.decode(data)
-        replica.on_frame(frame, tensor, upstream, credits.give)
-    except DecodeError as error:
-        metrics.BAD_FRAMES.inc()
-        credits.give()
-        raise InvalidArgument("frame: it cannot be read", field="frame") from error
-    except StagemeshError:
-        metrics.BAD_FRAMES.inc()
-        credits.give()
-        raise
+    def __init__(self, lane: ReceivingLane, replica: Replica, upstream: int, credits: _Credits) -> None:
+        self._lane = lane
+        self._replica = replica
+        self._upstream = upstream
+        self._credits = credits
+        self._assembly = Assembly(MAX_MESSAGE_BYTES)
+
+    def frame(self, data: bytes) -> None:
+        """Take one frame in; it keeps its credit until it is done with.
+
+        Raises:
+            StagemeshError: it was not to be sent, cannot be read, or makes no sense.
+        """
+        self._credits.take()
+        self._frame(data, 0, None)
+
+    def parcel(self, data: bytes) -> None:
+        """Take in what frames are whole with this message; a part of one is held, and said to be, like a whole one.
+
+        Raises:
+            StagemeshError: as `frame` does.
+        """
+        assembly = self._assembly
+        counted = assembly.begun
+        try:
+            for found in assembly.frames(data):
+                if not counted:
+                    self._credits.take()
+                counted = False
+                self._frame(found.data, found.begin, found.end)
+        except DecodeError as error:
+            metrics.BAD_FRAMES.inc()
+            raise InvalidArgument("frame: it cannot be read", field="frame") from error
+        if assembly.begun and not counted:
+            self._credits.take()
+
+    def _frame(self, data: bytes | memoryview, begin: int, end: int | None) -> None:
+        try:
+            frame, tensor = self._lane.decode(data, begin, end)
+            self._replica.on_frame(frame, tensor, self._upstream, self._credits.give)
+        except DecodeError as error:
+            metrics.BAD_FRAMES.inc()
+            self._credits.give()
+            raise InvalidArgument("frame: it cannot be read", field="frame") from error
+        except StagemeshError:
+            metrics.BAD_FRAMES.inc()
+            self._credits.give()
+            raise

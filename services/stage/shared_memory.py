@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stagemesh.tensor import Place, TensorView, decode_frame, encode_frame
+from stagemesh.tensor import Place, TensorView, decode_frame, frame_pieces
 from stagemesh.v1.stage_pb2 import Frame, SharedMemoryOffer
 
 from . import metrics
@@ -84,21 +84,25 @@ class SendingLane:
 
     def encode(self, frame: Frame, tensor: TensorView | None) -> bytes:
         """The message for a frame that is sent now."""
+        return b"".join(self.pieces(frame, tensor))
+
+    def pieces(self, frame: Frame, tensor: TensorView | None) -> tuple[bytes | memoryview, ...]:
+        """What `encode` joins; a payload that does not lie in shared memory is the last, uncopied."""
         if tensor is None:
-            return encode_frame(frame, None)
+            return frame_pieces(frame, None)
         length = tensor.data.nbytes
         if not self._agreed or length < LEAST_BYTES:
             self._bytes.inc()
-            return encode_frame(frame, tensor)
+            return frame_pieces(frame, tensor)
         offset = self._find(length)
         assert self._segment is not None
         if offset is None or not self._segment.reserve(offset + length):
             self._fallback.inc()
-            return encode_frame(frame, tensor)
+            return frame_pieces(frame, tensor)
         self._segment.write(offset, tensor.data)
         self._places.take(offset, length)
         self._shared.inc()
-        return encode_frame(frame, tensor, Place(offset, length))
+        return frame_pieces(frame, tensor, Place(offset, length))
 
     def _find(self, length: int) -> int | None:
         assert self._segment is not None
@@ -138,16 +142,18 @@ class ReceivingLane:
         """Whether payloads may come through shared memory."""
         return self._segment is not None
 
-    def decode(self, data: bytes) -> tuple[Frame, TensorView | None]:
-        """Read a message; its tensor may be a view of shared memory, which is kept as long as the view is.
+    def decode(
+        self, data: bytes | memoryview, begin: int = 0, end: int | None = None
+    ) -> tuple[Frame, TensorView | None]:
+        """Read the frame `data[begin:end]`; its tensor may be a view of shared memory, which is kept as long as the view is.
 
         Raises:
             DecodeError: not a Frame message.
             InvalidArgument: the tensor does not fit together or lies elsewhere; the error names the field.
         """
         if self._segment is None:
-            return decode_frame(data)
-        frame, tensor = decode_frame(data, self._segment.memory)
+            return decode_frame(data, None, begin, end)
+        frame, tensor = decode_frame(data, self._segment.memory, begin, end)
         if tensor is not None and tensor.data.nbytes and tensor.data.obj is self._segment.memory.obj:
             tensor = self._watched(tensor, self._segment)
         return frame, tensor

@@ -326,7 +326,7 @@ class SharedMemoryOffer(_message.Message):
     def __init__(self, segment: _Optional[str] = ..., length: _Optional[int] = ..., cookie: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "steps", "closes", "results", "hops", "sent_unix_us", "tensor", "sides")
+    __slots__ = ("hello", "steps", "closes", "results", "hops", "sent_unix_us", "tensor", "sides", "frames", "part")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     CLOSES_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +335,8 @@ class Frame(_message.Message):
     SENT_UNIX_US_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     SIDES_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     steps: _containers.RepeatedCompositeFieldContainer[Step]
     closes: _containers.RepeatedCompositeFieldContainer[SessionClose]
@@ -343,7 +345,17 @@ class Frame(_message.Message):
     sent_unix_us: int
     tensor: _tensor_pb2.Tensor
     sides: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., closes: _Optional[_Iterable[_Union[SessionClose, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., hops: _Optional[_Iterable[_Union[HopRecord, _Mapping]]] = ..., sent_unix_us: _Optional[int] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., sides: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    frames: _containers.RepeatedScalarFieldContainer[bytes]
+    part: FramePart
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., closes: _Optional[_Iterable[_Union[SessionClose, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[StepResult, _Mapping]]] = ..., hops: _Optional[_Iterable[_Union[HopRecord, _Mapping]]] = ..., sent_unix_us: _Optional[int] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., sides: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., frames: _Optional[_Iterable[bytes]] = ..., part: _Optional[_Union[FramePart, _Mapping]] = ...) -> None: ...
+
+class FramePart(_message.Message):
+    __slots__ = ("total", "data")
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    total: int
+    data: bytes
+    def __init__(self, total: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("session", "epoch", "kind", "position", "tokens", "sample", "open", "token_ids", "rebuild")

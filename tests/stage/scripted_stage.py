@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 
 import grpc
 from stagemesh.services.stage.link import Link
+from stagemesh.services.stage.parcels import Assembly
 from stagemesh.services.stage.servicer import SERVICE
 
 from stagemesh.errors import StagemeshError
-from stagemesh.grpc_server import channel_options
+from stagemesh.grpc_server import MAX_MESSAGE_BYTES, channel_options
 from stagemesh.v1.stage_pb2 import Feedback, Frame, RouteHop
 
 
@@ -18,9 +19,19 @@ class ScriptedStage:
 
     def __init__(self, greeting: Feedback | None) -> None:
         self.greeting = greeting
-        self.got: list[bytes] = []
+        self.messages: list[bytes] = []
         self.say: asyncio.Queue[bytes] = asyncio.Queue()
         self.streams = 0
+
+    @property
+    def got(self) -> list[bytes]:
+        """The serialised frames in what came, the hello first."""
+        assembly = Assembly(MAX_MESSAGE_BYTES)
+        return [
+            bytes(each.data[each.begin : each.end])
+            for message in self.messages
+            for each in assembly.frames(message)
+        ]
 
     @property
     def frames(self) -> list[Frame]:
@@ -31,11 +42,11 @@ class ScriptedStage:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[bytes]:
         self.streams += 1
-        self.got.append(await anext(requests))
+        self.messages.append(await anext(requests))
 
         async def read() -> None:
             async for data in requests:
-                self.got.append(data)
+                self.messages.append(data)
 
         reader = asyncio.create_task(read())
         try:

@@ -222,7 +222,7 @@ async def test_tokens_are_the_same_with_and_without_the_lane(llama: Path, chunk_
         assert "fallback" not in count()
         # Nothing that has computed still holds a payload.
         (link,) = route.replicas[0].links._links.values()
-        assert link._lane._find(MIB) == HEADER_BYTES
+        assert link._outbox.lane._find(MIB) == HEADER_BYTES
     assert not names()
 
 
