@@ -181,7 +181,7 @@ class RouterCore:
         request_id = metadata.get("x-request-id", "")
         return RequestContext(
             request_id=request_id
-            if _REQUEST_ID.fullmatch(request_id)
+            if request_id and _REQUEST_ID.fullmatch(request_id)
             else f"{self._rng.getrandbits(128):032x}",
             tenant=owner.tenant,
             deadline=time.monotonic() + (longest if timeout_s is None else min(max(timeout_s, 0.0), longest)),

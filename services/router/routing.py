@@ -166,6 +166,8 @@ class Routing:
         if avoid:
             allowed = [each for each in allowed if each.replica_id not in avoid] or allowed
         allowed = health.pick(allowed, now, rng, canary=not avoid)
+        if len(allowed) == 1:
+            return allowed[0]
         policy = self._policies.get((spec.name, stage, name))
         if policy is None:
             if len(self._policies) >= MAX_POLICIES:

@@ -1,7 +1,8 @@
 """What a model takes and gives in a stateless inference: its spec's lists, or what its task has always meant. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stagemesh.errors import FailedPrecondition
 from stagemesh.tensor import ITEM_BYTES
@@ -23,7 +24,7 @@ class Signature:
 
     `by_token`: a row is a token, inputs are [B, T, ...] and right-padded, and `MASK` is among them; else a row is a
     sample and every tensor is [B, ...]. `fixed_batch` is the only B there is, or 0 where any will do. `takes` are the
-    inputs by name, in their order, and `gives` the outputs.
+    inputs by name, in their order, and `gives` the outputs. `forms` is for whoever checks requests.
     """
 
     by_token: bool
@@ -32,6 +33,7 @@ class Signature:
     fixed_batch: int
     takes: Mapping[str, TensorSpec] = field(init=False)
     gives: Mapping[str, TensorSpec] = field(init=False)
+    forms: dict[Hashable, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "takes", {each.name: each for each in self.inputs})

@@ -1,7 +1,7 @@
 """Checks of a stateless inference's tensors before anything is allocated. Pure; every error names the field."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,13 @@ from stagemesh.tensor import ITEM_BYTES, MAX_RANK
 from stagemesh.v1 import inference_pb2, tensor_pb2
 from stagemesh.v1.registry_pb2 import ModelSpec, TensorSpec
 
+from .forms import MAX_FORMS, Form, form_key
 from .lossless import BITS, convert
 from .signature import IDS, MASK, MASK_RULE, Signature, output_bytes, signature_of
 
 MAX_DIMENSION = 2**31 - 1
+KEEPS_LOCK = 500
+"""Elements of which numpy finds the largest without giving up the interpreter's lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,27 @@ class Batch:
 
 
 def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_output_bytes: int) -> Batch:
-    """Turn a request into a batch; raises `InvalidArgument` or `OutOfRange` naming the field."""
+    """Turn a request into a batch; raises `InvalidArgument` or `OutOfRange` naming the field.
+
+    What follows from names, dtypes and shapes alone is found once for requests that are alike in them.
+    """
     signature = signature_of(spec)
+    key = form_key(request.inputs, request.outputs, max_output_bytes)
+    form: Form | None = signature.forms.get(key)
+    if form is not None and (arrays := form.arrays(request.inputs)) is not None:
+        return _batch(arrays, form.where, form.dtypes, form.outputs, spec, signature)
+    batch, dtypes = _check(request, spec, signature, max_output_bytes)
+    if form := Form.of(request.inputs, dtypes, batch.outputs):
+        if len(signature.forms) >= MAX_FORMS:
+            signature.forms.clear()
+        signature.forms[key] = form
+    return batch
+
+
+def _check(
+    request: inference_pb2.InferRequest, spec: ModelSpec, signature: Signature, max_output_bytes: int
+) -> tuple[Batch, dict[str, str]]:
+    """The batch, and what each input is computed as."""
     known = signature.takes
     arrays: dict[str, np.ndarray] = {}
     dtypes: dict[str, str] = {}
@@ -88,8 +110,30 @@ def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_out
         if name not in arrays and not rule.optional:
             raise InvalidArgument(f"inputs: {name} is missing", field="inputs")
     _check_agreement(arrays, where, signature)
+    outputs = _outputs(request.outputs, spec, signature)
+    batch = _batch(arrays, where, dtypes, outputs, spec, signature)
+    rows = len(batch.lengths)
+    total = output_bytes(outputs, signature.by_token, rows, rows * batch.width)
+    if total > max_output_bytes:
+        raise OutOfRange(
+            f"inputs: the answer would take {total} bytes, more than the {max_output_bytes} of one message; "
+            "send fewer rows",
+            field="inputs",
+        )
+    return batch, dtypes
+
+
+def _batch(
+    arrays: dict[str, np.ndarray],
+    where: Mapping[str, str],
+    dtypes: Mapping[str, str],
+    outputs: list[TensorSpec],
+    spec: ModelSpec,
+    signature: Signature,
+) -> Batch:
+    """Of arrays whose names, dtypes and shapes are right: what they hold is checked here."""
     mask = arrays.pop(MASK, None) if signature.by_token else None
-    inputs = [Input(name, dtypes[name], arrays[name]) for name in known if name in arrays]
+    inputs = [Input(name, dtypes[name], arrays[name]) for name in signature.takes if name in arrays]
     if not inputs:
         raise InvalidArgument("inputs: give at least one", field="inputs")
     rows = inputs[0].array.shape[0]
@@ -97,14 +141,6 @@ def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_out
     lengths = [width] * rows if mask is None else mask_lengths(mask, f"{where[MASK]}.data")
     if signature.by_token:
         _check_tokens(arrays, where, spec, lengths)
-    outputs = _outputs(request.outputs, spec, signature)
-    total = output_bytes(outputs, signature.by_token, rows, rows * width)
-    if total > max_output_bytes:
-        raise OutOfRange(
-            f"inputs: the answer would take {total} bytes, more than the {max_output_bytes} of one message; "
-            "send fewer rows",
-            field="inputs",
-        )
     return Batch(inputs, lengths, outputs, signature.by_token, fixed=signature.fixed_batch > 0)
 
 
@@ -200,7 +236,7 @@ def _check_agreement(arrays: dict[str, np.ndarray], where: dict[str, str], signa
 
 
 def _check_tokens(
-    arrays: dict[str, np.ndarray], where: dict[str, str], spec: ModelSpec, lengths: Sequence[int]
+    arrays: dict[str, np.ndarray], where: Mapping[str, str], spec: ModelSpec, lengths: Sequence[int]
 ) -> None:
     """What holds for a model of text."""
     if IDS in arrays:
@@ -218,10 +254,20 @@ def _check_tokens(
         )
 
 
+def _largest(values: np.ndarray) -> int:
+    """The maximum. Of few values it is taken in pieces so small that numpy keeps the interpreter's lock.
+
+    Giving it up costs the event loop ten times what the search does: gRPC's threads take it meanwhile.
+    """
+    if values.size > KEEPS_LOCK * 8:
+        return int(values.max())
+    return max(int(values[at : at + KEEPS_LOCK].max()) for at in range(0, values.size, KEEPS_LOCK))
+
+
 def _check_ids(ids: np.ndarray, spec: ModelSpec, field: str) -> None:
     # As unsigned numbers the negative ones are the largest: one pass tells both.
     unsigned = ids.view(f"u{ids.dtype.itemsize}")
-    if spec.vocab_size and int(unsigned.max()) < spec.vocab_size:
+    if spec.vocab_size and _largest(unsigned.reshape(-1)) < spec.vocab_size:
         return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (spec.vocab_size and high >= spec.vocab_size):

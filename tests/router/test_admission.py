@@ -77,6 +77,7 @@ def test_bounds_hold_nobody_is_lost_and_nobody_waits_beside_a_free_place(max_act
             admission.abandon(ticket)
         assert (admission.active, admission.waiting) == (len(running), len(waiting))
         assert sum(map(admission.waiting_of, Priority)) == len(waiting)
+        assert sum(admission.lane(model).waiting for model in "mn") == len(waiting)
         assert len(running) <= max_active
         assert len(waiting) <= max_waiting
         if waiting:  # a stage that was full may hold them back, but never all of them

@@ -34,6 +34,7 @@ class Lane(Share):
 
     Attributes:
         active: how many run.
+        waiting: how many wait.
         throughput: what the model gets done.
         ceiling: how many the stages seem to have memory for.
         seen: when one came last.
@@ -43,6 +44,7 @@ class Lane(Share):
     def __init__(self, max_active: int, now: float) -> None:
         super().__init__(1.0)
         self.active = 0
+        self.waiting = 0
         self.throughput = Throughput(now)
         self.ceiling = float(max_active)
         self.seen = float("-inf")
@@ -55,11 +57,6 @@ class Lane(Share):
 
     def __repr__(self) -> str:
         return f"Lane(active={self.active}, waiting={self.waiting}, weight={self.weight:g}, ceiling={self.ceiling:.1f}, {self.throughput!r})"
-
-    @property
-    def waiting(self) -> int:
-        """How many wait."""
-        return sum(map(len, self._waiting.values()))
 
     def waiting_of(self, priority: Priority) -> int:
         """How many of a class wait."""
@@ -79,10 +76,13 @@ class Lane(Share):
     def wait(self, ticket: Ticket) -> None:
         """It has to wait."""
         self._waiting[ticket.priority].add(ticket)
+        self.waiting += 1
 
     def forget(self, ticket: Ticket) -> bool:
         """It waits no longer; whether it did."""
-        return self._waiting[ticket.priority].remove(ticket)
+        waited = self._waiting[ticket.priority].remove(ticket)
+        self.waiting -= waited
+        return waited
 
     def first_few(self) -> list[Ticket]:
         """Those whose turn is next, in order."""

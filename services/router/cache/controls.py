@@ -63,6 +63,13 @@ class CacheControls:
 
 
 NONE = CacheControls()
+# By (no look-up, no storing), where nothing else is said: nearly every request.
+_PLAIN = {
+    (False, False): NONE,
+    (False, True): CacheControls(unstored=True),
+    (True, False): CacheControls(no_cache=True),
+    (True, True): CacheControls(no_cache=True, unstored=True),
+}
 
 
 def controls_of(
@@ -72,10 +79,13 @@ def controls_of(
     """The controls of a request; raises `InvalidArgument` that names the header, directive or field."""
     controls = _of_headers(metadata)
     if not isinstance(request, inference_pb2.EmbedRequest):
-        if request.cache_no_lookup:
-            controls = replace(controls, no_cache=True)
-        if request.cache_no_store:
-            controls = replace(controls, unstored=True)
+        if controls is NONE:
+            controls = _PLAIN[request.cache_no_lookup, request.cache_no_store]
+        elif request.cache_no_lookup or request.cache_no_store:
+            no_cache = controls.no_cache or request.cache_no_lookup
+            controls = replace(
+                controls, no_cache=no_cache, unstored=controls.unstored or request.cache_no_store
+            )
     if request.HasField("cache_control"):
         controls = _of_message(controls, request.cache_control)
     return controls
