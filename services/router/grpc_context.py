@@ -6,20 +6,37 @@ import grpc.aio
 
 from stagemesh.v1 import inference_pb2, stage_pb2
 
+from .admission.priority import HEADER as PRIORITY_HEADER
 from .cache.client import SEMANTIC, STATUS_NAMES
 from .context import RequestContext
 from .core import RouterCore
 from .routing import route_header
 
 
-def open_context(core: RouterCore, rpc: grpc.aio.ServicerContext) -> RequestContext:
-    """The context of an RPC: metadata, and the deadline that the caller set. Raises `Unauthenticated`."""
+def open_context(
+    core: RouterCore, rpc: grpc.aio.ServicerContext, priority: str = "", seconds: float | None = None
+) -> RequestContext:
+    """The context of an RPC: metadata, and the deadline that the caller set.
+
+    Args:
+        core: the router.
+        rpc: the call.
+        priority: the class that the message itself asks for, instead of the metadata's.
+        seconds: how long the caller waits, as the message says; the call's own deadline counts as well.
+
+    Raises:
+        Unauthenticated: by the API key.
+        PermissionDenied: the API key does not allow that priority.
+    """
     metadata = {
         key.lower(): value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)
     }
+    if priority:
+        metadata[PRIORITY_HEADER] = priority
     left = rpc.time_remaining()
     # Without a deadline gRPC says None or a number of years.
-    ctx = core.context(metadata, None if left is None or left > 10**7 else left)
+    limits = [each for each in (None if left is None or left > 10**7 else left, seconds) if each is not None]
+    ctx = core.context(metadata, min(limits, default=None))
     # Also with an error: it tells one that the router gave from a connection that broke.
     rpc.set_trailing_metadata((("x-request-id", ctx.request_id),))
     return ctx

@@ -6,10 +6,12 @@ import time
 import grpc
 import httpx
 import pytest
+from stagemesh.services.router.admission.priority import Priority
 from stagemesh.services.router.http.app import create_app
 
 from stagemesh.errors import ResourceExhausted
 from stagemesh.grpc_errors import from_rpc_error
+from stagemesh.oip import open_inference_pb2 as oip
 
 from .conftest import eventually
 from .test_grpc_doors import Doors, ask
@@ -171,3 +173,67 @@ async def test_refusals_are_counted_and_what_waits_is_shown(mesh):
     async with client(core) as http:
         page = (await http.get("/metrics")).text
     assert 'stagemesh_admission_wait_seconds_count{priority="low"}' in page
+
+
+def open_ask(**parameters):
+    """The same generation in the Open Inference Protocol."""
+    request = oip.ModelInferRequest(model_name="m")
+    request.inputs.add(name="text_input", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"w1")
+    request.parameters["max_tokens"].int64_param = 3
+    request.parameters["temperature"].double_param = 0.0
+    for name, value in parameters.items():
+        request.parameters[name].CopyFrom(value)
+    return request
+
+
+def whole(number):
+    return oip.InferParameter(int64_param=number)
+
+
+async def test_open_inference_requests_have_priorities(mesh):
+    core, doors, running = await full(mesh)
+    low = asyncio.ensure_future(doors.open.ModelInfer(open_ask(priority=oip.InferParameter(uint64_param=9))))
+    await eventually(lambda: core._gate.admission.waiting == 1)
+    assert core._gate.admission.waiting_of(Priority.LOW) == 1
+    high = asyncio.ensure_future(doors.open.ModelInfer(open_ask(priority=oip.InferParameter(uint64_param=1))))
+    with pytest.raises(grpc.aio.AioRpcError, match="priority high took its place"):
+        await asyncio.wait_for(low, 10)
+    assert core._gate.admission.waiting_of(Priority.HIGH) == 1
+    mesh.stages["0a"].release.set()
+    assert (await high).outputs[0].name == "text_output"
+    await running
+
+
+async def test_open_inference_requests_have_timeouts(mesh):
+    _, doors, running = await full(mesh)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await doors.open.ModelInfer(open_ask(timeout=whole(200_000)), timeout=30)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    mesh.stages["0a"].release.set()
+    await running
+    opened, before = mesh.stages["0a"].opened, time.time() * 1000
+    await doors.open.ModelInfer(open_ask(timeout=whole(9_000_000)), timeout=30)
+    assert before + 8_000 <= opened[-1].deadline_unix_ms <= time.time() * 1000 + 9_000
+    await doors.open.ModelInfer(open_ask(timeout=whole(0)), timeout=20)
+    assert before + 15_000 <= opened[-1].deadline_unix_ms <= time.time() * 1000 + 20_100
+
+
+async def test_open_inference_priorities_are_limited_by_the_key_and_named_when_they_are_none(mesh, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("k1: {tenant: one, max_priority: low}\n")
+    doors = await mesh.enter(Doors(await mesh.start(api_keys=keys)))
+    metadata = [("authorization", "Bearer k1")]
+    for parameters, code, words in (
+        ({"priority": whole(1)}, grpc.StatusCode.PERMISSION_DENIED, "low at most"),
+        ({"priority": whole(-1)}, grpc.StatusCode.INVALID_ARGUMENT, "parameters.priority"),
+        (
+            {"timeout": oip.InferParameter(string_param="x")},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "parameters.timeout",
+        ),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
+            await doors.open.ModelInfer(open_ask(**parameters), metadata=metadata)
+        assert caught.value.code() == code
+    assert await doors.open.ModelInfer(open_ask(priority=whole(3)), metadata=metadata)
+    assert await doors.open.ModelInfer(open_ask(), metadata=metadata)

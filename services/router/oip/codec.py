@@ -44,8 +44,8 @@ _CONTENTS = {
 }
 
 RAW_OUTPUTS = "binary_data_output"
-# Set by clients of the protocol for servers that keep state or queues for them.
-_WITHOUT_EFFECT = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout")
+# Read by `scheduling`, or set by clients of the protocol for servers that keep state for them.
+_NOT_OF_TENSORS = ("priority", "timeout", "sequence_id", "sequence_start", "sequence_end")
 
 
 def uses_raw(request: oip.ModelInferRequest) -> bool:
@@ -108,7 +108,7 @@ def check_parameters(request: oip.ModelInferRequest) -> None:
     for name, value in parameter_values(request.parameters).items():
         if name == RAW_OUTPUTS and not isinstance(value, bool):
             raise InvalidArgument(f"parameters.{name}: must be true or false", field=f"parameters.{name}")
-        if name not in _WITHOUT_EFFECT and name != RAW_OUTPUTS and not name.startswith("triton_"):
+        if name not in _NOT_OF_TENSORS and name != RAW_OUTPUTS and not name.startswith("triton_"):
             raise InvalidArgument(f"parameters.{name}: not supported", field=f"parameters.{name}")
     given: tuple[tuple[str, Sequence[Any]], ...] = (("inputs", request.inputs), ("outputs", request.outputs))
     for kind, tensors in given:

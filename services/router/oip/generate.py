@@ -21,7 +21,7 @@ _NUMBERS = (
     "frequency_penalty",
     "repetition_penalty",
 )
-# Set by servers and clients of the protocol for themselves.
+# Read elsewhere (`scheduling`, `codec`), or set by servers and clients of the protocol for themselves.
 _IGNORED = (
     "stream",
     "sequence_id",

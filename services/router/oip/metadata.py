@@ -6,7 +6,7 @@ from stagemesh.v1 import registry_pb2
 from ..signature import signature_of
 from .codec import NAMES
 
-EXTENSIONS = ["model_stream_infer", "binary_tensor_data"]
+EXTENSIONS = ["model_stream_infer", "binary_tensor_data", "schedule_policy"]
 TEXT_TASKS = ("generate", "embed")
 
 

@@ -18,6 +18,7 @@ from ..validate import check_model
 from .codec import add_outputs, add_texts, check_parameters, to_tensors, uses_raw
 from .generate import TEXT_OUTPUT, generation_of, has_text, only_text
 from .metadata import EXTENSIONS, TEXT_TASKS, model_metadata
+from .scheduling import asked_class, asked_seconds
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelInferRequest, rpc: grpc.aio.ServicerContext
     ) -> oip.ModelInferResponse:
         """One answer; a generation's whole text."""
-        ctx = open_context(self._core, rpc)
+        ctx = self._context(request, rpc)
         spec = self._spec(request.model_name, request.model_version)
         if spec.task == "generate" and has_text(request):
             return await self._whole_text(request, spec, ctx, rpc)
@@ -102,7 +103,7 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         """
         async for request in requests:
             try:
-                ctx = open_context(self._core, rpc)
+                ctx = self._context(request, rpc)
                 spec = self._spec(request.model_name, request.model_version)
                 if spec.task == "generate" and has_text(request):
                     generation, ended = generation_of(request), 0
@@ -127,6 +128,9 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
                 yield oip.ModelStreamInferResponse(
                     error_message="internal error", infer_response=oip.ModelInferResponse(id=request.id)
                 )
+
+    def _context(self, request: oip.ModelInferRequest, rpc: grpc.aio.ServicerContext) -> RequestContext:
+        return open_context(self._core, rpc, asked_class(request), asked_seconds(request))
 
     async def _whole_text(
         self,
