@@ -152,7 +152,7 @@ class Link:
             raise Unavailable(f"the link to stage {self.hop.stage} is broken")
         post = Post(frame, tensor, sent)
         outbox = self._outbox
-        idle = self._take is not None and self._writing is None and not outbox
+        idle = self._take is not None and self._writing is None and self._ahead is None and not outbox
         if idle and outbox.credits > 0 and not outbox.lane.waits(tensor):
             self._begin(outbox.pack_with(post))
         else:
@@ -163,7 +163,8 @@ class Link:
     def _begin(self, packed: Packed) -> None:
         """Hand frames over now; unless they are taken at once, the writer waits for that."""
         assert self._take is not None
-        begun = Begun(self._take(packed.message) if packed.message else self._in_parts(packed.pieces))
+        whole = packed.message
+        begun = Begun(self._in_parts(packed.pieces) if whole is None else self._take(whole))
         if begun.done:
             packed.sent()
             self._room.set()

@@ -22,10 +22,10 @@ class Post:
 
 @dataclass(slots=True)
 class Packed:
-    """Frames that go out together: in one message, or, where that is empty, one frame in parts."""
+    """Frames that go out together: in one message, or one frame, of those pieces, in parts."""
 
     posts: list[Post]
-    message: bytes = b""
+    message: bytes | None
     pieces: Pieces = ()
 
     def sent(self) -> None:
@@ -86,7 +86,7 @@ class Outbox:
         pieces = self.lane.pieces(post.frame, post.tensor)
         size = size_of(pieces)
         if size > WHOLE_BYTES:
-            return Packed([post], pieces=pieces)
+            return Packed([post], None, pieces)
         posts, frames = [post], [pieces]
         while self.ready and (size := size + _payload(self.first)) <= JOINED_BYTES:
             if self.lane.waits(self.first.tensor):

@@ -128,6 +128,7 @@ async def relay(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        incoming.close()
         replica.recovery.upstream_lost(upstream)
 
 
@@ -245,6 +246,11 @@ class _Incoming:
             raise InvalidArgument("frame: it cannot be read", field="frame") from error
         if assembly.begun and not counted:
             self._credits.take()
+
+    def close(self) -> None:
+        """Nothing more comes: a frame of which only parts did is not held any longer."""
+        if self._assembly.begun:
+            self._credits.give()
 
     def _frame(self, data: bytes | memoryview, begin: int, end: int | None) -> None:
         try:

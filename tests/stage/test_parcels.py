@@ -242,6 +242,30 @@ async def test_whoever_holds_a_part_of_a_frame_says_that_it_lives(
 
 
 @pytest.mark.asyncio
+async def test_a_part_of_a_frame_is_held_no_longer_than_its_stream(llama: Path) -> None:
+    async with route_of(llama) as route:
+        call = route.channel_to(1).stream_stream(RELAY_METHOD, None, Feedback.FromString)()
+        await call.write(Frame(hello=introduce(Hello(to_replica="r1"))).SerializeToString())
+        await call.read()
+        await call.write(next(parts(frame_pieces(*opening(route, 7)), 300)))
+        await eventually(lambda: route.replicas[1].held == 1)
+        call.cancel()
+        await eventually(lambda: route.replicas[1].held == 0)
+
+
+@pytest.mark.asyncio
+async def test_what_is_ready_goes_before_what_is_posted_when_a_write_ends() -> None:
+    async with scripted(1, "r1", GREETING) as (stage, hop), linked(hop) as watched:
+        await watched.link.met()
+        await eventually(lambda: watched.told)
+        last = numbered(3)
+        watched.link.post(*numbered(1, PART_BYTES), lambda: watched.link.post(*last))
+        watched.link.post(*numbered(2))
+        await eventually(lambda: len(stage.frames) == 3)
+        assert [frame.sent_unix_us for frame in stage.frames] == [1, 2, 3]
+
+
+@pytest.mark.asyncio
 async def test_a_message_without_credits_for_all_of_its_frames_ends_the_stream(llama: Path) -> None:
     async with route_of(llama) as route:
         hello = Frame(hello=introduce(Hello(to_replica="r1"))).SerializeToString()
