@@ -219,10 +219,10 @@ def test_one_that_waits_without_hope_makes_room_for_others():
 def test_a_request_that_leaves_no_time_for_itself_waits_though_there_are_places():
     admission = Admission(max_active=1000, max_waiting=1000)
     running, now = busy(admission)
-    # 21 at once take 2.1 s: that is more than 0.45 of 4.27 s, and less than that of 5.3 s.
-    hasty = arriving(now, size=10.0, deadline_s=4.27)
+    # 21 at once take 2.1 s: that is more than 0.6 of 3.2 s, and less than that of 4 s.
+    hasty = arriving(now, size=10.0, deadline_s=3.2)
     assert not admission.arrive(hasty).started
-    assert admission.arrive(arriving(now, size=10.0, deadline_s=5.3)).started
+    assert admission.arrive(arriving(now, size=10.0, deadline_s=4.0)).started
     started = [admission.leave(ticket, now, Ending.WELL).started for ticket in running[:4]]
     assert started == [[], [], [hasty], []]
 
@@ -245,9 +245,9 @@ def test_long_requests_that_do_not_slow_each_other_down_run_together():
 def test_a_lower_class_leaves_room_for_the_deadlines_of_a_higher_one():
     admission = Admission(max_active=1000, max_waiting=1000)
     _, now = busy(admission, active=10)
-    assert admission.arrive(arriving(now, HIGH, size=10.0, deadline_s=2.53)).started
+    assert admission.arrive(arriving(now, HIGH, size=10.0, deadline_s=1.9)).started
     batch = arriving(now, LOW, size=10.0, deadline_s=500.0)
-    assert not admission.arrive(batch).started, "12 at once take 1.2 s, more than 0.45 of 2.53 s"
+    assert not admission.arrive(batch).started, "12 at once take 1.2 s, more than 0.6 of 1.9 s"
     assert admission.arrive(arriving(now, HIGH, size=10.0, deadline_s=500.0)).started
 
 

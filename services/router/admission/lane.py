@@ -12,8 +12,8 @@ from .priority import Priority
 from .throughput import Throughput
 from .ticket import Ticket
 
-USABLE = 0.45
-"""Of the time that a request has, the part that it may be expected to run for: the slowest take twice what is expected."""
+USABLE = 0.6
+"""Of the time that a request has, the part that it may be expected to run for."""
 CAUTION = 1.2
 """How much longer than expected all may take before it was wrong to let a request wait."""
 USABLE_UNSLOWED = 0.8
