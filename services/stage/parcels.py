@@ -32,7 +32,7 @@ _KEY_BYTES = len(_JOINED)
 
 def size_of(pieces: Pieces) -> int:
     """Bytes of the frame."""
-    return sum(map(len, pieces))
+    return sum([len(each) if isinstance(each, bytes) else each.nbytes for each in pieces])
 
 
 def joined(frames: Sequence[Pieces]) -> bytes:
@@ -58,7 +58,7 @@ def parts(pieces: Pieces, size: int = PART_BYTES) -> Iterator[bytes]:
         body: list[bytes | memoryview] = []
         while wanted:
             if not piece:
-                piece = memoryview(next(rest))
+                piece = memoryview(next(rest)).cast("B")
             body.append(piece[:wanted])
             wanted -= len(body[-1])
             piece = piece[len(body[-1]) :]

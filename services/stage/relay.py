@@ -75,7 +75,10 @@ class Upstream:
 
 
 async def relay(
-    requests: AsyncIterator[bytes], find: Callable[[str], Replica | None], caller: str = ""
+    requests: AsyncIterator[bytes],
+    find: Callable[[str], Replica | None],
+    caller: str = "",
+    largest: int = MAX_MESSAGE_BYTES,
 ) -> AsyncGenerator[Feedback, None]:
     """Serve one Relay call.
 
@@ -83,6 +86,7 @@ async def relay(
         requests: serialised frames; the first one carries `hello`.
         find: the loaded replica of an id.
         caller: where the sender's connection comes from, in gRPC's spelling.
+        largest: bytes of a frame that comes in parts.
 
     Raises:
         InvalidArgument: a frame that cannot be read.
@@ -102,7 +106,7 @@ async def relay(
     replica.links.upstreams[upstream] = sender
     credits = _Credits(replica, upstream)
 
-    incoming = _Incoming(lane, replica, upstream, credits)
+    incoming = _Incoming(lane, replica, upstream, credits, Assembly(largest))
     reading = _read(requests, incoming.parcel if peer.speaks(PARCELS) else incoming.frame, feedback)
     sender.reader = reader = asyncio.create_task(reading, name=f"relay-{hello.from_replica}")
     tasks: list[asyncio.Task[None]] = [reader]
@@ -211,12 +215,14 @@ async def _read(
 class _Incoming:
     """Frames of one stream, from its messages or from the socket beside it, to the replica."""
 
-    def __init__(self, lane: ReceivingLane, replica: Replica, upstream: int, credits: _Credits) -> None:
+    def __init__(
+        self, lane: ReceivingLane, replica: Replica, upstream: int, credits: _Credits, assembly: Assembly
+    ) -> None:
         self._lane = lane
         self._replica = replica
         self._upstream = upstream
         self._credits = credits
-        self._assembly = Assembly(MAX_MESSAGE_BYTES)
+        self._assembly = assembly
 
     def frame(self, data: bytes) -> None:
         """Take one frame in; it keeps its credit until it is done with.

@@ -91,7 +91,7 @@ class StageServicer:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Feedback]:
         """Replica -> replica: frames."""
-        answers = relay(requests, self._replica, context.peer())
+        answers = relay(requests, self._replica, context.peer(), self._max_message_bytes)
         async with aclosing(answers):  # the upstream is lost now, not when the generator is collected
             async for feedback in answers:
                 yield feedback

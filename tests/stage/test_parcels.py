@@ -1,7 +1,10 @@
 """Frames that share a message, and large ones in parts: what comes out is what went in, and nonsense is refused."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from stagemesh.services.stage import link as link_module
 from stagemesh.services.stage import relay as relay_module
 from stagemesh.services.stage.handshake import HEARTBEAT, PARCELS, introduce
+from stagemesh.services.stage.hosted import Hosted
 from stagemesh.services.stage.link import OUTBOX, RELAY_METHOD
 from stagemesh.services.stage.parcels import (
     JOINED_BYTES,
@@ -21,12 +25,14 @@ from stagemesh.services.stage.parcels import (
     parts,
 )
 from stagemesh.services.stage.relay import WINDOW
+from stagemesh.services.stage.servicer import StageServicer
 from stagemesh.services.stage.unreachable import Unreachable
 
 from stagemesh.errors import InvalidArgument, Unavailable
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
 from stagemesh.tensor import TensorView, decode_frame, encode_frame, frame_pieces
-from stagemesh.v1.stage_pb2 import Feedback, Frame, FramePart, Hello
+from stagemesh.v1.registry_pb2 import Assignment, ReplicaRecord
+from stagemesh.v1.stage_pb2 import Feedback, Frame, FramePart, Hello, NodeStatus
 from tests.stage.scripted_stage import ScriptedStage, Watched, eventually, linked, scripted
 from tests.stage.test_flow import busy, opening
 from tests.stage.two_stages import route_of, settled
@@ -105,6 +111,14 @@ def test_parts_that_do_not_fit_are_refused_by_name(messages: list[Frame], field:
     with pytest.raises(InvalidArgument) as refused:
         found([message.SerializeToString() for message in messages], largest=100)
     assert refused.value.field == field
+
+
+def test_bytes_are_counted_whatever_the_payload_is_a_view_of() -> None:
+    payload = memoryview(np.arange(300, dtype=np.float32))
+    pieces = frame_pieces(Frame(sent_unix_us=1), TensorView("F32", (300,), payload))
+    whole = b"".join(pieces)
+    assert found(list(parts(pieces, 100))) == [whole]
+    assert found([joined([pieces, pieces])]) == [whole, whole]
 
 
 def test_a_tensor_of_an_assembled_frame_is_what_it_was() -> None:
@@ -239,6 +253,23 @@ async def test_whoever_holds_a_part_of_a_frame_says_that_it_lives(
         assert route.replicas[1].held == 0
         call.cancel()
         await settled(route)
+
+
+@pytest.mark.asyncio
+async def test_a_node_puts_together_no_more_than_its_largest_message(llama: Path) -> None:
+    async def requests() -> AsyncIterator[bytes]:
+        yield Frame(hello=introduce(Hello(to_replica="r1"))).SerializeToString()
+        yield Frame(part=FramePart(total=1001, data=b"x")).SerializeToString()
+
+    async with route_of(llama) as route:
+        hosted = Hosted(Assignment(replica_id="r1", model="m"), ReplicaRecord(), route.replicas[1])
+        servicer = StageServicer({"r1": hosted}.get, NodeStatus, max_message_bytes=1000)
+        context: Any = SimpleNamespace(peer=lambda: "")
+        answers = servicer.relay(requests(), context)
+        assert (await anext(answers)).credits == WINDOW
+        with pytest.raises(InvalidArgument) as refused:
+            await anext(answers)
+        assert refused.value.field == "frame.part.total"
 
 
 @pytest.mark.asyncio
