@@ -6,7 +6,7 @@ from stagemesh import tracing
 from stagemesh.v1.stage_pb2 import HopRecord, ReplicaLoad, StepKind
 
 from . import metrics
-from .engine import Timing
+from .jobs import Timing
 from .pass_costs import PassCosts
 from .passes import Work
 
@@ -30,6 +30,7 @@ class Account:
         self._replica_id = replica_id
         self._stage = stage
         self._times = metrics.pass_times(model_name, stage)
+        self._together = metrics.TOGETHER.labels(model_name, str(stage))
         self._load_told = 0.0
 
     def load_is_due(self, work: Work) -> bool:
@@ -60,7 +61,9 @@ class Account:
 
     def passed(self, hop: HopRecord, timing: Timing, work: Work) -> None:
         """Count a pass whose frames are on their way."""
-        self._times.observe(hop)
+        self._times.observe(hop, timing.sharing)
+        if timing.sharing > 1:
+            self._together.inc()
         if not work.stateless:
             prompts = sum(step.tokens for _, step in work.steps if step.kind == StepKind.STEP_KIND_PREFILL)
             self.costs.passed(hop.compute_us, prompts)

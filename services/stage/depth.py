@@ -21,6 +21,8 @@ class _Load:
     """What is known for about so many sessions."""
 
     best: int
+    # Whether it was compared with anything, or is what the nearest load says.
+    compared: bool = False
     pause: int = _SOON
     wait: int = 0
     # Of the measurement before a comparison, tokens a second.
@@ -42,14 +44,24 @@ class Depth:
         self._counted = 0
 
     def __repr__(self) -> str:
-        known = ", ".join(f"{2**bucket}+: {load.best}" for bucket, load in sorted(self._loads.items()))
+        known = ", ".join(
+            f"{2**bucket}+: {load.best}" for bucket, load in sorted(self._loads.items()) if load.compared
+        )
         return f"<Depth {self.now} of {self._stages} ({known})>"
 
     @property
     def now(self) -> int:
-        """Micro-batches to keep under way."""
+        """Micro-batches to keep under way: for a load that was never compared as many as for the nearest that was."""
         load = self._loads.get(self._bucket)
-        return self._stages if load is None else load.candidate or load.best
+        if load is not None and (load.candidate or load.compared):
+            return load.candidate or load.best
+        return self._nearest()
+
+    def _nearest(self) -> int:
+        known = [bucket for bucket, load in self._loads.items() if load.compared]
+        if not known:
+            return self._stages
+        return self._loads[min(known, key=lambda bucket: abs(bucket - self._bucket))].best
 
     def disturbed(self) -> None:
         """Something else than decode steps is under way: what was being measured means nothing."""
@@ -94,11 +106,13 @@ class Depth:
             else:
                 load.pause = min(2 * load.pause, _SELDOM)
                 load.step = -load.step
-            load.candidate, load.before, load.wait = 0, 0.0, load.pause
+            load.candidate, load.before, load.wait, load.compared = 0, 0.0, load.pause, True
             return
         load.wait -= 1
         if load.wait > 0:
             return
+        if not load.compared:
+            load.best = self._nearest()
         if not 1 <= load.best + load.step <= self._stages:
             load.step = -load.step
         load.before, load.candidate = rate, load.best + load.step

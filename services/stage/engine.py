@@ -2,7 +2,7 @@
 
 torch releases the GIL inside its kernels, so one thread per partition computes while the loop moves frames.
 Passes that are known to be short run on the loop's thread, since they take less time than waking another
-(`short` decides). What waits is bounded by its users: a sender by its credits, the head by its links' room.
+(`short` decides). Passes that may (`Joint`) run as one with those that wait right behind them. What waits is bounded by its users: a sender by its credits, the head by its links' room.
 """
 
 import asyncio
@@ -10,14 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from stagemesh.errors import Unavailable
 
+from .jobs import Job, JobQueue, Joint, Outcome, Timing, apart
 from .precedence import give_way
-from .short import ShortPasses
+from .short import ShortPasses, Size
 from .watchdog import PassTimes
 
 T = TypeVar("T")
@@ -26,49 +25,6 @@ log = logging.getLogger(__name__)
 
 # Weight of the newest pass in the moving average.
 _EWMA = 0.2
-
-
-@dataclass(slots=True)
-class Timing:
-    """When a pass was queued, started and ended, and when the one before it ended (0: there was none). Unix seconds."""
-
-    queued: float
-    started: float
-    ended: float
-    before: float
-
-    @property
-    def queue_us(self) -> int:
-        """Microseconds spent waiting for its turn."""
-        return max(0, int((self.started - self.queued) * 1e6))
-
-    @property
-    def compute_us(self) -> int:
-        """Microseconds spent computing."""
-        return max(0, int((self.ended - self.started) * 1e6))
-
-    def idle_us(self, since: float) -> int:
-        """Microseconds without a pass before this one, counted from `since` (Unix seconds) at the earliest."""
-        return max(0, int((self.started - max(self.before, since)) * 1e6)) if self.before else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[T]):
-    """What became of a pass: `result`, or `error` when it raised or never ran."""
-
-    timing: Timing
-    result: T | None = None
-    error: Exception | None = None
-
-
-@dataclass(slots=True)
-class _Job:
-    work: Callable[[], Any]
-    then: Callable[[Outcome[Any]], None]
-    size: tuple[int, int] | None
-    queued: float
-    # Native id of the thread that runs it.
-    thread: int = 0
 
 
 class Engine:
@@ -83,11 +39,12 @@ class Engine:
         self.passes = 0
         self.queued_us = 0
         self.computed_us = 0
-        # Passes that ran on the loop's thread.
+        # Passes that ran on the loop's thread, and those that ran as one with the pass before them.
         self.on_loop = 0
+        self.joined = 0
         # Passes that began, and the one that runs now; with what is usual, for whoever looks for one that hangs.
         self.begun = 0
-        self.running: _Job | None = None
+        self.running: Job | None = None
         self.times = PassTimes()
         self._name = name
         self._nice = nice
@@ -96,7 +53,7 @@ class Engine:
         self.ran_this_turn = False
         self._ended = 0.0
         self._closed = ""
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs = JobQueue()
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -106,14 +63,16 @@ class Engine:
         self,
         work: Callable[[], T],
         then: Callable[[Outcome[T]], None],
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
+        joint: Joint | None = None,
     ) -> None:
         """Run `work` after everything submitted before it, and call `then` on the loop, always and in order.
 
         A pass whose `size` (see `short.size_of`) is known to be short runs now, when nothing waits and the loop
-        has turned since the last one; without `size` it runs on the thread.
+        has turned since the last one; without `size` it runs on the thread. With `joint`, which is the same pass as `work`,
+        those like it that wait behind it when its turn comes are computed with it.
         """
-        job = _Job(work, then, size, time.time())
+        job = Job(work, then, size, time.time(), joint)
         if self._closed:
             self._drop(job)
         elif size is not None and not self.waiting and not self.ran_this_turn and self._short.allow(size):
@@ -147,24 +106,22 @@ class Engine:
     def close(self, why: str = "the replica is shutting down") -> None:
         """Let the thread end after the pass it is in; does not wait. What is queued, or comes later, fails."""
         self._closed = self._closed or why
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except Empty:
-                break
-            if job is not None:
-                self.waiting -= 1
-                self._drop(job)
+        for job in self._jobs.take_all():
+            self.waiting -= 1
+            self._drop(job)
         self._jobs.put(None)
 
     def _turned(self) -> None:
         self.ran_this_turn = False
 
-    def _drop(self, job: _Job) -> None:
-        now = time.time()
-        job.then(Outcome(Timing(job.queued, now, now, 0.0), error=Unavailable(self._closed)))
+    def _drop(self, job: Job) -> None:
+        job.then(self._dropped(job))
 
-    def _compute(self, job: _Job) -> Outcome[Any]:
+    def _dropped(self, job: Job) -> Outcome[Any]:
+        now = time.time()
+        return Outcome(Timing(job.queued, now, now, 0.0), error=Unavailable(self._closed))
+
+    def _compute(self, job: Job) -> Outcome[Any]:
         """Run one; on whichever thread, but never on two at once."""
         job.thread = threading.get_native_id()
         self.begun += 1
@@ -179,11 +136,12 @@ class Engine:
         before, self._ended = self._ended, time.time()
         return Outcome(Timing(job.queued, started, self._ended, before), result, failure)
 
-    def _end(self, job: _Job, outcome: Outcome[Any]) -> None:
+    def _end(self, job: Job, outcome: Outcome[Any]) -> None:
         """On the loop, in order."""
-        self.waiting -= 1
+        self.waiting -= 1 + len(job.mates)
         timing = outcome.timing
         self.passes += 1
+        self.joined += len(job.mates)
         self.queued_us += timing.queue_us
         self.computed_us += timing.compute_us
         ms = timing.compute_us / 1000
@@ -191,13 +149,17 @@ class Engine:
         if job.size is not None:
             self._short.observe(job.size, ms)
             self.times.observe(job.size, ms / 1000)
-        job.then(outcome)
+        if not job.mates:
+            job.then(outcome)
+            return
+        for each, own in zip([job, *job.mates], apart(job, outcome), strict=True):
+            each.then(own)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """The compute thread."""
         give_way(self._nice)
         while (job := self._jobs.get()) is not None:
-            outcome = self._compute(job)
+            outcome = self._dropped(job) if self._closed else self._compute(job)
             try:
                 loop.call_soon_threadsafe(self._end, job, outcome)
             except RuntimeError:

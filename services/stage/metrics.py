@@ -88,6 +88,12 @@ LINKS = counter(
     ("way",),
 )
 
+TOGETHER = counter(
+    "stagemesh_stage_passes_together_total",
+    "Passes of decode steps that were computed as one with others that waited beside them",
+    ("model", "stage"),
+)
+
 _PASS_SECONDS = (
     "stagemesh_stage_pass_seconds",
     "Time of a pass on a stage, by part: queue, compute, encode, network, and bubble (nothing to compute before it)",
@@ -107,11 +113,11 @@ class PassTimes:
         self._counts = {part: [0] * len(_LABELS) for part in PARTS}
         self._sums = dict.fromkeys(PARTS, 0)
 
-    def observe(self, hop: HopRecord) -> None:
-        """Count a pass."""
+    def observe(self, hop: HopRecord, sharing: int = 1) -> None:
+        """Count a pass; of so many that were computed as one, each has its part of that time."""
         for part, us in (
             ("queue", hop.queue_us),
-            ("compute", hop.compute_us),
+            ("compute", hop.compute_us // sharing),
             ("encode", hop.encode_us),
             ("network", hop.network_us),
             ("bubble", hop.bubble_us),

@@ -26,7 +26,8 @@ from stagemesh.v1.stage_pb2 import (
 from . import metrics
 from .account import Account
 from .countdown import Countdown
-from .engine import Engine, Outcome
+from .engine import Engine
+from .jobs import Outcome
 from .links import Links
 from .load_report import Totals
 from .outgoing import outgoing
@@ -39,6 +40,7 @@ from .session import ReplicaSession, session_error
 from .short import size_of
 from .spans import record_session
 from .step_waits import StepWaits
+from .together import DecodePass
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +237,7 @@ class Replica:
             partial(compute, self.model, work),
             lambda outcome: self._computed(work, outcome, posted, sent),
             size_of(work.batch.segments),
+            DecodePass.of(self.model, work),
         )
 
     def _computed(

@@ -20,6 +20,10 @@ MEMORY = 8
 FORGIVEN = 256
 
 
+# Rows of a pass, and the positions that they attend to, each as its number of bits.
+Size = tuple[int, int]
+
+
 class _Rows(Protocol):
     @property
     def rows(self) -> int: ...
@@ -27,7 +31,7 @@ class _Rows(Protocol):
     def position(self) -> int: ...
 
 
-def size_of(segments: Iterable[_Rows]) -> tuple[int, int]:
+def size_of(segments: Iterable[_Rows]) -> Size:
     """How large a pass is: its rows and the positions that they attend to, each as its number of bits."""
     rows = positions = 0
     for segment in segments:
@@ -51,19 +55,19 @@ class ShortPasses:
     """Remembers each size for itself: a long prompt's chunk says nothing about a decode step."""
 
     def __init__(self) -> None:
-        self._sizes: dict[tuple[int, int], _Size] = {}
+        self._sizes: dict[Size, _Size] = {}
 
     def __repr__(self) -> str:
         return (
             f"<ShortPasses {sum(size.on_loop for size in self._sizes.values())} of {len(self._sizes)} sizes>"
         )
 
-    def allow(self, size: tuple[int, int]) -> bool:
+    def allow(self, size: Size) -> bool:
         """Whether a pass of this size may run on the loop."""
         known = self._sizes.get(size)
         return known is not None and known.on_loop
 
-    def observe(self, size: tuple[int, int], ms: float) -> None:
+    def observe(self, size: Size, ms: float) -> None:
         """A pass of this size took `ms`, wherever it ran."""
         known = self._sizes.get(size)
         if known is None:

@@ -9,8 +9,7 @@ gets no CPU is excused.
 
 from dataclasses import dataclass
 
-# Size of a pass, see `short.size_of`.
-Size = tuple[int, int]
+from .short import Size
 
 # Weight of the newest pass in the moving average of its size.
 _EWMA = 0.2

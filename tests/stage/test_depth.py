@@ -44,6 +44,20 @@ def test_numbers_of_sessions_are_told_apart() -> None:
     assert depth.now == 2
 
 
+def test_a_load_that_was_never_compared_goes_by_the_nearest_that_was() -> None:
+    depth = Depth(3)
+    depth.token(0.0, 40)
+    assert depth.now == 3  # nothing is known yet
+    drive(depth, {1: 300.0, 2: 200.0, 3: 100.0}, 20, 2000)
+    drive(depth, {1: 50.0, 2: 100.0, 3: 200.0}, 2, 2000)
+    for sessions, best in ((40, 1), (100, 1), (4, 3), (2, 3)):
+        depth.disturbed()  # as by a prompt with every pass: nothing is ever compared
+        depth.token(1e9, sessions)
+        assert depth.now == best, sessions
+    # Compared from there on, and then by itself.
+    assert drive(depth, {1: 100.0, 2: 200.0, 3: 100.0}, 100, 20_000) > 0.8
+
+
 def test_a_disturbed_comparison_changes_nothing() -> None:
     depth = Depth(2)
     now = 0.0

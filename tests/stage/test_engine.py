@@ -5,10 +5,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
-from stagemesh.services.stage.engine import Engine, Outcome
+from stagemesh.services.stage.engine import Engine
+from stagemesh.services.stage.jobs import TOGETHER_ROWS, Outcome
 from stagemesh.services.stage.short import PROOF
 
 from stagemesh.errors import Unavailable
@@ -177,3 +178,119 @@ async def test_as_nice_as_it_gets() -> None:
     nice, _ = await engine.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     assert nice == 19
     engine.close()
+
+
+class Part:
+    """A pass that may run as one with others: it gives its name, or fails."""
+
+    def __init__(self, name: object, rows: int = 1) -> None:
+        self.name, self.rows = name, rows
+        self.ran_with: list[list[object]] = []
+
+    def alone(self) -> object:
+        self.ran_with.append([self.name])
+        return self.name
+
+    def joined(self, others: Sequence["Part"]) -> tuple[Callable[[], list[object]], tuple[int, int]]:
+        names = [each.name for each in (self, *others)]
+
+        def run() -> list[object]:
+            time.sleep(0.02)
+            for each in (self, *others):
+                each.ran_with.append(names)
+            return [ValueError("no") if name == "fails" else name for name in names]
+
+        return run, OTHER
+
+
+async def held_up(
+    engine: Engine, parts: Sequence[Part | None], pause: float = 0.05
+) -> list[tuple[object, Outcome]]:
+    """What became of these, which all came while a pass ran; None is a pass that others may not join."""
+    ended: list[tuple[object, Outcome]] = []
+    engine.submit(sleeping(pause), lambda _: None)
+    await asyncio.sleep(0.01)
+    for part in parts:
+        name = None if part is None else part.name
+        engine.submit(
+            sleeping(0) if part is None else part.alone,
+            lambda outcome, name=name: ended.append((name, outcome)),
+            SIZE,
+            part,
+        )
+    async with asyncio.timeout(5):
+        while engine.waiting:
+            await asyncio.sleep(0.001)
+    return ended
+
+
+async def test_passes_that_wait_one_behind_the_other_run_as_one() -> None:
+    engine = Engine("e")
+    parts = [Part(name) for name in "abc"]
+    ended = await held_up(engine, parts)
+    assert [(name, outcome.result) for name, outcome in ended] == [("a", "a"), ("b", "b"), ("c", "c")]
+    assert all(part.ran_with == [["a", "b", "c"]] for part in parts)
+    assert (engine.passes, engine.joined, engine.begun) == (2, 2, 2)
+    timings = [outcome.timing for _, outcome in ended]
+    assert all(timing.sharing == 3 and timing.compute_us == timings[0].compute_us for timing in timings)
+    # Its time is counted once, and nothing stood still between those that ran at the same time.
+    assert 70_000 <= engine.computed_us < 70_000 + timings[0].compute_us
+    assert [timing.idle_us(0) for timing in timings[1:]] == [0, 0]
+    engine.close()
+
+
+async def test_what_others_may_not_join_keeps_its_place() -> None:
+    engine = Engine("e")
+    a, b, c = Part("a"), Part("b"), Part("c")
+    ended = await held_up(engine, [a, None, b, c])
+    assert [name for name, _ in ended] == ["a", None, "b", "c"]
+    assert a.ran_with == [["a"]]
+    assert b.ran_with == c.ran_with == [["b", "c"]]
+    engine.close()
+
+
+async def test_no_more_rows_together_than_a_head_puts_into_a_pass() -> None:
+    engine = Engine("e")
+    large, fits, over = Part("large", TOGETHER_ROWS - 1), Part("fits"), Part("over")
+    await held_up(engine, [large, fits, over])
+    assert large.ran_with == fits.ran_with == [["large", "fits"]]
+    assert over.ran_with == [["over"]]
+    engine.close()
+
+
+async def test_one_of_those_that_run_as_one_may_fail() -> None:
+    engine = Engine("e")
+    ended = await held_up(engine, [Part("a"), Part("fails"), Part("b")])
+    assert [outcome.result for _, outcome in ended] == ["a", None, "b"]
+    assert [type(outcome.error) for _, outcome in ended] == [type(None), ValueError, type(None)]
+    assert isinstance((await one(engine, sleeping(0))).result, int)
+    engine.close()
+
+
+async def test_all_of_them_fail_with_what_ran_them() -> None:
+    class Broken(Part):
+        def joined(self, others: Sequence[Part]) -> tuple[Callable[[], list[object]], tuple[int, int]]:
+            def run() -> list[object]:
+                raise OSError("gone")
+
+            return run, OTHER
+
+    engine = Engine("e")
+    ended = await held_up(engine, [Broken("a"), Part("b")])
+    assert [type(outcome.error) for _, outcome in ended] == [OSError, OSError]
+    engine.close()
+
+
+async def test_closing_fails_those_that_would_have_run_as_one() -> None:
+    engine = Engine("e")
+    outcomes: list[Outcome] = []
+    engine.submit(sleeping(0.05), lambda _: None)
+    await asyncio.sleep(0.01)
+    parts = [Part("a"), Part("b")]
+    for part in parts:
+        engine.submit(part.alone, outcomes.append, SIZE, part)
+    engine.close()
+    assert [type(outcome.error) for outcome in outcomes] == [Unavailable, Unavailable]
+    await asyncio.sleep(0.1)
+    assert engine.waiting == 0
+    assert not any(part.ran_with for part in parts)
