@@ -134,11 +134,13 @@ async def two_faults(run: Run) -> None:
 
 async def rebuilt(run: Run) -> dict[tuple[int, int], float]:
     """Positions computed to take the place of lost replicas, by process id and stage."""
-    found = {}
+    found: dict[tuple[int, int], float] = {}
     for process in run.mesh.stage_processes:
         for (name, labels), value in (await run.mesh.metrics(process)).items():
             if name == "stagemesh_stage_rebuilt_tokens_total":
-                found[process.pid, int(labels.split('stage="')[1].split('"')[0])] = value
+                place = process.pid, int(labels.split('stage="')[1].split('"')[0])
+                # A node may have replicas of several models.
+                found[place] = found.get(place, 0.0) + value
     return found
 
 
