@@ -13,13 +13,13 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from contextvars import Context
-from functools import partial
 from typing import Any
 
 import grpc.aio
 
+from stagemesh.begun import Begun
 from stagemesh.errors import DeadlineExceeded, ResourceExhausted, Unavailable, from_code, seconds_of
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
@@ -148,7 +148,7 @@ class _Connection:
         self._enters = network != ""
         self._loop = asyncio.get_running_loop()
         # The writer waits for the write that has begun, then sends what came meanwhile.
-        self._begun: _Begun | None = None
+        self._begun: Begun | None = None
         self._outbox: deque[ForwardRequest] = deque()
         self._filled = asyncio.Event()
         self._task = self._loop.create_task(self._run(), name="forward-stream")
@@ -188,7 +188,7 @@ class _Connection:
             return
         # Begun here and now: waking the writer first would take the request another turn of the loop. Waited for
         # there, because gRPC ends a call whose write is cancelled, and whoever asks here may be cancelled.
-        self._begun = _Begun(self._call.write(request))
+        self._begun = Begun(self._call.write(request))
         self._filled.set()
 
     async def close(self) -> None:
@@ -265,39 +265,6 @@ class _Connection:
                 self._begun = None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the reader learns why
-
-
-class _Begun:
-    """A coroutine that runs to its first wait at once; whoever awaits this runs the rest of it."""
-
-    __slots__ = ("_coroutine", "_error", "_over", "_waits_for")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._coroutine = coroutine
-        self._over = False
-        self._error: Exception | None = None
-        self._waits_for: Any = None
-        try:
-            self._waits_for = coroutine.send(None)
-        except StopIteration:
-            self._over = True
-        except Exception as error:
-            self._error = error
-
-    def __await__(self) -> Generator[Any, None, None]:
-        if self._error is not None:
-            raise self._error
-        while not self._over:
-            try:
-                yield self._waits_for
-            except BaseException as error:
-                step = partial(self._coroutine.throw, error)
-            else:
-                step = partial(self._coroutine.send, None)
-            try:
-                self._waits_for = step()
-            except StopIteration:
-                self._over = True
 
 
 def _expire(answer: asyncio.Future[ForwardReply]) -> None:

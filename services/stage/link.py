@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from stagemesh.begun import Begun
 from stagemesh.errors import StagemeshError, Unavailable
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import create_channel
@@ -21,7 +22,6 @@ from stagemesh.same_network import network_id
 from stagemesh.tensor import TensorView
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, ReplicaLoad, RouteHop
 
-from .begun import Begun
 from .handshake import HEARTBEAT, PARCELS, Peer, agree, introduce
 from .heartbeat import BEAT_S, SILENT_S, Listener
 from .local_frames import SendingSocket

@@ -237,7 +237,8 @@ class Replica:
             partial(compute, self.model, work),
             lambda outcome: self._computed(work, outcome, posted, sent),
             size_of(work.batch.segments),
-            DecodePass.of(self.model, work),
+            # Where nothing is before it, it does not wait.
+            DecodePass.of(self.model, work) if self.engine.waiting else None,
         )
 
     def _computed(

@@ -3,7 +3,8 @@
 import asyncio
 
 import pytest
-from stagemesh.services.stage.begun import Begun
+
+from stagemesh.begun import Begun
 
 pytestmark = pytest.mark.asyncio
 
