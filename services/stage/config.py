@@ -79,7 +79,7 @@ class StageConfig(ServiceConfig):
         description="send frames to replicas on the same host over a Unix socket; off sends them through gRPC",
     )
     process_nice: int = Field(
-        5,
+        10,
         ge=0,
         le=19,
         description="how far the whole process gives way to routers, registries and etcd on this machine; 0 not at all",

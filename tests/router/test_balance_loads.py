@@ -99,7 +99,7 @@ def test_forgets_who_left_and_runs_nothing():
 def test_what_is_no_step_time_is_ignored(step_ms):
     times = StepTimes()
     times.report(step_ms, 0.0)
-    assert (times.peak_ms, times.last_ms(-1)) == (0.0, None)
+    assert (times.peak_ms, times.mean_since(-1)) == (0.0, None)
 
 
 @RELAXED
@@ -138,4 +138,4 @@ def test_how_it_does_now_needs_enough_fresh_and_different_reports():
     assert times.now_ms(0.5) == 12.0
     assert times.now_ms(0.5, since=0.1) is None
     assert times.now_ms(5.2) is None
-    assert (times.last_ms(0.3), times.last_ms(0.4)) == (14.0, None)
+    assert (times.mean_since(0.2), times.mean_since(0.4)) == (13.5, None)

@@ -158,7 +158,7 @@ def test_only_what_came_after_the_canary_proves_anything():
     assert health.canary_ended(NEVER, 20.3)
 
 
-@pytest.mark.parametrize(("reason", "wanted"), [("errors", [3, 6, 12, 24, 24]), ("slow", [1, 1, 1])])
+@pytest.mark.parametrize(("reason", "wanted"), [("errors", [3, 6, 12, 24, 24]), ("slow", [2, 2, 2])])
 def test_each_time_more_canaries_have_to_do_well(reason, wanted):
     health, now = ReplicaHealth(), 0.0
     for count in wanted:

@@ -32,20 +32,21 @@ FIRST_SHARE = 0.05
 class Terms:
     """How long a replica is ejected, how many canaries have to do well, and how long its share takes to grow back.
 
-    The first two double each time, up to a limit, until it was well for `FORGIVEN_S`.
+    The first doubles each time, up to a limit, until it was well for `FORGIVEN_S`, and with `more` so does the second.
     """
 
     eject_s: float
     canaries: int
     rejoin_s: float
+    more: bool = True
 
 
 TERMS = {
     # One that fails one session in twenty gets past a single canary easily.
     "failing": Terms(10.0, 3, 20.0),
     "errors": Terms(10.0, 3, 20.0),
-    # Its first canary tells, and costs no more than one slow session.
-    "slow": Terms(5.0, 1, 10.0),
+    # A canary tells by what its passes take, but one may be lucky.
+    "slow": Terms(5.0, 2, 10.0, more=False),
 }
 LONGEST_EJECT_S, MOST_CANARIES, FORGIVEN_S = 60.0, 24, 60.0
 
@@ -134,7 +135,7 @@ class ReplicaHealth:
             self._times = 0
         terms = TERMS[reason]
         until = now + min(terms.eject_s * 2**self._times, LONGEST_EJECT_S)
-        self._wanted = min(terms.canaries * 2**self._times, MOST_CANARIES) if terms.canaries > 1 else 1
+        self._wanted = min(terms.canaries * 2 ** (self._times * terms.more), MOST_CANARIES)
         self._times = min(self._times + 1, 10)
         self.ejection = Ejection(reason, until, normal_ms)
         self.canary_at = self.slow_since = math.inf

@@ -143,7 +143,7 @@ class Health:
         if not health.canary_ended(times.peak_at, now):
             return
         if ejection.reason == "slow":
-            ms = times.last_ms(health.canary_at)
+            ms = times.mean_since(health.canary_at)
             if ms is None:
                 health.next_canary()  # it told nothing to judge by
                 return

@@ -74,9 +74,10 @@ class StepTimes:
         fresh = [ms for at, ms in self._recent if at > oldest]
         return median(fresh) if len(fresh) >= FEWEST_RECENT else None
 
-    def last_ms(self, since: float) -> float | None:
-        """The last report after `since`."""
-        return self._recent[-1][1] if self._recent and self._recent[-1][0] > since else None
+    def mean_since(self, since: float) -> float | None:
+        """The mean of the last few reports after `since`; None when there is none."""
+        fresh = [ms for at, ms in self._recent if at > since]
+        return sum(fresh) / len(fresh) if fresh else None
 
     def _close(self, now: float) -> None:
         """Fold the open bucket into the mean, and open the next one."""
