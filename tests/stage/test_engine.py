@@ -294,3 +294,20 @@ async def test_closing_fails_those_that_would_have_run_as_one() -> None:
     await asyncio.sleep(0.1)
     assert engine.waiting == 0
     assert not any(part.ran_with for part in parts)
+
+
+async def test_closing_fails_also_what_the_thread_has_looked_at_already() -> None:
+    engine = Engine("e")
+    large, over = Part("large", TOGETHER_ROWS), Part("over")
+    outcomes: list[Outcome] = []
+    engine.submit(sleeping(0.02), lambda _: None)
+    await asyncio.sleep(0.005)
+    engine.submit(sleeping(0.05), outcomes.append, SIZE, large)
+    engine.submit(over.alone, outcomes.append, SIZE, over)
+    await asyncio.sleep(0.03)  # the large one runs, and `over` did not fit beside it
+    engine.close()
+    async with asyncio.timeout(5):
+        while engine.waiting:
+            await asyncio.sleep(0.001)
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), Unavailable]
+    assert not over.ran_with

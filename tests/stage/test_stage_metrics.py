@@ -54,3 +54,12 @@ def test_every_part_is_among_the_process_metrics() -> None:
     text = render().decode()
     for part in PARTS:
         assert f'stagemesh_stage_pass_seconds_count{{model="seen",part="{part}",stage="3"}} 0' in text
+
+
+def test_the_time_of_passes_that_were_computed_as_one_is_counted_once() -> None:
+    times = PassTimes("m", 1)
+    for queue_us in (10, 20, 30):
+        times.observe(HopRecord(queue_us=queue_us, compute_us=900), sharing=3)
+    parts = {part: (sum(counts), micros) for part, counts, micros in times.parts()}
+    assert parts["compute"] == (3, 900)
+    assert parts["queue"] == (3, 60)
