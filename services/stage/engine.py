@@ -2,7 +2,8 @@
 
 torch releases the GIL inside its kernels, so one thread per partition computes while the loop moves frames.
 Passes that are known to be short run on the loop's thread, since they take less time than waking another
-(`short` decides). Passes that may (`Joint`) run as one with those that wait right behind them. What waits is bounded by its users: a sender by its credits, the head by its links' room.
+(`short` decides). Passes that may (`Joint`) run as one with those that wait right behind them. What waits is bounded
+by its users: a sender by its credits, the head by its links' room.
 """
 
 import asyncio
