@@ -1,6 +1,7 @@
 """Passes that wait for a partition's compute thread, and what becomes of them.
 
-A pass that may (`Joint`) runs as one with those like it that wait right behind it when its turn comes.
+A pass that may (`Joint`) runs as one with those like it that wait right behind it when its turn comes, up to as many rows as a
+head puts into one of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,12 +9,10 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from .schedule import MAX_ROWS
 from .short import Size
 
 T = TypeVar("T")
-
-# Rows of passes that run as one, at most: as many as a head puts into one of its own.
-TOGETHER_ROWS = 64
 
 
 @dataclass(slots=True)
@@ -126,7 +125,7 @@ class JobQueue:
                 mate = self._jobs.get_nowait()
             except Empty:
                 break
-            if mate is None or mate.joint is None or rows + mate.joint.rows > TOGETHER_ROWS:
+            if mate is None or mate.joint is None or rows + mate.joint.rows > MAX_ROWS:
                 self._seen.append(mate)
                 break
             rows += mate.joint.rows

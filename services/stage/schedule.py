@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 _CHUNKS_PER_STAGE = 4
 # ... but not in smaller ones than this.
 _SMALLEST_ALONE = 128
+# Sessions of one pass.
+MAX_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Schedule:
         max_rows: sessions of one pass, at least 2.
     """
 
-    def __init__(self, depth: int, token_budget: int = 512, max_rows: int = 64) -> None:
+    def __init__(self, depth: int, token_budget: int = 512, max_rows: int = MAX_ROWS) -> None:
         if max_rows < 2:
             raise ValueError("a pass needs room for a decode step and a prompt")
         self._depth = depth

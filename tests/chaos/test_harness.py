@@ -18,6 +18,7 @@ from .picture import svg
 from .proxy import FROM_TARGET, TO_TARGET, Proxy
 from .report import markdown, write
 from .scenario import Baseline, Outcome, Run, Scenario, perform, quantile
+from .stages import rebuilt
 
 GOLDEN = {Place(number): list(range(number, number + TOKENS)) for number in range(4)}
 
@@ -252,3 +253,20 @@ async def test_nobody_behind_the_proxy_is_a_broken_connection_at_once() -> None:
     reader, _ = await asyncio.open_connection("127.0.0.1", proxy.port)
     assert await closed(reader)
     await proxy.stop()
+
+
+async def test_what_a_node_rebuilt_is_that_of_all_its_models() -> None:
+    name = "stagemesh_stage_rebuilt_tokens_total"
+    samples = {
+        (name, 'model="m",stage="0"'): 70.0,
+        (name, 'model="fetched",stage="0"'): 0.0,
+        (name, 'model="m",stage="2"'): 5.0,
+        ("stagemesh_stage_tokens_total", 'model="m",stage="0"'): 900.0,
+    }
+
+    async def metrics(process: object) -> dict[tuple[str, str], float]:
+        return samples
+
+    run = run_of()
+    run.mesh = SimpleNamespace(stage_processes=[SimpleNamespace(pid=11)], metrics=metrics)
+    assert await rebuilt(run) == {(11, 0): 70.0, (11, 2): 5.0}

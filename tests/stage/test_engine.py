@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from stagemesh.services.stage.engine import Engine
-from stagemesh.services.stage.jobs import TOGETHER_ROWS, Outcome
+from stagemesh.services.stage.jobs import Outcome
+from stagemesh.services.stage.schedule import MAX_ROWS
 from stagemesh.services.stage.short import PROOF
 
 from stagemesh.errors import Unavailable
@@ -251,7 +252,7 @@ async def test_what_others_may_not_join_keeps_its_place() -> None:
 
 async def test_no_more_rows_together_than_a_head_puts_into_a_pass() -> None:
     engine = Engine("e")
-    large, fits, over = Part("large", TOGETHER_ROWS - 1), Part("fits"), Part("over")
+    large, fits, over = Part("large", MAX_ROWS - 1), Part("fits"), Part("over")
     await held_up(engine, [large, fits, over])
     assert large.ran_with == fits.ran_with == [["large", "fits"]]
     assert over.ran_with == [["over"]]
@@ -298,7 +299,7 @@ async def test_closing_fails_those_that_would_have_run_as_one() -> None:
 
 async def test_closing_fails_also_what_the_thread_has_looked_at_already() -> None:
     engine = Engine("e")
-    large, over = Part("large", TOGETHER_ROWS), Part("over")
+    large, over = Part("large", MAX_ROWS), Part("over")
     outcomes: list[Outcome] = []
     engine.submit(sleeping(0.02), lambda _: None)
     await asyncio.sleep(0.005)
