@@ -7,9 +7,12 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
+
 from stagemesh.local.processes import ChildProcess
 
 _READY_S = 60.0
+_QUIET_CORES, _QUIET_S = 0.05, 1.0
 
 
 @contextlib.asynccontextmanager
@@ -28,6 +31,17 @@ async def server(module: str, *args: str) -> AsyncIterator[int]:
             yield int(port_file.read_text())
         finally:
             await child.stop(2.0)
+
+
+async def until_settled(pid: int) -> None:
+    """Return when the process rests, after at most a minute: a service that answers may still load things in the background."""
+    process = psutil.Process(pid)
+    async with asyncio.timeout(_READY_S):
+        before, used = 0.0, _QUIET_S
+        while used > _QUIET_CORES * _QUIET_S:
+            await asyncio.sleep(_QUIET_S)
+            now = sum(process.cpu_times()[:2])
+            before, used = now, now - before
 
 
 def announce_port(port_file: str, port: int) -> None:

@@ -20,7 +20,7 @@ from statistics import median
 import grpc.aio
 import numpy as np
 
-from bench.children import server
+from bench.children import server, until_settled
 from bench.noop_model import MODEL, REPLICA, announce
 from bench.options import Options, say
 from bench.paired import interleaved, paired_ratio
@@ -147,6 +147,7 @@ async def _contenders() -> AsyncIterator[dict[str, Call]]:
         payload = IDS.tobytes()
 
         await _until_up(router, lambda: infer(asked, timeout=10))
+        await until_settled(router.pid)
         yield {
             BARE: lambda: echo(payload, timeout=10),
             STRAIGHT: lambda: forward(request, timeout=10),

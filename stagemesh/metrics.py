@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 from stagemesh.errors import ConfigError
+from stagemesh.tallies import Tallies
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -33,13 +34,14 @@ SIZE_BUCKETS_BYTES = tuple(float(4**power) for power in range(4, 15))
 _made: dict[str, Any] = {}
 _lock = threading.Lock()
 
-T = TypeVar("T", Counter, Gauge, Histogram)
+T = TypeVar("T", Counter, Gauge, Histogram, Tallies)
 
 
 def _once(kind: type[T], name: str, text: str, labels: tuple[str, ...], **extra: Any) -> T:
     with _lock:
         if name not in _made:
-            _made[name] = kind(name, text, labels, registry=REGISTRY, **extra)
+            made = _made[name] = kind(name, text, labels, **extra)
+            REGISTRY.register(made)
         found = _made[name]
     if not isinstance(found, kind):
         raise ValueError(f"{name} is a {type(found).__name__} already")
@@ -48,19 +50,24 @@ def _once(kind: type[T], name: str, text: str, labels: tuple[str, ...], **extra:
 
 def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
     """The process's counter of that name (`stagemesh_..._total`)."""
-    return _once(Counter, name, text, labels)
+    return _once(Counter, name, text, labels, registry=None)
+
+
+def tallies(name: str, text: str, labels: tuple[str, ...]) -> Tallies:
+    """The process's counter of that name, for where one thread counts and every microsecond does, too."""
+    return _once(Tallies, name, text, labels)
 
 
 def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
     """The process's gauge of that name, unit at its end."""
-    return _once(Gauge, name, text, labels)
+    return _once(Gauge, name, text, labels, registry=None)
 
 
 def histogram(
     name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = LATENCY_BUCKETS_S
 ) -> Histogram:
     """The process's histogram of that name; by default of latencies, in seconds."""
-    return _once(Histogram, name, text, labels, buckets=buckets)
+    return _once(Histogram, name, text, labels, registry=None, buckets=buckets)
 
 
 def render() -> bytes:

@@ -17,7 +17,7 @@ class Measures:
     """`stagemesh_cache_*`: lookups and stores by outcome, time in the store, and what is held."""
 
     def __init__(self) -> None:
-        self._lookups = metrics.counter("stagemesh_cache_lookups_total", "Lookups by result.", ("result",))
+        self._lookups = metrics.tallies("stagemesh_cache_lookups_total", "Lookups by result.", ("result",))
         self._stores = metrics.counter(
             "stagemesh_cache_stores_total", "Values offered, by what became of them.", ("result",)
         )

@@ -1,5 +1,6 @@
 """Sends work along a route, and along another one when it breaks. A generation's own story is in `session_run.py`."""
 
+import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -127,7 +128,11 @@ class Dispatch:
             try:
                 answer = None
                 if nbytes <= STREAM_BYTES and stream.spoken:
-                    answer = await self._streamed(stream, request, ctx, span)
+                    with contextlib.suppress(NotSpokenError):
+                        if tracing.enabled():
+                            answer = await self._traced(stream, request, ctx, span)
+                        else:
+                            answer = await stream.forward(request, remaining(ctx))
                 if answer is None:
                     with self._telemetry.under(span):
                         call = self._channels.stage(address).Forward(request, timeout=remaining(ctx))
@@ -140,18 +145,13 @@ class Dispatch:
             self._attempts.ended(route)
             return answer
 
-    async def _streamed(
+    async def _traced(
         self, stream: ForwardStream, request: stage_pb2.ForwardRequest, ctx: RequestContext, span: Span
-    ) -> stage_pb2.ForwardResponse | None:
-        """The answer to a message on the shared stream; None when the head does not know of such streams."""
-        try:
-            if not tracing.enabled():
-                return await stream.forward(request, remaining(ctx))
-            # Imported by routers that trace anyway.
-            from stagemesh.grpc_tracing_channel import calling_message
+    ) -> stage_pb2.ForwardResponse:
+        """The answer to a message on the shared stream, with a span around it."""
+        # Imported by routers that trace anyway.
+        from stagemesh.grpc_tracing_channel import calling_message
 
-            with calling_message("/stagemesh.v1.StageService/Forward", span) as traceparent:
-                request.traceparent = traceparent
-                return await stream.forward(request, remaining(ctx))
-        except NotSpokenError:
-            return None
+        with calling_message("/stagemesh.v1.StageService/Forward", span) as traceparent:
+            request.traceparent = traceparent
+            return await stream.forward(request, remaining(ctx))

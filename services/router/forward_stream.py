@@ -20,13 +20,20 @@ from typing import Any
 import grpc.aio
 
 from stagemesh.begun import Begun
-from stagemesh.errors import DeadlineExceeded, ResourceExhausted, Unavailable, from_code, seconds_of
+from stagemesh.errors import (
+    DeadlineExceeded,
+    ResourceExhausted,
+    StagemeshError,
+    Unavailable,
+    from_code,
+    seconds_of,
+)
 from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES
 from stagemesh.local_door import NETWORK_KEY, enter_offered
 from stagemesh.message_socket import MessageSocket
 from stagemesh.same_network import network_id
-from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse
+from stagemesh.v1.stage_pb2 import ForwardReply, ForwardRequest, ForwardResponse, SessionError
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +89,25 @@ class ForwardStream:
             Unavailable: the stream broke.
             StagemeshError: what the head answered.
         """
-        if not self._room.locked():
-            async with self._room:
-                return await self._exchange(request, timeout_s)
-        until = time.monotonic() + timeout_s
+        if self._room.locked():
+            timeout_s = await self._wait_for_room(timeout_s)
+        else:
+            await self._room.acquire()  # at once
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._room.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded("Deadline Exceeded") from None
-        try:
-            return await self._exchange(request, until - time.monotonic())
+            connection = self._connection
+            if connection is None or connection.over:
+                connection = await self._connected()
+            reply = await connection.exchange(request, timeout_s)
+        except NotSpokenError:
+            if self.spoken:
+                log.info("forward_stream.not_spoken by=%s", self.address)
+                self._ask_again_at = time.monotonic() + ASK_AGAIN_S
+            raise
         finally:
             self._room.release()
+        if reply.HasField("error"):
+            raise _error_of(reply.error)
+        return reply.response
 
     async def close(self, grace_s: float = 0.0) -> None:
         """End the stream; what waits on it gets `grace_s` seconds to be answered and fails then."""
@@ -106,7 +119,18 @@ class ForwardStream:
             await asyncio.wait(list(connection.waiting.values()), timeout=grace_s)
         await connection.close()
 
-    async def _exchange(self, request: ForwardRequest, timeout_s: float) -> ForwardResponse:
+    async def _wait_for_room(self, timeout_s: float) -> float:
+        """Take a place; what is left of the time."""
+        until = time.monotonic() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._room.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded("Deadline Exceeded") from None
+        return until - time.monotonic()
+
+    async def _connected(self) -> "_Connection":
+        """The connection, opened anew where the one before is over."""
         while (connection := self._connection) is not None and connection.over:
             await connection.close()
             if self._connection is connection:
@@ -117,21 +141,7 @@ class ForwardStream:
             # Not in the context, and so not in the trace, of the request that happens to come first.
             connection = Context().run(_Connection, self._open_call, self._network, self._largest)
             self._connection = connection
-        try:
-            reply = await connection.exchange(request, timeout_s)
-        except NotSpokenError:
-            if self.spoken:
-                log.info("forward_stream.not_spoken by=%s", self.address)
-                self._ask_again_at = time.monotonic() + ASK_AGAIN_S
-            raise
-        if not reply.HasField("error"):
-            return reply.response
-        said = reply.error
-        error = from_code(said.code, said.message, said.field, seconds_of(said.retry_after_ms))
-        error.culprit = said.lost.replica_id
-        if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
-            error.retry_after_s = 1.0  # a stage of before did not say
-        raise error
+        return connection
 
 
 class _Connection:
@@ -265,6 +275,14 @@ class _Connection:
                 self._begun = None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the reader learns why
+
+
+def _error_of(said: SessionError) -> StagemeshError:
+    error = from_code(said.code, said.message, said.field, seconds_of(said.retry_after_ms))
+    error.culprit = said.lost.replica_id
+    if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
+        error.retry_after_s = 1.0  # a stage of before did not say
+    return error
 
 
 def _expire(answer: asyncio.Future[ForwardReply]) -> None:

@@ -28,15 +28,14 @@ def open_context(
         Unauthenticated: by the API key.
         PermissionDenied: the API key does not allow that priority.
     """
-    metadata = {
-        key.lower(): value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)
-    }
+    metadata = {key: value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)}
     if priority:
         metadata[PRIORITY_HEADER] = priority
     left = rpc.time_remaining()
     # Without a deadline gRPC says None or a number of years.
-    limits = [each for each in (None if left is None or left > 10**7 else left, seconds) if each is not None]
-    ctx = core.context(metadata, min(limits, default=None))
+    if left is not None and left < 10**7 and (seconds is None or left < seconds):
+        seconds = left
+    ctx = core.context(metadata, seconds)
     # Also with an error: it tells one that the router gave from a connection that broke.
     rpc.set_trailing_metadata((("x-request-id", ctx.request_id),))
     return ctx

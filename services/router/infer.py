@@ -52,12 +52,14 @@ class Inference:
         the others are cancelled, which frees what they hold on the stages, and its error, which names its rows, is
         raised.
         """
-        stages, replicas = len(self._spec.partitions), self._dispatch.replicas(self._spec)
-        parts = self._parts(stages, replicas)
+        parts, at_once = [range(1)], 1
+        if len(self._batch.lengths) > 1:
+            stages, replicas = len(self._spec.partitions), self._dispatch.replicas(self._spec)
+            parts, at_once = self._parts(stages, replicas), max(IN_FLIGHT, 2 * stages * replicas)
         if len(parts) == 1:
             route, pieces = await self._ask(parts[0])
             return await self._joined([pieces], parts), route
-        room = asyncio.Semaphore(max(IN_FLIGHT, 2 * stages * replicas))
+        room = asyncio.Semaphore(at_once)
 
         async def one(rows: range) -> tuple[Route, list[Piece]]:
             async with room:

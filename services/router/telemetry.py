@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Generic, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
 from stagemesh import tracing
-from stagemesh.metrics import counter, gauge, histogram
+from stagemesh.metrics import gauge, histogram, tallies
 from stagemesh.tracing import tracer
 
 from .admission.priority import Priority
@@ -22,30 +21,19 @@ NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
-M = TypeVar("M", bound=Counter | Histogram)
+class _Seconds:
+    """A histogram that remembers its children: finding one through the metric takes a lock and a tuple."""
 
+    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._metric = histogram(name, text, labels, BUCKETS_S)
+        self._children: dict[tuple[str, ...], Histogram] = {}
 
-class Labelled(Generic[M]):
-    """A metric with labels that remembers its children: finding one through the metric takes a lock and a tuple."""
-
-    def __init__(self, metric: M) -> None:
-        self._metric = metric
-        self._children: dict[tuple[str, ...], M] = {}
-
-    def labels(self, *values: str) -> M:
+    def labels(self, *values: str) -> Histogram:
         """The child of these label values."""
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = cast(M, self._metric.labels(*values))
+            child = self._children[values] = self._metric.labels(*values)
         return child
-
-
-def _counter(name: str, text: str, labels: tuple[str, ...]) -> Labelled[Counter]:
-    return Labelled(counter(name, text, labels))
-
-
-def _seconds(name: str, text: str, labels: tuple[str, ...]) -> Labelled[Histogram]:
-    return Labelled(histogram(name, text, labels, BUCKETS_S))
 
 
 class Telemetry:
@@ -53,27 +41,27 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.demand = Demand()
-        self.requests = _counter("stagemesh_requests_total", "Requests by outcome.", ("model", "code"))
-        self.duration = _seconds(
+        self.requests = tallies("stagemesh_requests_total", "Requests by outcome.", ("model", "code"))
+        self.duration = _Seconds(
             "stagemesh_request_duration_seconds", "From arrival to the last byte.", ("model",)
         )
-        self.first_token = _seconds(
+        self.first_token = _Seconds(
             "stagemesh_time_to_first_token_seconds", "From arrival to the first token.", ("model",)
         )
-        self.tokens = _counter("stagemesh_tokens_generated_total", "New tokens sent to clients.", ("model",))
-        self.prompt_tokens = _counter("stagemesh_prompt_tokens_total", "Prompt tokens taken.", ("model",))
-        self.cache_lookups = _counter("stagemesh_cache_lookups_total", "Lookups by result.", ("result",))
-        self.route_sessions = _counter(
+        self.tokens = tallies("stagemesh_tokens_generated_total", "New tokens sent to clients.", ("model",))
+        self.prompt_tokens = tallies("stagemesh_prompt_tokens_total", "Prompt tokens taken.", ("model",))
+        self.cache_lookups = tallies("stagemesh_cache_lookups_total", "Lookups by result.", ("result",))
+        self.route_sessions = tallies(
             "stagemesh_route_sessions_total",
             "Sessions and micro-batches routed to a replica.",
             ("model", "stage", "replica"),
         )
-        self.prefix_hits = _counter(
+        self.prefix_hits = tallies(
             "stagemesh_router_prefix_hit_tokens_total",
             "Prompt tokens that were not computed, since every stage of the route still had them.",
             ("model",),
         )
-        self.prefix_reports = _counter(
+        self.prefix_reports = tallies(
             "stagemesh_router_prefix_reports_total",
             "What replicas told of the prompts they hold: full, changes, or missed (everything is asked for again).",
             ("kind",),
@@ -81,28 +69,28 @@ class Telemetry:
         self.prefix_blocks = gauge(
             "stagemesh_router_prefix_blocks", "Blocks of prompts of which this router knows who holds them."
         )
-        self.recoveries = _counter(
+        self.recoveries = tallies(
             "stagemesh_session_recoveries_total",
             "Sessions that lost their route after a token came, and went on along another one.",
             ("model",),
         )
-        self.resumed = _counter(
+        self.resumed = tallies(
             "stagemesh_resumed_answers_total",
             "Answers that went on here after their stream broke at another router.",
             ("model",),
         )
-        self.retries = _counter(
+        self.retries = tallies(
             "stagemesh_route_retries_total", "Routes that broke and were tried anew.", ("model",)
         )
-        self.retries_denied = _counter(
+        self.retries_denied = tallies(
             "stagemesh_retries_denied_total",
             "Retries that the budget had no room for: stateless ones fail, sessions wait before they go on.",
             ("model",),
         )
-        self.http_requests = _counter(
+        self.http_requests = tallies(
             "stagemesh_http_requests_total", "HTTP requests by status.", ("path", "status")
         )
-        self.http_duration = _seconds(
+        self.http_duration = _Seconds(
             "stagemesh_http_request_duration_seconds",
             "From the request's head to the last byte of the answer.",
             ("path",),
@@ -112,25 +100,25 @@ class Telemetry:
         self.waiting_by_priority = gauge(
             "stagemesh_requests_waiting", "Requests that wait for their turn, by priority.", ("priority",)
         )
-        self.waited = _seconds(
+        self.waited = _Seconds(
             "stagemesh_admission_wait_seconds", "How long requests waited for their turn.", ("priority",)
         )
-        self.refusals = _counter(
+        self.refusals = tallies(
             "stagemesh_admission_refusals_total",
             "Requests refused early: the queue was full, their turn would have come too late, or a higher priority "
             "took their place.",
             ("model", "priority", "reason"),
         )
         self.held = gauge("stagemesh_requests_held", "Requests that wait for their model to wake.")
-        self.wakes = _counter(
+        self.wakes = tallies(
             "stagemesh_model_wakes_total", "Times that a registry was asked to wake a model.", ("model",)
         )
-        self.woken = _seconds(
+        self.woken = _Seconds(
             "stagemesh_model_wake_seconds",
             "From the first request to a model that sleeps until every stage of it was ready.",
             ("model",),
         )
-        self.not_held = _counter(
+        self.not_held = tallies(
             "stagemesh_requests_not_held_total",
             "Requests to models that sleep, refused because as many waited already as may.",
             ("model",),

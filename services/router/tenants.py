@@ -8,12 +8,11 @@ from typing import Any
 
 from stagemesh import records
 from stagemesh.errors import ConfigError, InvalidArgument, ResourceExhausted, StagemeshError
-from stagemesh.metrics import counter
+from stagemesh.metrics import counter, tallies
 
 from .admission.quotas import Bill, Limits, QuotaExceeded, Quotas, Rate, Tenant
 from .auth import read_sections
 from .membership import Membership
-from .telemetry import Labelled
 
 MAX_LABELS = 100
 """Tenants with metrics of their own; those beyond, and those that the file does not name, are "other"."""
@@ -47,15 +46,13 @@ class Tenants:
         self._clock = clock
         self._seen, self._share = -1, 1.0
         self._labels = {name: name for name in list(tenants)[:MAX_LABELS]}
-        self._requests = Labelled(
-            counter(
-                "stagemesh_tenant_requests_total",
-                f"Requests by tenant; more than {MAX_LABELS} tenants are one.",
-                ("tenant",),
-            )
+        self._requests = tallies(
+            "stagemesh_tenant_requests_total",
+            f"Requests by tenant; more than {MAX_LABELS} tenants are one.",
+            ("tenant",),
         )
-        self._tokens = Labelled(
-            counter("stagemesh_tenant_tokens_total", "Prompt and new tokens that quotas count.", ("tenant",))
+        self._tokens = tallies(
+            "stagemesh_tenant_tokens_total", "Prompt and new tokens that quotas count.", ("tenant",)
         )
         self._refusals = counter(
             "stagemesh_tenant_refusals_total", "Requests beyond a quota, by quota.", ("tenant", "quota")

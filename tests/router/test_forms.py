@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stagemesh.services.router.forms import MAX_FORMS
 from stagemesh.services.router.signature import signature_of
-from stagemesh.services.router.validate_tensors import KEEPS_LOCK, Batch, _largest, check_infer
+from stagemesh.services.router.validate_tensors import Batch, check_infer
 
 from stagemesh.errors import InvalidArgument, StagemeshError
 from stagemesh.tensor import from_numpy
@@ -114,10 +114,20 @@ def test_the_limit_of_an_answer_is_part_of_the_form() -> None:
         check_infer(request, spec, max_output_bytes=100)
 
 
-@given(st.integers(1, 12 * KEEPS_LOCK), st.integers(0, 2**31))
-def test_the_largest_is_found_in_pieces_too(count: int, seed: int) -> None:
-    values = np.random.default_rng(seed).integers(0, 2**63, count, dtype=np.uint64)
-    assert _largest(values) == int(values.max())
+@given(
+    st.sampled_from(["int64", "int32"]),
+    st.integers(1, 40),
+    st.lists(st.integers(-3, 42), min_size=1, max_size=40),
+)
+def test_exactly_the_ids_of_the_vocabulary_pass(dtype: str, vocabulary: int, ids: list[int]) -> None:
+    request = InferRequest(inputs=[from_numpy("input_ids", np.array([ids], dtype=dtype))])
+    spec = model(task="embed", vocab_size=vocabulary)
+    if all(0 <= each < vocabulary for each in ids):
+        check_infer(request, spec, max_output_bytes=LIMIT)
+    else:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        with pytest.raises(StagemeshError, match=f"token id {wrong} is outside"):
+            check_infer(request, spec, max_output_bytes=LIMIT)
 
 
 def test_a_bad_id_is_named_in_a_request_like_a_good_one() -> None:

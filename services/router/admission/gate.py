@@ -8,7 +8,7 @@ from types import TracebackType
 from stagemesh.errors import DeadlineExceeded, ResourceExhausted, StagemeshError, Unavailable
 
 from .priority import Priority
-from .queue import Admission, Ending, Moves, Refused, Ticket
+from .queue import NO_MOVES, Admission, Ending, Moves, Refused, Ticket
 
 
 class AdmissionGate:
@@ -121,6 +121,8 @@ class AdmissionGate:
             self._look_whether_idle()
 
     def _tell(self, moves: Moves) -> None:
+        if moves is NO_MOVES:
+            return
         for ticket in moves.started:
             self._answer(ticket, None)
         for ticket, error in moves.refused:

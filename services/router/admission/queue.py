@@ -11,6 +11,7 @@ the models, and the tenants of one, that could begin it is the one that was give
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from stagemesh.errors import ResourceExhausted
 
@@ -56,6 +57,10 @@ class Moves:
 
     started: list[Ticket] = field(default_factory=list)
     refused: list[tuple[Ticket, Refused]] = field(default_factory=list)
+
+
+NO_MOVES: Final = Moves()
+"""Nobody begins and nobody is refused, as nearly always; not to be written to."""
 
 
 class Admission:
@@ -136,7 +141,7 @@ class Admission:
         lane = self.lane(ticket.model)
         lane.progress(ticket, units, now)
         if not lane.waiting or now < lane.looked + LOOK_S:
-            return Moves()
+            return NO_MOVES
         return self._next(now, {ticket.model: lane})
 
     def leave(self, ticket: Ticket, now: float, ending: Ending) -> Moves:
@@ -162,6 +167,8 @@ class Admission:
 
     def _next(self, now: float, lanes: dict[str, Lane]) -> Moves:
         """Start whoever of these lanes may run, in order; those that would run in vain are refused instead."""
+        if not lanes:
+            return NO_MOVES
         moves = Moves()
         firsts: dict[str, Ticket] = {}
         while self.active < self.max_active:

@@ -10,12 +10,12 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span
 
 from stagemesh import tracing
-from stagemesh.metrics import counter, gauge
+from stagemesh.metrics import counter, gauge, tallies
 from stagemesh.v1 import cache_pb2, inference_pb2
 
 from ..channels import Channels
 from ..membership import Membership
-from ..telemetry import Labelled, Telemetry
+from ..telemetry import Telemetry
 from .choice import PAUSE_S, Pauses, rank_caches
 from .flight import Asked, CacheUse, HeldLeases, Lease
 from .key import cache_tags, value_digest
@@ -80,20 +80,16 @@ class CacheClient:
         self._waiting = 0
         self._leases = HeldLeases(channels)
         self._known: tuple[int, list[str]] = (-1, [])
-        self._flights = Labelled(
-            counter(
-                "stagemesh_cache_flights_total",
-                "Requests by their part in computing once: computed, coalesced, taken_over, alone.",
-                ("part",),
-            )
+        self._flights = tallies(
+            "stagemesh_cache_flights_total",
+            "Requests by their part in computing once: computed, coalesced, taken_over, alone.",
+            ("part",),
         )
-        self._faults = Labelled(
-            counter(
-                "stagemesh_cache_faults_total", "Caches and answers not believed, by reason.", ("reason",)
-            )
+        self._faults = tallies(
+            "stagemesh_cache_faults_total", "Caches and answers not believed, by reason.", ("reason",)
         )
-        self._dropped = Labelled(
-            counter("stagemesh_cache_unstored_total", "Answers that were not stored, by reason.", ("reason",))
+        self._dropped = tallies(
+            "stagemesh_cache_unstored_total", "Answers that were not stored, by reason.", ("reason",)
         )
         self._near_hits = counter(
             "stagemesh_cache_near_hits_total", "Hits from the router's own copies; hits count these too."

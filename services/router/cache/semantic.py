@@ -21,7 +21,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from stagemesh.errors import StagemeshError
-from stagemesh.metrics import counter, histogram
+from stagemesh.metrics import histogram, tallies
 from stagemesh.v1 import cache_pb2, registry_pb2
 from stagemesh.v1 import semantic_pb2 as pb
 from stagemesh.v1.semantic_pb2_grpc import SemanticServiceStub
@@ -31,7 +31,6 @@ from ..channels import Channels
 from ..context import RequestContext
 from ..membership import Membership
 from ..prepare import Plan
-from ..telemetry import Labelled
 from .believe import answer_fault
 from .choice import Pauses, rank_caches
 from .client import HIT, CacheClient
@@ -77,23 +76,19 @@ class SemanticClient:
         self._timeout_s = timeout_ms / 1000
         self._pauses = Pauses()
         self._keeps: set[asyncio.Task[None]] = set()
-        self._sought = Labelled(
-            counter(
-                "stagemesh_semantic_lookups_total",
-                "Questions without an exact answer that were looked for by meaning, by model and result: hit, refused, "
-                "gone (the answer had ended), no_encoder, too_long, timeout, failed, disbelieved.",
-                ("model", "result"),
-            )
+        self._sought = tallies(
+            "stagemesh_semantic_lookups_total",
+            "Questions without an exact answer that were looked for by meaning, by model and result: hit, refused, "
+            "gone (the answer had ended), no_encoder, too_long, timeout, failed, disbelieved.",
+            ("model", "result"),
         )
         self._seconds = histogram(
             "stagemesh_semantic_lookup_seconds",
             "From an exact miss to what was found by meaning.",
             ("model",),
         )
-        self._unkept = Labelled(
-            counter(
-                "stagemesh_semantic_unkept_total", "Questions that were not kept, by reason.", ("reason",)
-            )
+        self._unkept = tallies(
+            "stagemesh_semantic_unkept_total", "Questions that were not kept, by reason.", ("reason",)
         )
 
     def __repr__(self) -> str:

@@ -15,14 +15,13 @@ from contextlib import aclosing
 from opentelemetry import trace
 
 from stagemesh.errors import StagemeshError
-from stagemesh.metrics import counter
+from stagemesh.metrics import tallies
 from stagemesh.v1 import inference_pb2
 from stagemesh.v1 import semantic_pb2 as pb
 
 from ..admission.priority import Priority
 from ..context import RequestContext
 from ..prepare import Plan
-from ..telemetry import Labelled
 from .semantic import SemanticClient, Sought
 
 log = logging.getLogger(__name__)
@@ -45,12 +44,10 @@ class Verifier:
         self._recompute = recompute
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._done = Labelled(
-            counter(
-                "stagemesh_semantic_verifications_total",
-                "Kept answers held against real ones, by what became of that: right, wrong, or why it was dropped.",
-                ("result",),
-            )
+        self._done = tallies(
+            "stagemesh_semantic_verifications_total",
+            "Kept answers held against real ones, by what became of that: right, wrong, or why it was dropped.",
+            ("result",),
         )
 
     def __repr__(self) -> str:
