@@ -1,11 +1,13 @@
 """Comparisons that survive a machine whose speed drifts: runs interleaved, ratios paired, noise said aloud.
 
 Memory bandwidth of a shared machine moves by 30 % within an hour, so two contenders measured one after the other
-cannot be compared. Here each round runs every contender once (A B A B ...), a ratio is taken within its round,
-and what is quoted is the median of those ratios with its quartiles. Pure: no clock, no I/O.
+cannot be compared. Here each round runs every contender once, a ratio is taken within its round, and what is quoted is
+the median of those ratios with its quartiles. The order is another one in every round, the same ones in every run: caches and
+the allocator are as the one before left them, and with A B A B nobody but A would ever follow B. Pure: no clock, no I/O.
 """
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,9 +32,11 @@ class Verdict(StrEnum):
 
 def interleaved(contenders: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
     """(round, contender) in the order to run them: every contender once before any runs again."""
+    shuffled, rng = list(contenders), random.Random(0)
     for number in range(rounds):
-        for contender in contenders:
+        for contender in shuffled:
             yield number, contender
+        rng.shuffle(shuffled)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -311,6 +311,7 @@ class Link:
                 packed, begun = self._writing
                 if self._outbox.parcels and self._outbox.ready:
                     self._ahead = self._outbox.pack()
+                    self._room.set()  # what comes next can come during this write
                 await begun
                 self._writing = None
                 packed.sent()

@@ -88,8 +88,9 @@ class Outbox:
         if size > WHOLE_BYTES:
             return Packed([post], None, pieces)
         posts, frames = [post], [pieces]
-        while self.ready and (size := size + _payload(self.first)) <= JOINED_BYTES:
-            if self.lane.waits(self.first.tensor):
+        while self.ready and (payload := _payload(self.first)) <= WHOLE_BYTES:
+            size += payload
+            if size > JOINED_BYTES or self.lane.waits(self.first.tensor):
                 break
             self.credits -= 1
             post = self._posts.popleft()

@@ -1,8 +1,8 @@
 """What goes into one message of a stream: several small frames, one, or a part of a large one. Pure.
 
-A message costs a gRPC stream about as much as the copying of a few hundred KiB, so frames that wait for it share one. A
-message of many MiB is slower than its parts: copies that fit into a core's cache are cheaper, and both ends work on it
-at the same time. Only between ends that speak `parcels` (`handshake.py`); on a Unix socket a message costs next to nothing.
+A message costs a gRPC stream about as much as the copying of a few hundred KiB, so frames that wait for it share one, as
+long as it stays below a few MiB. A frame that is larger by itself is slower than its parts: copies that fit into a core's
+cache are cheaper, and both ends work on it at the same time. Only between ends that speak `parcels` (`handshake.py`); on a Unix socket a message costs next to nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from stagemesh.errors import InvalidArgument
 from stagemesh.v1.stage_pb2 import Frame, FramePart
 from stagemesh.wire import key, read_varint, split, varint
 
-# Frames that wait are put together up to that many bytes (bench/NOTES.md).
-JOINED_BYTES = 2**18
+# Frames that wait are put together up to that many bytes: two of 1 MiB with what is around them (bench/NOTES.md).
+JOINED_BYTES = 2**21 + 2**16
 # Larger frames go in even parts, of no more than that.
 WHOLE_BYTES = 3 * 2**19
 PART_BYTES = 2**20

@@ -16,7 +16,14 @@ def test_every_contender_runs_once_before_any_runs_again(contenders: list[int], 
     assert len(order) == rounds * len(contenders)
     for number in range(rounds):
         one_round = order[number * len(contenders) : (number + 1) * len(contenders)]
-        assert one_round == [(number, contender) for contender in contenders]
+        assert {each for each, _ in one_round} == {number}
+        assert sorted(contender for _, contender in one_round) == sorted(contenders)
+    assert order == list(interleaved(contenders, rounds))
+
+
+def test_everybody_follows_everybody() -> None:
+    order = [contender for _, contender in interleaved("ABC", 30)]
+    assert len(set(zip(order, order[1:], strict=False))) == 9
 
 
 @given(pairs)
