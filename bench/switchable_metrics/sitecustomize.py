@@ -19,7 +19,10 @@ _METHODS = (
     (metrics.Histogram, "observe"),
 )
 _REAL = [getattr(kind, name) for kind, name in _METHODS]
-_STAGE = "stagemesh.services.stage.metrics"
+_OWN = (
+    ("stagemesh.services.stage.metrics", "PassTimes", "observe"),
+    ("stagemesh.tallies", "Tally", "inc"),
+)
 
 
 def _nothing(self: Any, *args: Any, **more: Any) -> Any:
@@ -29,11 +32,12 @@ def _nothing(self: Any, *args: Any, **more: Any) -> Any:
 def _switch(number: int, frame: object) -> None:
     for (kind, name), real in zip(_METHODS, _REAL, strict=True):
         setattr(kind, name, _nothing if number == signal.SIGUSR1 else real)
-    # A stage counts its passes' times itself.
-    times = getattr(sys.modules.get(_STAGE), "PassTimes", None)
-    if times is not None:
-        times.real_observe = getattr(times, "real_observe", times.observe)
-        times.observe = _nothing if number == signal.SIGUSR1 else times.real_observe
+    # A stage counts its passes' times itself, and routers and caches have counters of their own.
+    for module, owner, method in _OWN:
+        kind = getattr(sys.modules.get(module), owner, None)
+        if kind is not None:
+            kind.real = getattr(kind, "real", getattr(kind, method))
+            setattr(kind, method, _nothing if number == signal.SIGUSR1 else kind.real)
 
 
 signal.signal(signal.SIGUSR1, _switch)

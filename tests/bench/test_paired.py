@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ def test_every_contender_runs_once_before_any_runs_again(contenders: list[int], 
 
 def test_everybody_follows_everybody() -> None:
     order = [contender for _, contender in interleaved("ABC", 30)]
-    assert len(set(zip(order, order[1:], strict=False))) == 9
+    assert len(set(pairwise(order))) == 9
 
 
 @given(pairs)
