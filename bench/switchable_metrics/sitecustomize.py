@@ -34,10 +34,10 @@ def _switch(number: int, frame: object) -> None:
         setattr(kind, name, _nothing if number == signal.SIGUSR1 else real)
     # A stage counts its passes' times itself, and routers and caches have counters of their own.
     for module, owner, method in _OWN:
-        kind = getattr(sys.modules.get(module), owner, None)
-        if kind is not None:
-            kind.real = getattr(kind, "real", getattr(kind, method))
-            setattr(kind, method, _nothing if number == signal.SIGUSR1 else kind.real)
+        own = getattr(sys.modules.get(module), owner, None)
+        if own is not None:
+            own.real = getattr(own, "real", getattr(own, method))
+            setattr(own, method, _nothing if number == signal.SIGUSR1 else own.real)
 
 
 signal.signal(signal.SIGUSR1, _switch)
