@@ -2,7 +2,8 @@
 
 A message costs a gRPC stream about as much as the copying of a few hundred KiB, so frames that wait for it share one, as
 long as it stays below a few MiB. A frame that is larger by itself is slower than its parts: copies that fit into a core's
-cache are cheaper, and both ends work on it at the same time. Only between ends that speak `parcels` (`handshake.py`); on a Unix socket a message costs next to nothing.
+cache are cheaper, and both ends work on it at the same time. Only between ends that speak `parcels` (`handshake.py`); on a Unix
+socket a message costs next to nothing.
 """
 
 from collections.abc import Iterator, Sequence

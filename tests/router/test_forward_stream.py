@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from stagemesh.services.router.channels import Channels
-from stagemesh.services.router.forward_stream import ForwardStream, NotSpokenError
+from stagemesh.services.router.forward_stream import ForwardStream, NotSpokenError, _Connection
 from stagemesh.services.stage.forward_stream import _Local
 
 from stagemesh.errors import DeadlineExceeded, Unavailable
@@ -165,6 +165,28 @@ async def test_no_more_than_the_bound_is_in_flight(stage):
     done = await asyncio.gather(*asked, return_exceptions=True)
     assert [isinstance(each, stage_pb2.ForwardResponse) for each in done] == [True, True, True, False, True]
     assert [each.session for each in stage.forwarded] == [1, 2, 3, 5]
+    await stream.close()
+    await channel.close()
+
+
+async def test_the_wait_for_room_counts_against_the_deadline(stage, monkeypatch):
+    channel, stream = stream_to(stage, in_flight=1)
+    left, exchange = [], _Connection.exchange
+
+    async def noted(self, request, timeout_s):
+        left.append(timeout_s)
+        return await exchange(self, request, timeout_s)
+
+    monkeypatch.setattr(_Connection, "exchange", noted)
+    first = asyncio.create_task(stream.forward(request(1), 10))
+    await eventually(lambda: stage.forwarded)
+    second = asyncio.create_task(stream.forward(request(2), 10))
+    await asyncio.sleep(0.3)
+    first.cancel()
+    stage.release.set()
+    assert (await second).outputs
+    assert left[0] == 10
+    assert left[1] < 9.8
     await stream.close()
     await channel.close()
 
