@@ -35,7 +35,7 @@ QUESTIONS = {
 }
 
 EPILOG = """
-Every benchmark runs its contenders interleaved (A B A B ...) and prints the median of the paired ratios with the
+Every benchmark runs its contenders interleaved (A B, B A, ...) and prints the median of the paired ratios with the
 middle half of them. A ratio marked [noise] must not be quoted; run it again on a quieter machine or with more
 --rounds. Keys that cannot be measured yet are listed with the reason, never made up.
 

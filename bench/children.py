@@ -34,7 +34,7 @@ async def server(module: str, *args: str) -> AsyncIterator[int]:
 
 
 async def until_settled(pid: int) -> None:
-    """Return when the process rests, after at most a minute: a service that answers may still load things in the background."""
+    """Return when the process rests: a service that answers may still load things. Raises `TimeoutError` after a minute."""
     process = psutil.Process(pid)
     async with asyncio.timeout(_READY_S):
         before, used = 0.0, _QUIET_S

@@ -31,7 +31,7 @@ class Verdict(StrEnum):
 
 
 def interleaved(contenders: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
-    """(round, contender) in the order to run them: every contender once before any runs again."""
+    """(round, contender) in the order to run them: every contender once before any runs again, in the first round as given."""
     shuffled, rng = list(contenders), random.Random(0)
     for number in range(rounds):
         for contender in shuffled:

@@ -32,7 +32,7 @@ def _nothing(self: Any, *args: Any, **more: Any) -> Any:
 def _switch(number: int, frame: object) -> None:
     for (kind, name), real in zip(_METHODS, _REAL, strict=True):
         setattr(kind, name, _nothing if number == signal.SIGUSR1 else real)
-    # A stage counts its passes' times itself, and routers and caches have counters of their own.
+    # A stage counts its passes' times itself, and routers and caches have counters of their own (to find one costs a dict).
     for module, owner, method in _OWN:
         own = getattr(sys.modules.get(module), owner, None)
         if own is not None:

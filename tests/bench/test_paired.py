@@ -20,6 +20,7 @@ def test_every_contender_runs_once_before_any_runs_again(contenders: list[int], 
         assert {each for each, _ in one_round} == {number}
         assert sorted(contender for _, contender in one_round) == sorted(contenders)
     assert order == list(interleaved(contenders, rounds))
+    assert [contender for number, contender in order if number == 0] == (contenders if rounds else [])
 
 
 def test_everybody_follows_everybody() -> None:
