@@ -8,7 +8,6 @@ import stagemesh.services  # type: ignore[import-not-found]  # noqa: F401 (first
 
 # isort: on
 import argparse
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -16,7 +15,7 @@ import grpc
 
 from bench.children import announce_port
 from services.stage.forward_stream import forward_stream
-from stagemesh.grpc_server import GrpcServer, serve_until_signal
+from stagemesh.grpc_server import GrpcServer, run, serve_until_signal
 from stagemesh.local_door import offer_door
 from stagemesh.v1.stage_pb2 import (
     ForwardRequest,
@@ -76,4 +75,4 @@ async def main(port_file: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port-file", required=True)
-    asyncio.run(main(parser.parse_args().port_file))
+    run(main(parser.parse_args().port_file))

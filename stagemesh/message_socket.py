@@ -116,9 +116,9 @@ class MessageSocket:
         if self._due:
             return  # first what is here already
         came = self._came
-        missing = self._missing()
+        size = min(max(_CHUNK, self._missing()), _LONG_CHUNK) if came else _CHUNK
         try:
-            data = self._sock.recv(min(max(_CHUNK, missing), _LONG_CHUNK))
+            data = self._sock.recv(size)
         except BlockingIOError:
             return
         except OSError as error:

@@ -43,6 +43,13 @@ class Tallies(Collector):
             child = self._children[values] = Tally()
         return child
 
+    def count(self, *values: str, amount: float = 1.0) -> None:
+        """Count so many of these label values; the same as `labels(...).inc(...)`, in one step."""
+        child = self._children.get(values) or self.labels(*values)
+        if amount < 0:
+            raise ValueError(f"a counter cannot go back by {-amount}")
+        child.value += amount
+
     def describe(self) -> Iterable[Metric]:
         """The name alone: a registry asks for it to find doubles."""
         return [CounterMetricFamily(self._name, self._text)]

@@ -82,7 +82,7 @@ def check_layout(dtype: str, shape: Sequence[int], nbytes: int, field: str = "te
         )
     if len(shape) > MAX_RANK:
         raise InvalidArgument(f"{field}.shape: rank {len(shape)} is above {MAX_RANK}", field=f"{field}.shape")
-    if any(size < 0 for size in shape):
+    if shape and min(shape) < 0:
         raise InvalidArgument(f"{field}.shape: negative dimension in {list(shape)}", field=f"{field}.shape")
     elements = math.prod(shape)
     if elements > MAX_ELEMENTS:

@@ -22,6 +22,7 @@ _REAL = [getattr(kind, name) for kind, name in _METHODS]
 _OWN = (
     ("stagemesh.services.stage.metrics", "PassTimes", "observe"),
     ("stagemesh.tallies", "Tally", "inc"),
+    ("stagemesh.tallies", "Tallies", "count"),
 )
 
 

@@ -7,7 +7,7 @@ import time
 import grpc.aio
 from opentelemetry.trace import Span
 
-from stagemesh import errors
+from stagemesh import errors, tracing
 from stagemesh.grpc_errors import FAILED_REPLICA, from_rpc_error
 from stagemesh.v1 import registry_pb2, stage_pb2
 
@@ -66,6 +66,10 @@ class Attempts:
         self._waking = waking
         self._budgets: dict[str, RetryBudget] = {}
 
+    def asleep(self, spec: registry_pb2.ModelSpec) -> bool:
+        """Whether `awake` would wait."""
+        return self._waking is not None and self._waking.needed(spec)
+
     async def awake(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span) -> None:
         """Return when the model has a route, if it slept; see `Waking.hold` for what it raises."""
         if self._waking is not None and self._waking.needed(spec):
@@ -75,13 +79,18 @@ class Attempts:
         self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span, avoid: set[str], ask: Ask
     ) -> Route:
         """A route; see `Routing.choose` for what it raises."""
-        with self.telemetry.span("router.route", span) as routing_span:
-            route = self.routing.choose(
-                spec, time.monotonic(), self.rng, override=ctx.policy_override, avoid=avoid, ask=ask
-            )
-            for hop in route if routing_span.is_recording() else ():
-                routing_span.set_attribute(f"stagemesh.stage.{hop.stage}", hop.replica_id)
-        return route
+        if tracing.enabled():
+            with self.telemetry.span("router.route", span) as routing_span:
+                route = self._choose(spec, ctx, avoid, ask)
+                for hop in route:
+                    routing_span.set_attribute(f"stagemesh.stage.{hop.stage}", hop.replica_id)
+            return route
+        return self._choose(spec, ctx, avoid, ask)
+
+    def _choose(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, avoid: set[str], ask: Ask) -> Route:
+        return self.routing.choose(
+            spec, time.monotonic(), self.rng, override=ctx.policy_override, avoid=avoid, ask=ask
+        )
 
     def may_retry(
         self,
@@ -179,16 +188,19 @@ class InFlight:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.through()
+        if self._prompt:
+            self.through()
         self._attempts.loads.end(self._replicas)
 
     def add(self, hops: Route) -> None:
         """Count these as well."""
+        added = []
         for hop in hops:
-            sessions = self._attempts.telemetry.route_sessions
-            sessions.labels(self._model, str(hop.stage), hop.replica_id).inc()
-            self._replicas.append(hop.replica_id)
-        self._attempts.loads.begin([hop.replica_id for hop in hops])
+            name = hop.replica_id
+            added.append(name)
+            self._attempts.telemetry.route_sessions.count(self._model, str(hop.stage), name)
+        self._replicas += added
+        self._attempts.loads.begin(added)
 
     def sent(self, route: Route, tokens: int, ask: Ask) -> None:
         """A sequence of so many tokens goes to the route, which may have the beginning of it."""

@@ -44,7 +44,7 @@ class Demand:
     def began(self, model: str) -> None:
         """A request came."""
         if model in self.known:
-            asked = self._of(model)
+            asked = self._asked.get(model) or self._of(model)
             asked.arrivals += 1
             asked.open += 1
 

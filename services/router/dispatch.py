@@ -1,6 +1,6 @@
 """Sends work along a route, and along another one when it breaks. A generation's own story is in `session_run.py`."""
 
-import contextlib
+import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -86,10 +86,12 @@ class Dispatch:
         """
         avoid, ask = set(avoid), ask_of(ctx)
         attempt = 0
-        self._attempts.begun(spec)
+        # While the answer is waited for: what breaks is heard of later.
+        asyncio.get_running_loop().call_soon(self._attempts.begun, spec)
         while True:
             attempt += 1
-            await self._attempts.awake(spec, ctx, span)
+            if self._attempts.asleep(spec):
+                await self._attempts.awake(spec, ctx, span)
             route = self._attempts.choose(spec, ctx, span, avoid, ask)
             try:
                 return route, await self._forward(request(route), route, spec, ctx, span, nbytes)
@@ -128,11 +130,13 @@ class Dispatch:
             try:
                 answer = None
                 if nbytes <= STREAM_BYTES and stream.spoken:
-                    with contextlib.suppress(NotSpokenError):
+                    try:
                         if tracing.enabled():
                             answer = await self._traced(stream, request, ctx, span)
                         else:
                             answer = await stream.forward(request, remaining(ctx))
+                    except NotSpokenError:
+                        pass  # it is called the old way
                 if answer is None:
                     with self._telemetry.under(span):
                         call = self._channels.stage(address).Forward(request, timeout=remaining(ctx))

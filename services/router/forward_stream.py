@@ -66,7 +66,10 @@ class ForwardStream:
         self._largest = max_message_bytes
         self._open_call = open_call
         self._connection: _Connection | None = None
-        self._room = asyncio.Semaphore(in_flight)
+        self._most = in_flight
+        self._running = 0
+        # Who waits for room; a place is handed on without being free in between.
+        self._queue: deque[asyncio.Future[None]] = deque()
         self._ask_again_at = float("-inf")
         self._closed = False
 
@@ -89,10 +92,10 @@ class ForwardStream:
             Unavailable: the stream broke.
             StagemeshError: what the head answered.
         """
-        if self._room.locked():
+        if self._running >= self._most:
             timeout_s = await self._wait_for_room(timeout_s)
         else:
-            await self._room.acquire()  # at once
+            self._running += 1
         try:
             connection = self._connection
             if connection is None or connection.over:
@@ -104,7 +107,9 @@ class ForwardStream:
                 self._ask_again_at = time.monotonic() + ASK_AGAIN_S
             raise
         finally:
-            self._room.release()
+            self._running -= 1
+            if self._queue:
+                self._next()
         if reply.HasField("error"):
             raise _error_of(reply.error)
         return reply.response
@@ -122,12 +127,30 @@ class ForwardStream:
     async def _wait_for_room(self, timeout_s: float) -> float:
         """Take a place; what is left of the time."""
         until = time.monotonic() + timeout_s
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._room.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded("Deadline Exceeded") from None
+                await turn
+        except BaseException as error:
+            if turn.cancelled():
+                self._queue.remove(turn)
+            else:  # it was given a place in the same moment
+                self._running -= 1
+                self._next()
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded("Deadline Exceeded") from None
+            raise
         return until - time.monotonic()
+
+    def _next(self) -> None:
+        """Give a free place to whoever has waited longest for one."""
+        for turn in self._queue:
+            if not turn.done():
+                self._queue.remove(turn)
+                self._running += 1
+                turn.set_result(None)
+                return
 
     async def _connected(self) -> "_Connection":
         """The connection, opened anew where the one before is over."""

@@ -41,6 +41,11 @@ def open_context(
     return ctx
 
 
+def said_in_message(rpc: grpc.aio.ServicerContext) -> None:
+    """The answer's own fields hold what `answered` says: a small request would pay a twentieth of its time for it."""
+    rpc.set_trailing_metadata(())
+
+
 def answered(
     rpc: grpc.aio.ServicerContext,
     ctx: RequestContext,

@@ -7,10 +7,10 @@ from stagemesh.errors import Unavailable
 
 
 class HandOver:
-    """`async with hand_over.scope():` runs its body until the end, or until `begin`."""
+    """`with hand_over.scope():` in a task runs its body until the end, or until `begin`."""
 
     def __init__(self) -> None:
-        self._scopes: set[asyncio.Timeout] = set()
+        self._scopes: set[_Scope] = set()
         self._begun = False
 
     def __repr__(self) -> str:
@@ -18,36 +18,47 @@ class HandOver:
 
     def scope(self) -> "_Scope":
         """Raises `Unavailable` from the body's next wait once `begin` was called."""
-        return _Scope(self._scopes, 0 if self._begun else None)
+        return _Scope(self._scopes, self._begun)
 
     def begin(self) -> None:
         """End every body that runs, and those to come."""
         self._begun = True
-        now = asyncio.get_running_loop().time()
         for scope in list(self._scopes):
-            scope.reschedule(now)
+            scope.end()
 
 
 class _Scope:
-    """Written out: every request pays for it, and a generator would cost more."""
+    """What `asyncio.timeout` does, for the one cause there is: every request pays for it."""
 
-    __slots__ = ("_all", "_timeout")
+    __slots__ = ("_all", "_begun", "_cancelled", "_cancelling", "_task")
 
-    def __init__(self, scopes: set[asyncio.Timeout], seconds: float | None) -> None:
+    def __init__(self, scopes: set["_Scope"], begun: bool) -> None:
         self._all = scopes
-        self._timeout = asyncio.timeout(seconds)
+        self._begun = begun
+        self._cancelled = False
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-        self._all.add(self._timeout)
+    def end(self) -> None:
+        """Cancel what its body waits for; nothing where the body is over."""
+        if self in self._all and not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
 
-    async def __aexit__(
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a scope is for the body of a task")
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._all.add(self)
+        if self._begun:
+            asyncio.get_running_loop().call_soon(self.end)
+
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._all.discard(self._timeout)
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
+        self._all.discard(self)
+        # Somebody else may have cancelled the task as well, and that goes on.
+        if self._cancelled and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise Unavailable(
                 "the router is shutting down; go on at another one", retry_after_s=1.0
             ) from None

@@ -14,7 +14,7 @@ from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
 from .scatter import Piece, check_piece, gather, pack, plan, plan_samples
 from .signature import output_bytes
-from .validate_tensors import Batch
+from .validate_tensors import Batch, Input
 
 IN_FLIGHT = 8
 """Micro-batches of one request under way at once, or two per stage and replica where that is more."""
@@ -56,9 +56,14 @@ class Inference:
         if len(self._batch.lengths) > 1:
             stages, replicas = len(self._spec.partitions), self._dispatch.replicas(self._spec)
             parts, at_once = self._parts(stages, replicas), max(IN_FLIGHT, 2 * stages * replicas)
-        if len(parts) == 1:
-            route, pieces = await self._ask(parts[0])
-            return await self._joined([pieces], parts), route
+        answers = [await self._ask(parts[0])] if len(parts) == 1 else await self._asked(parts, at_once)
+        pieces = [each for _, each in answers]
+        if self._output_bytes > THREAD_AT_BYTES:
+            return await asyncio.to_thread(self._joined, pieces, parts), answers[0][0]
+        return self._joined(pieces, parts), answers[0][0]
+
+    async def _asked(self, parts: Sequence[range], at_once: int) -> list[tuple[Route, list[Piece]]]:
+        """The answers of several micro-batches, of which so many are under way at once."""
         room = asyncio.Semaphore(at_once)
 
         async def one(rows: range) -> tuple[Route, list[Piece]]:
@@ -74,8 +79,7 @@ class Inference:
                 tasks = [group.create_task(one(rows)) for rows in parts]
         except BaseExceptionGroup as failed:
             raise _first(failed) from None
-        answers = [task.result() for task in tasks]
-        return await self._joined([pieces for _, pieces in answers], parts), answers[0][0]
+        return [task.result() for task in tasks]
 
     def _parts(self, stages: int, replicas: int) -> list[range]:
         batch = self._batch
@@ -85,19 +89,13 @@ class Inference:
             return plan(batch.lengths, stages, replicas)
         return plan_samples(len(batch.lengths), batch.row_bytes, stages, replicas)
 
-    async def _joined(
-        self, answers: Sequence[list[Piece]], parts: Sequence[range]
-    ) -> list[tensor_pb2.Tensor]:
+    def _joined(self, answers: Sequence[list[Piece]], parts: Sequence[range]) -> list[tensor_pb2.Tensor]:
         batch = self._batch
-        groups = [[batch.lengths[row] for row in rows] for rows in parts]
+        groups = [batch.lengths[rows.start : rows.stop] for rows in parts]
         outputs = []
         for index, rule in enumerate(batch.outputs):
             pieces = [each[index] for each in answers]
-            per_token = batch.by_token and rule.per_token
-            if sum(len(piece.data) for piece in pieces) > THREAD_AT_BYTES:
-                joined = await asyncio.to_thread(gather, pieces, groups, batch.width, per_token=per_token)
-            else:
-                joined = gather(pieces, groups, batch.width, per_token=per_token)
+            joined = gather(pieces, groups, batch.width, per_token=batch.by_token and rule.per_token)
             outputs.append(
                 tensor_pb2.Tensor(name=rule.name, dtype=joined.dtype, shape=joined.shape, data=joined.data)
             )
@@ -111,11 +109,12 @@ class Inference:
         batch = self._batch
         lengths = batch.lengths[rows.start : rows.stop]
         tokens = sum(lengths)
-        inputs = [self._packed(index, rows, tokens) for index in range(len(batch.inputs))]
-        nbytes = max(
-            sum(len(each.data) for each in inputs),
-            output_bytes(batch.outputs, batch.by_token, len(lengths), tokens),
-        )
+        inputs, nbytes = [], 0
+        for given in batch.inputs:
+            data, shape = self._packed(given, rows, tokens)
+            inputs.append(tensor_pb2.Tensor(name=given.name, dtype=given.dtype, shape=shape, data=data))
+            nbytes += len(data)
+        nbytes = max(nbytes, output_bytes(batch.outputs, batch.by_token, len(lengths), tokens))
         asked: Route = []
 
         def request(route: Route) -> stage_pb2.ForwardRequest:
@@ -145,17 +144,16 @@ class Inference:
         self._count(pieces, rows, tokens)
         return route, pieces
 
-    def _packed(self, index: int, rows: range, tokens: int) -> tensor_pb2.Tensor:
-        """Rows of one input, [tokens or samples, ...], without padding."""
+    def _packed(self, given: Input, rows: range, tokens: int) -> tuple[bytes, Sequence[int]]:
+        """Rows of one input without padding, and their shape, [tokens or samples, ...]."""
         batch = self._batch
-        given = batch.inputs[index]
         array = given.array[rows.start : rows.stop]
         shape = array.shape
         if batch.by_token:
             shape = (tokens, *array.shape[2:])
             if tokens < len(rows) * batch.width:
                 array = pack(given.array, rows, batch.lengths)
-        return tensor_pb2.Tensor(name=given.name, dtype=given.dtype, shape=shape, data=array.tobytes())
+        return array.tobytes(), shape
 
     def _read(self, answer: stage_pb2.ForwardResponse, lengths: Sequence[int]) -> list[Piece]:
         """The outputs, checked; raises `InternalError` for an answer that makes no sense."""

@@ -78,18 +78,20 @@ class Loads:
     def begin(self, replica_ids: Iterable[str]) -> None:
         """A session starts on these replicas."""
         for name in replica_ids:
-            seen = self._of(name)
+            seen = self._seen.get(name) or self._of(name)
             seen.active += 1
             seen.routed += 1
-            self._changed(name, seen)
+            if seen.candidate is not None:
+                self._changed(name, seen)
             self.health.began(name)
 
     def end(self, replica_ids: Iterable[str]) -> None:
         """It is over."""
         for name in replica_ids:
-            seen = self._of(name)
+            seen = self._seen.get(name) or self._of(name)
             seen.active -= 1
-            self._changed(name, seen)
+            if seen.candidate is not None:
+                self._changed(name, seen)
 
     def report(self, loads: Iterable[stage_pb2.ReplicaLoad], now: float) -> None:
         """Take loads that came with an answer: a slower step counts at once, a faster one gradually."""

@@ -66,7 +66,7 @@ class Observed:
         code = code_of(error)
         self._telemetry.demand.over(self._model)
         model = "unknown" if isinstance(error, NotFound) else self._model
-        self._telemetry.requests.labels(model, code).inc()
+        self._telemetry.requests.count(model, code)
         if error is None:
             self._telemetry.duration.labels(model).observe(time.monotonic() - self.started)
         else:

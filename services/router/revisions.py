@@ -16,7 +16,7 @@ _SHARED = frozenset((registry_pb2.ROLLOUT_STATE_SHARING, registry_pb2.ROLLOUT_ST
 
 
 class Revisions:
-    """Chooses by the rollout's share; keeps count of what runs where."""
+    """Chooses by the rollout's share; keeps count of what runs where. `now` is its clock, in seconds."""
 
     def __init__(
         self, membership: Membership, demand: Demand, clock: Callable[[], float] = time.monotonic
@@ -24,7 +24,7 @@ class Revisions:
         self.trials = Trials(membership.models)
         self._membership = membership
         self._demand = demand
-        self._clock = clock
+        self.now = clock
 
     def __repr__(self) -> str:
         return f"Revisions({self.trials!r})"
@@ -69,11 +69,6 @@ class Revisions:
             return other
         return chosen
 
-    def entered(self, chosen: "Chosen") -> None:
-        """A request begins."""
-        chosen.entered_at = self._clock()
-        self.trials.began(chosen.spec.name, chosen.spec.revision)
-
     def left(self, chosen: "Chosen", error: BaseException | None) -> None:
         """It is over."""
         name, revision = chosen.spec.name, chosen.spec.revision
@@ -81,16 +76,12 @@ class Revisions:
         failed = is_fault(error)
         if chosen.dispatched_at is None or chosen.cached or (error is not None and not failed):
             return
-        now = self._clock()
+        now = self.now()
         took_ms = (now - chosen.dispatched_at) * 1e3
         pace_ms = None if chosen.tokens is None else took_ms / (1 + chosen.tokens)
         self.trials.ended(name, revision, failed=failed, pace_ms=pace_ms)
         first_ms = ((chosen.answered_at or now) - chosen.entered_at) * 1e3
         self._demand.ended(name, revision, latency_ms=None if failed else first_ms)
-
-    def now(self) -> float:
-        """Seconds on its clock."""
-        return self._clock()
 
 
 class Chosen:
@@ -113,7 +104,8 @@ class Chosen:
         self._revisions = revisions
 
     def __enter__(self) -> "Chosen":
-        self._revisions.entered(self)
+        self.entered_at = self._revisions.now()
+        self._revisions.trials.began(self.spec.name, self.spec.revision)
         return self
 
     def __exit__(

@@ -62,7 +62,7 @@ class Routing:
         route: list[stage_pb2.RouteHop] = []
         zone = self._zone
         stages = self._membership.ready(spec)
-        reuse = self._reuse(spec, name, stages, ask)
+        reuse = self._reuse(spec, name, stages, ask) if name == BY_PREFIX else None
         for stage, replicas in enumerate(stages):
             if reuse is not None:
                 ask = ask.holding(reuse.at(stage))

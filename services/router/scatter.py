@@ -101,6 +101,12 @@ def gather(pieces: Sequence[Piece], groups: Sequence[Sequence[int]], width: int,
     `groups` holds the lengths of each micro-batch's rows. Raises `InternalError` when the answers do not fit together.
     """
     first = pieces[0]
+    if len(pieces) == 1:
+        check_piece(first, groups[0], per_token=per_token)
+        if not per_token:
+            return first
+        if min(groups[0]) == width:
+            return Piece(first.dtype, (len(groups[0]), width, *first.shape[1:]), first.data)
     for piece, lengths in zip(pieces, groups, strict=True):
         check_piece(piece, lengths, per_token=per_token)
         if piece.dtype != first.dtype or piece.shape[1:] != first.shape[1:]:

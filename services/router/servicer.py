@@ -7,7 +7,7 @@ import grpc.aio
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 
 from .core import RouterCore
-from .grpc_context import answered, open_context
+from .grpc_context import answered, open_context, said_in_message
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -21,24 +21,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         ctx = open_context(self._core, rpc)
         first = True
         # Written from here: a scope that is left cancels what waits, and that may be a write.
-        async with (
-            self._core.hand_over.scope(),
-            aclosing(self._core.generate(request, ctx)) as responses,
-        ):
-            async for response in responses:
-                if first:
-                    answered(rpc, ctx, response.cache, response.route, response.semantic)
-                    first = False
-                await rpc.write(response)
+        with self._core.hand_over.scope():
+            async with aclosing(self._core.generate(request, ctx)) as responses:
+                async for response in responses:
+                    if first:
+                        answered(rpc, ctx, response.cache, response.route, response.semantic)
+                        first = False
+                    await rpc.write(response)
 
     async def Infer(
         self, request: inference_pb2.InferRequest, rpc: grpc.aio.ServicerContext
     ) -> inference_pb2.InferResponse:
         """Stateless inference on tensors."""
         ctx = open_context(self._core, rpc)
-        async with self._core.hand_over.scope():
+        with self._core.hand_over.scope():
             response = await self._core.infer(request, ctx)
-        answered(rpc, ctx, response.cache, response.route)
+        said_in_message(rpc)
         return response
 
     async def Embed(
@@ -46,9 +44,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.EmbedResponse:
         """Texts to vectors."""
         ctx = open_context(self._core, rpc)
-        async with self._core.hand_over.scope():
+        with self._core.hand_over.scope():
             response = await self._core.embed(request, ctx)
-        answered(rpc, ctx, response.cache, response.route)
+        said_in_message(rpc)
         return response
 
     async def ListModels(

@@ -2,9 +2,11 @@
 
 from opentelemetry.trace import Span
 
+from stagemesh import tracing
 from stagemesh.errors import InvalidArgument, OutOfRange
 from stagemesh.v1 import inference_pb2, registry_pb2
 
+from .answer_first import AnswerFirst
 from .cache.client import MISS
 from .cache.controls import controls_of
 from .cache.use import embed_use, infer_use
@@ -29,11 +31,11 @@ class Stateless:
         self, request: inference_pb2.InferRequest, ctx: RequestContext
     ) -> inference_pb2.InferResponse:
         """Named tensors [B, ...] in, named tensors [B, ...] out."""
-        with (
-            Observed(self._means.telemetry, "infer", request.model, ctx) as observed,
-            observed.current(),
-            self._means.revisions.choose(request.model, ctx.request_id) as chosen,
-        ):
+        with AnswerFirst() as accounts:
+            observed = accounts.enter(Observed(self._means.telemetry, "infer", request.model, ctx))
+            if tracing.enabled():
+                accounts.within(observed.current())
+            chosen = accounts.enter(self._means.revisions.choose(request.model, ctx.request_id))
             spec = chosen.spec
             controls = controls_of(ctx.metadata, request)
             known = self._means.at_once.batches
@@ -43,25 +45,27 @@ class Stateless:
                 return copied
             batch = check_infer(request, spec, max_output_bytes=self._means.max_output_bytes)
             observed.bill(self._means.tenants.billed(ctx.tenant, spec.name))
-            async with self._means.admitted(spec, ctx, len(batch.lengths)) as place:
-                chosen.dispatched()
-                use = infer_use(request, batch, spec, ctx, controls)
-                asked = await self._means.cache.ask(use)
-                response = asked.value
-                chosen.cached = response is not None
-                self._count(spec, asked.status, response)
-                if response is not None:
-                    known.keep(mark, spec, (use, 0))
-                if response is None:
-                    with asked:
-                        outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
-                        place.progress(len(batch.lengths))
-                        observed.computed(sum(batch.lengths))
-                        response = inference_pb2.InferResponse(
-                            model=spec.name, revision=spec.revision, outputs=outputs
-                        )
-                        asked.store(response)
-                    response.route.extend(route)
+            place = self._means.admitted(spec, ctx, len(batch.lengths))
+            await place.enter()
+            accounts.push(place.leave)
+            chosen.dispatched()
+            use = infer_use(request, batch, spec, ctx, controls)
+            asked = await self._means.cache.ask(use)
+            response = asked.value
+            chosen.cached = response is not None
+            self._count(spec, asked.status, response)
+            if response is not None:
+                known.keep(mark, spec, (use, 0))
+            if response is None:
+                with asked:
+                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                    place.done = len(batch.lengths)
+                    observed.computed(sum(batch.lengths))
+                    response = inference_pb2.InferResponse(
+                        model=spec.name, revision=spec.revision, outputs=outputs
+                    )
+                    asked.store(response)
+                response.route.extend(route)
         response.request_id = ctx.request_id
         response.cache = asked.status  # type: ignore[assignment]
         return response
@@ -70,11 +74,11 @@ class Stateless:
         self, request: inference_pb2.EmbedRequest, ctx: RequestContext
     ) -> inference_pb2.EmbedResponse:
         """Texts, or token ids, to vectors [N, H]."""
-        with (
-            Observed(self._means.telemetry, "embed", request.model, ctx) as observed,
-            observed.current(),
-            self._means.revisions.choose(request.model, ctx.request_id) as chosen,
-        ):
+        with AnswerFirst() as accounts:
+            observed = accounts.enter(Observed(self._means.telemetry, "embed", request.model, ctx))
+            if tracing.enabled():
+                accounts.within(observed.current())
+            chosen = accounts.enter(self._means.revisions.choose(request.model, ctx.request_id))
             spec = chosen.spec
             check_task(spec, "embed")
             controls = controls_of(ctx.metadata, request)
@@ -85,29 +89,31 @@ class Stateless:
                 return copied
             _check_embed(request, spec)
             observed.bill(self._means.tenants.billed(ctx.tenant, spec.name))
-            async with self._means.admitted(spec, ctx, len(request.texts or request.tokens)) as place:
-                chosen.dispatched()
-                with self._means.telemetry.span("router.tokenize"):
-                    rows = await self._embed_rows(request, spec, ctx)
-                tokens = sum(map(len, rows))
-                observed.prompt(tokens)
-                use = embed_use(rows, spec, ctx, controls)
-                asked = await self._means.cache.ask(use)
-                response = asked.value
-                chosen.cached = response is not None
-                self._count(spec, asked.status, response)
-                if response is not None:
-                    known.keep(mark, spec, (use, tokens))
-                if response is None:
-                    with asked:
-                        batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
-                        outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
-                        place.progress(len(rows))
-                        observed.computed()
-                        response = inference_pb2.EmbedResponse(embeddings=outputs[0])
-                        response.usage.prompt_tokens = tokens
-                        asked.store(response)
-                    response.route.extend(route)
+            place = self._means.admitted(spec, ctx, len(request.texts or request.tokens))
+            await place.enter()
+            accounts.push(place.leave)
+            chosen.dispatched()
+            with self._means.telemetry.span("router.tokenize"):
+                rows = await self._embed_rows(request, spec, ctx)
+            tokens = sum(map(len, rows))
+            observed.prompt(tokens)
+            use = embed_use(rows, spec, ctx, controls)
+            asked = await self._means.cache.ask(use)
+            response = asked.value
+            chosen.cached = response is not None
+            self._count(spec, asked.status, response)
+            if response is not None:
+                known.keep(mark, spec, (use, tokens))
+            if response is None:
+                with asked:
+                    batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
+                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                    place.done = len(rows)
+                    observed.computed()
+                    response = inference_pb2.EmbedResponse(embeddings=outputs[0])
+                    response.usage.prompt_tokens = tokens
+                    asked.store(response)
+                response.route.extend(route)
         response.request_id = ctx.request_id
         response.cache = asked.status  # type: ignore[assignment]
         return response

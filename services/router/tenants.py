@@ -81,9 +81,10 @@ class Tenants:
     def enter(self, tenant: str, model: str, tokens: float, begun: bool) -> Bill:
         """See `Quotas.enter`; counts it."""
         label = self._labels.get(tenant, OTHER)
-        self._requests.labels(label).inc()
+        self._requests.count(label)
         try:
-            return self._quotas.enter(tenant, model, tokens, self._clock(), self.share, begun=begun)
+            share = self._share if self._seen == self._membership.version else self.share
+            return self._quotas.enter(tenant, model, tokens, self._clock(), share, begun=begun)
         except QuotaExceeded as error:
             self._refusals.labels(label, error.quota).inc()
             raise
@@ -99,7 +100,7 @@ class Tenants:
             return
         self._quotas.leave(bill, used)
         if used:
-            self._tokens.labels(self._labels.get(bill.tenant, OTHER)).inc(used)
+            self._tokens.count(self._labels.get(bill.tenant, OTHER), amount=used)
 
 
 class Billed:

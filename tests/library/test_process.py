@@ -75,3 +75,21 @@ async def test_second_signal_ends_a_slow_end():
     process.terminate()
     out, err = await process.communicate()
     assert (process.returncode, out, err) == (0, b"cleaned\n", b"")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+async def test_a_service_runs_on_uvloop_where_it_is_installed(installed):
+    program = f"""
+import asyncio, sys
+if not {installed}:
+    sys.modules["uvloop"] = None
+from stagemesh.process import run
+async def main():
+    print(type(asyncio.get_running_loop()).__module__)
+run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert out.decode().startswith("uvloop" if installed else "asyncio.")

@@ -31,8 +31,20 @@ def test_a_name_is_made_once_and_is_of_one_kind() -> None:
     assert b'stagemesh_test_tallies_total{label="x"} 1.0' in metrics.render()
 
 
+def test_counting_in_one_step_is_the_same() -> None:
+    tallies = Tallies("a_total", "Some text.", ("model", "code"))
+    tallies.count("m", "OK")
+    tallies.count("m", "OK", amount=2.5)
+    tallies.labels("m", "OK").inc()
+    assert tallies.labels("m", "OK").value == 4.5
+
+
 def test_wrong_labels_and_amounts_are_refused() -> None:
     tallies = Tallies("a_total", "Some text.", ("label",))
+    with pytest.raises(ValueError, match="a_total has the labels"):
+        tallies.count("x", "y")
+    with pytest.raises(ValueError, match="cannot go back"):
+        tallies.count("x", amount=-1)
     with pytest.raises(ValueError, match="a_total has the labels"):
         tallies.labels("x", "y")
     with pytest.raises(ValueError, match="cannot go back"):

@@ -35,6 +35,24 @@ async def test_never_more_than_allowed_and_everybody_gets_a_turn():
     assert (door.admission.active, door.admission.waiting) == (0, 0)
 
 
+async def test_a_gate_where_nothing_runs_is_drained_at_once():
+    door = gate(1, 1)
+    await asyncio.wait_for(door.drained(), 5)
+    with pytest.raises(Unavailable):
+        await door.admitted(soon()).__aenter__()
+
+
+async def test_what_a_request_has_done_in_the_end_counts_as_it_leaves():
+    door = gate(1, 1)
+    throughput = door.admission.lane("").throughput
+    used = [throughput.used]
+    for done in (1, 4):
+        async with door.admitted(soon(), size=4) as place:
+            place.done = done
+        used.append(throughput.used)
+    assert used[0] == 1 > used[2] > used[1]
+
+
 async def test_a_full_queue_refuses_and_a_deadline_ends_the_wait():
     door = gate(1, 1)
     async with door.admitted(soon()):

@@ -38,6 +38,26 @@ def test_sessions_of_others_are_those_beyond_our_own():
     assert (seen(loads).zone, seen(loads).canary_ms) == ("z", 3.0)
 
 
+def test_candidates_that_are_kept_follow_what_begins_and_ends():
+    loads, row = Loads(), [A, replica("b")]
+    for step, active in ((lambda: None, 0), (lambda: loads.begin(["a"]), 1), (lambda: loads.begin(["a", "b"]), 2), (lambda: loads.end(["a"]), 1)):  # fmt: skip
+        step()
+        assert [each.active for each in loads.candidates(row, whole=True)] == [active, loads.counts("b")[1]]
+        assert loads.counts("a")[1] == active
+
+
+def test_two_failures_far_apart_in_sessions_are_no_reason_to_eject():
+    for sessions, due in ((5, "errors"), (600, "")):
+        loads = Loads()
+        loads.failed("a", 0.0)
+        for _ in range(sessions):
+            loads.begin(["a"])
+            loads.end(["a"])
+            loads.succeeded(["a"], 0.5)
+        loads.failed("a", 1.0)
+        assert loads.health._known["a"].due == due
+
+
 def test_prompts_on_their_way_wait_until_their_first_token_whatever_is_told_meanwhile():
     loads = Loads()
     loads.sent(["a"], 500)

@@ -1,5 +1,8 @@
+import asyncio
+
 import numpy as np
 import pytest
+from stagemesh.services.router.admission.retry_budget import RETRY_SHARE
 from stagemesh.services.router.scatter import plan
 
 from stagemesh.errors import FailedPrecondition, InternalError, InvalidArgument, OutOfRange, Unavailable
@@ -36,6 +39,14 @@ async def test_a_large_ragged_batch_comes_back_in_order(mesh):
     assert sum(used) == len(plan([int(length) for length in mask.sum(1)], 2, 2)) > 5
     assert all(used), "micro-batches travel over more than one route"
     assert core.loads.counts("0a")[1] == core.loads.counts("0b")[1] == 0
+
+
+async def test_each_request_brings_its_share_of_a_retry_and_no_more(mesh):
+    core = await mesh.start(task="embed")
+    for _ in range(3):
+        await core.infer(ask(*batch(4, 5)), core.context({}))
+    await asyncio.sleep(0)
+    assert core._dispatch._attempts._budgets["m"]._earned == pytest.approx(3 * RETRY_SHARE, rel=0.1)
 
 
 async def test_the_cache_answers_the_second_time_and_never_another_tenant(mesh, tmp_path):

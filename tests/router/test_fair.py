@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.admission.fair import FairQueue
+from stagemesh.services.router.admission.fair import Clock, FairQueue, Share
 from stagemesh.services.router.admission.priority import Priority
 from stagemesh.services.router.admission.queue import Admission, Ending, Ticket
 
@@ -49,6 +49,22 @@ def test_two_that_always_wait_are_given_units_by_their_weights(asked, times):
         given_to[went.tenant] += went.size
         apart = abs(given_to["a"] / weights["a"] - given_to["b"] / weights["b"])
         assert apart <= 50 / weights["a"] + 50 / weights["b"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), SIZES)))
+def test_to_begin_is_to_wake_and_to_be_charged(moves):
+    """Shares of weights 1, 2 and 3 move alike in one step and in two, in any order with others that were waiting."""
+    sides = [(Clock(), [Share(weight) for weight in (1.0, 2.0, 3.0)]) for _ in range(2)]
+    for which, waited, units in moves:
+        for in_one, (clock, shares) in enumerate(sides):
+            share = shares[which]
+            if in_one and not waited:
+                share.begin(clock, units)
+            else:
+                if not waited:
+                    share.wake(clock)
+                share.charge(clock, units)
+    assert len({(clock.now, *(each.tag for each in shares)) for clock, shares in sides}) == 1
 
 
 @given(
@@ -206,3 +222,11 @@ def test_models_share_places_by_their_weights():
     }
     given_to, _, _ = delivered(tenants)
     assert given_to["b"] / given_to["a"] == pytest.approx(3, rel=0.15)
+
+
+def test_a_models_weight_is_that_of_its_latest_request():
+    admission = Admission(max_active=8, max_waiting=8)
+    for weight in (1.0, 3.0, 2.0):
+        admission.arrive(ticket("a", model_weight=weight))
+        admission.arrive(ticket("a", model_weight=weight))
+        assert admission.lane("m").weight == weight

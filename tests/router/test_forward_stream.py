@@ -165,6 +165,27 @@ async def test_no_more_than_the_bound_is_in_flight(stage):
     done = await asyncio.gather(*asked, return_exceptions=True)
     assert [isinstance(each, stage_pb2.ForwardResponse) for each in done] == [True, True, True, False, True]
     assert [each.session for each in stage.forwarded] == [1, 2, 3, 5]
+    assert not stream._queue, "nobody who left is remembered"
+    await stream.close()
+    await channel.close()
+
+
+async def test_a_place_given_to_one_who_leaves_in_that_moment_goes_on_to_the_next(stage, monkeypatch):
+    channel, stream = stream_to(stage, in_flight=1)
+    stage.release.set()
+    hand_on = stream._next
+
+    def handed_on():
+        hand_on()
+        second.cancel()  # it has just been given the place
+
+    monkeypatch.setattr(stream, "_next", handed_on)
+    first, second, third = (asyncio.create_task(stream.forward(request(n), 10)) for n in (1, 2, 3))
+    done = await asyncio.wait_for(asyncio.gather(first, second, third, return_exceptions=True), 5)
+    assert [isinstance(each, stage_pb2.ForwardResponse) for each in done] == [True, False, True]
+    assert (await asyncio.wait_for(stream.forward(request(4), 10), 5)).outputs, "the place is free again"
+    assert stream._running == 0
+    assert not stream._queue
     await stream.close()
     await channel.close()
 
@@ -264,6 +285,7 @@ async def test_the_trace_goes_along_with_each_message(mesh, spans):  # noqa: F81
     for _ in range(2):
         await infer(core)
     traces = [each.traceparent.split("-") for each in mesh.stages["0a"].forwarded]
+    await asyncio.sleep(0)  # a request's span ends once its answer is out
     made = spans()
     call, outer = made["stagemesh.v1.StageService/Forward"], made["router.request"]
     assert traces[0][1] != traces[1][1], "each request has its own"

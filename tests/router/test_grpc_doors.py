@@ -7,6 +7,7 @@ import struct
 import sys
 
 import grpc
+import numpy as np
 import pytest
 from stagemesh.services.router.oip.servicer import OpenInferenceServicer
 from stagemesh.services.router.servicer import InferenceServicer
@@ -15,6 +16,7 @@ from stagemesh.grpc_errors import from_rpc_error
 from stagemesh.grpc_server import GrpcServer, create_channel
 from stagemesh.oip import open_inference_pb2 as oip
 from stagemesh.oip import open_inference_pb2_grpc as oip_grpc
+from stagemesh.tensor import from_numpy
 from stagemesh.v1 import inference_pb2, inference_pb2_grpc
 from stagemesh.v1.registry_pb2 import RowKind, TensorSpec
 
@@ -58,6 +60,22 @@ async def test_generate_over_grpc_with_trailing_metadata(mesh):
         assert [(each.spec.name, each.ready) for each in models.models] == [("m", True)]
         status = await doors.own.GetMeshStatus(inference_pb2.GetMeshStatusRequest())
         assert len(status.replicas) == 4
+
+
+async def test_a_tensor_answer_says_in_its_message_what_others_say_in_trailing_metadata(mesh):
+    ids = from_numpy("input_ids", np.array([[1, 2]]))
+    async with Doors(await mesh.start(task="embed")) as doors:
+        for call in (
+            doors.own.Infer(inference_pb2.InferRequest(model="m", inputs=[ids]), metadata=[("x-request-id", "r-1")]),
+            doors.own.Embed(inference_pb2.EmbedRequest(model="m", texts=["w1"]), metadata=[("x-request-id", "r-1")]),
+        ):  # fmt: skip
+            answer = await call
+            assert (answer.request_id, len(answer.route)) == ("r-1", 2)
+            assert answer.cache == inference_pb2.CACHE_STATUS_BYPASS
+            assert not await call.trailing_metadata()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await doors.own.Infer(inference_pb2.InferRequest(model="m"), metadata=[("x-request-id", "r-2")])
+        assert dict(caught.value.trailing_metadata())["x-request-id"] == "r-2"
 
 
 async def test_errors_carry_code_and_field(mesh):

@@ -47,6 +47,14 @@ class Share:
         clock.now = max(clock.now, self.tag)
         self.tag += units / self.weight
 
+    def begin(self, clock: Clock, units: float) -> None:
+        """It did not wait, and is given so many units now: `wake` and `charge` in one."""
+        if self.tag < clock.now:
+            self.tag = clock.now
+        else:
+            clock.now = self.tag
+        self.tag += units / self.weight
+
     def settle(self, units: float) -> None:
         """It took so many more than it was charged with, or fewer."""
         self.tag += units / self.weight
@@ -126,10 +134,10 @@ class FairQueue:
         """It begins to run and is expected to take so many units."""
         flow = self._flow(ticket)
         if not flow.tickets:
-            flow.wake(self._clock)
+            flow.begin(self._clock, units)
+            return
         flow.charge(self._clock, units)
-        if flow.tickets:
-            self._push(flow)
+        self._push(flow)
 
     def settle(self, ticket: Ticket, units: float) -> None:
         """It ended after so many more units than it was charged with, or fewer."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 from stagemesh.errors import DeadlineExceeded, ResourceExhausted, StagemeshError, Unavailable
@@ -23,8 +23,8 @@ class AdmissionGate:
         self._on_refused = on_refused
         self.closed = False
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
+        # Once it is closed: nothing runs or waits.
         self._idle = asyncio.Event()
-        self._idle.set()
 
     def admitted(
         self,
@@ -71,6 +71,7 @@ class AdmissionGate:
     async def drained(self) -> None:
         """Admit nobody new and return when nothing runs or waits."""
         self.closed = True
+        self._look_whether_idle()
         await self._idle.wait()
 
     def check_open(self) -> None:
@@ -80,7 +81,8 @@ class AdmissionGate:
 
     async def enter(self, ticket: Ticket) -> None:
         """Return when `ticket` runs; see `admitted`."""
-        self.check_open()
+        if self.closed:
+            self.check_open()
         ticket.arrived = time.monotonic()
         if ticket.arrived >= ticket.deadline:
             raise DeadlineExceeded("the deadline had passed when the request came")
@@ -89,19 +91,23 @@ class AdmissionGate:
         except Refused as refused:
             self._on_refused(ticket, refused)
             raise
-        self._idle.clear()
-        self._tell(moves)
         if ticket not in moves.started:
+            self._tell(moves)
             await self._wait(ticket)
 
     def leave(self, ticket: Ticket, ending: Ending) -> None:
         """`ticket` runs no longer."""
-        self._tell(self.admission.leave(ticket, time.monotonic(), ending))
-        self._look_whether_idle()
+        moves = self.admission.leave(ticket, time.monotonic(), ending)
+        if moves is not NO_MOVES:
+            self._tell(moves)
+        if self.closed:
+            self._look_whether_idle()
 
     def progress(self, ticket: Ticket, units: float) -> None:
         """So many units of `ticket` are done."""
-        self._tell(self.admission.progress(ticket, units, time.monotonic()))
+        moves = self.admission.progress(ticket, units, time.monotonic())
+        if moves is not NO_MOVES:
+            self._tell(moves)
 
     async def _wait(self, ticket: Ticket) -> None:
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
@@ -118,11 +124,10 @@ class AdmissionGate:
             raise
         finally:
             del self._waiters[ticket]
-            self._look_whether_idle()
+            if self.closed:
+                self._look_whether_idle()
 
     def _tell(self, moves: Moves) -> None:
-        if moves is NO_MOVES:
-            return
         for ticket in moves.started:
             self._answer(ticket, None)
         for ticket, error in moves.refused:
@@ -147,13 +152,14 @@ class AdmissionGate:
 
 
 class Place:
-    """One request's way through the gate."""
+    """One request's way through the gate. `done`: units that it will have done when it leaves, beside its `progress`."""
 
-    __slots__ = ("_gate", "_ticket")
+    __slots__ = ("_gate", "_ticket", "done")
 
     def __init__(self, gate: AdmissionGate, ticket: Ticket) -> None:
         self._gate = gate
         self._ticket = ticket
+        self.done = 0.0
 
     @property
     def waited_s(self) -> float:
@@ -164,6 +170,18 @@ class Place:
         """So much of the request is done: tokens of a generation, rows of a batch."""
         self._gate.progress(self._ticket, units)
 
+    def enter(self) -> Awaitable[None]:
+        """Wait for it until the request runs; `leave` it then in any case. Raises what `admitted` says."""
+        return self._gate.enter(self._ticket)
+
+    def leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The request runs no longer; takes what an `__exit__` does."""
+        if self.done:
+            self._gate.progress(self._ticket, self.done)
+        self._gate.leave(self._ticket, _ending(error))
+
     async def __aenter__(self) -> "Place":
         await self._gate.enter(self._ticket)
         return self
@@ -171,7 +189,7 @@ class Place:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.leave(self._ticket, _ending(error))
+        self.leave(kind, error, trace)
 
 
 def _ending(error: BaseException | None) -> Ending:

@@ -66,7 +66,8 @@ class Lane(Share):
 
     def came(self, ticket: Ticket) -> None:
         """A request came, whatever becomes of it."""
-        now, budget = ticket.arrived, ticket.budget_s
+        now = ticket.arrived
+        budget = ticket.deadline - now
         known, at = self._budgets.get(ticket.priority, (budget, now))
         if now - at > REMEMBERED_S:
             known = budget

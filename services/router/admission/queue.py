@@ -85,6 +85,7 @@ class Admission:
         # Weights of the models that were asked for lately, whoever was asked for last at the end, and their sum.
         self._asked_for: OrderedDict[str, float] = OrderedDict()
         self._weights = 0.0
+        self._asked_last: str | None = None
         self._looked = float("-inf")
 
     def __repr__(self) -> str:
@@ -113,7 +114,7 @@ class Admission:
             Refused: it is refused; `retry_after_s` says when to try again.
         """
         now, moves = ticket.arrived, Moves()
-        lane = self.lane(ticket.model, now)
+        lane = self._lanes.get(ticket.model) or self.lane(ticket.model, now)
         self._note_asked(lane, ticket)
         lane.came(ticket)
         # What has begun elsewhere is half done, and its caller has nowhere else to go.
@@ -138,7 +139,7 @@ class Admission:
 
     def progress(self, ticket: Ticket, units: float, now: float) -> Moves:
         """So many units of a request that runs are done; more may begin where the model turns out to be faster."""
-        lane = self.lane(ticket.model)
+        lane = self._lanes[ticket.model]
         lane.progress(ticket, units, now)
         if not lane.waiting or now < lane.looked + LOOK_S:
             return NO_MOVES
@@ -146,16 +147,17 @@ class Admission:
 
     def leave(self, ticket: Ticket, now: float, ending: Ending) -> Moves:
         """One that ran is over; others may begin."""
-        lane = self.lane(ticket.model)
+        lane = self._lanes[ticket.model]
         lane.throughput.ended(ticket.units, ticket.size, well=ending is Ending.WELL)
         lane.left(ticket, now, full=ending is Ending.FULL)
-        lane.settle(ticket.units - ticket.charged)
+        if ticket.units != ticket.charged:
+            lane.settle(ticket.units - ticket.charged)
         scarce = self.active >= SHARED * self.max_active
         self.active -= 1
         if scarce or now >= self._looked + LOOK_AT_ALL_S:
             self._looked = now
             return self._next(now, dict(self._backlogged))
-        return self._next(now, {ticket.model: lane} if lane.waiting else {})
+        return self._next(now, {ticket.model: lane}) if lane.waiting else NO_MOVES
 
     def abandon(self, ticket: Ticket) -> None:
         """One that waits goes away; nothing happens when it does not wait."""
@@ -218,6 +220,9 @@ class Admission:
 
     def _note_asked(self, lane: Lane, ticket: Ticket) -> None:
         """A model is asked for, with the weight that it has now."""
+        if ticket.model == self._asked_last and ticket.model_weight == lane.weight:
+            return
+        self._asked_last = ticket.model
         lane.weight = ticket.model_weight
         self._weights += lane.weight - self._asked_for.pop(ticket.model, 0.0)
         self._asked_for[ticket.model] = lane.weight
@@ -232,10 +237,11 @@ class Admission:
 
     def _start(self, lane: Lane, ticket: Ticket, now: float, moves: Moves) -> None:
         self.active += 1
-        if not lane.waiting:
-            lane.wake(self._clock)
         lane.start(ticket, now)
-        lane.charge(self._clock, ticket.charged)
+        if lane.waiting:
+            lane.charge(self._clock, ticket.charged)
+        else:
+            lane.begin(self._clock, ticket.charged)
         moves.started.append(ticket)
 
     def _push_out(self, lane: Lane, arriving: Ticket, moves: Moves) -> None:

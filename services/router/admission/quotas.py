@@ -128,7 +128,7 @@ class Quotas:
         Raises:
             QuotaExceeded: a limit is reached; nothing is charged then.
         """
-        scopes = self._scopes_of(tenant, model)
+        scopes = self._scopes_of(tenant, model) if self._tenants else []
         if not begun:
             for scope in scopes:
                 self._check(scope, tokens, now, share)

@@ -32,7 +32,7 @@ class _Second:
 
 
 class Throughput:
-    """Of one model, as seen from here."""
+    """Of one model, as seen from here. `used`: of the units that they may have, the part that requests turn out to have."""
 
     def __init__(self, now: float) -> None:
         self._since = self._at = now
@@ -40,8 +40,7 @@ class Throughput:
         self._busy = True
         self._active = 0
         self._seconds: deque[_Second] = deque()
-        # Of the units that they may have, the part that requests turn out to have.
-        self._used = 1.0
+        self.used = 1.0
         # The rate when somebody waited last; 0: nobody did yet.
         self._proven = 0.0
         # Units a second of each request that ran, and how many these were: in the last second, and at best.
@@ -50,7 +49,7 @@ class Throughput:
 
     def __repr__(self) -> str:
         rate = max((each.rate for each in self._seconds), default=0.0)
-        return f"Throughput({rate:.1f} units/s, {self._used:.0%} of what requests may have)"
+        return f"Throughput({rate:.1f} units/s, {self.used:.0%} of what requests may have)"
 
     def add(self, units: float, now: float, active: int, waiting: bool) -> None:
         """So much was done, while so many run and others wait or do not."""
@@ -69,17 +68,12 @@ class Throughput:
     def ended(self, units: float, size: float, *, well: bool) -> None:
         """A request of at most `size` units ended after `units`; the least that it has when it was cut short."""
         used = min(units / size, 1.0)
-        if units and (well or used > self._used):
-            self._used += _WEIGHT * (used - self._used)
-
-    @property
-    def used(self) -> float:
-        """Of the units that they may have, the part that requests turn out to have."""
-        return self._used
+        if units and (well or used > self.used):
+            self.used += _WEIGHT * (used - self.used)
 
     def run_s(self, at_once: int, size: float, now: float) -> float:
         """Seconds that a request of at most `size` units is expected to take when so many run."""
-        units = max(self._used * size, 1.0)
+        units = max(self.used * size, 1.0)
         return at_once * units / self._rate(units, now)
 
     def _rate(self, units: float, now: float) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
@@ -49,6 +49,8 @@ STATUS_NAMES: dict[int, str] = {
 }
 
 M = TypeVar("M", bound=Message)
+# Nobody was asked and nothing will be stored: the same for every such request.
+_BYPASSED: Asked[Any] = Asked(BYPASS)
 
 
 class CacheClient:
@@ -120,7 +122,7 @@ class CacheClient:
             return None
         self._near_hits.inc()
         self._near_untold += 1
-        self._telemetry.cache_lookups.labels("hit").inc()
+        self._telemetry.cache_lookups.count("hit")
         return use.kind.FromString(copy.value)
 
     def has_copy(self, tenant: str, key: bytes | None, max_age_s: int | None) -> bool:
@@ -130,14 +132,14 @@ class CacheClient:
     async def ask(self, use: CacheUse[M], parent: Span | None = None) -> Asked[M]:
         """HIT with the value, MISS, or ERROR; BYPASS when nobody was asked. Never raises for the cache's sake."""
         if use.key is None or not use.controls.lookup:
-            self._telemetry.cache_lookups.labels("bypass").inc()
+            self._telemetry.cache_lookups.count("bypass")
             return self._asked(use, BYPASS)
         copied = self.copied(use)
         if copied is not None:
             return Asked(HIT, copied)
         ranked = self._ranked(use.key)
         if not ranked:
-            self._telemetry.cache_lookups.labels("bypass").inc()
+            self._telemetry.cache_lookups.count("bypass")
             return self._asked(use, BYPASS)
         asked = Asked[M](ERROR)
         # A second cache is asked only when the first was lost while this request waited at it.
@@ -151,7 +153,7 @@ class CacheClient:
                 span.set_attribute("stagemesh.cache", STATUS_NAMES[asked.status])
             if not again:
                 break
-        self._telemetry.cache_lookups.labels(STATUS_NAMES[asked.status]).inc()
+        self._telemetry.cache_lookups.count(STATUS_NAMES[asked.status])
         return asked
 
     async def close(self) -> None:
@@ -259,7 +261,7 @@ class CacheClient:
 
     def _asked(self, use: CacheUse[M], status: int, lease: Lease | None = None) -> Asked[M]:
         if use.key is None or not use.controls.store:
-            return Asked(status)
+            return Asked(status) if status != BYPASS else _BYPASSED
 
         def keep(value: M, lease: Lease | None, begun_at: float) -> None:
             self._store_soon(use, value, lease, begun_at)

@@ -51,7 +51,9 @@ class Health:
 
     def began(self, replica_id: str) -> None:
         """A session was sent to it."""
-        self._of(replica_id).began()
+        known = self._known.get(replica_id)
+        if known is not None:  # else it never failed, and there is nothing to fade
+            known.began()
 
     def failed(self, replica_id: str, now: float) -> None:
         """It broke under a session."""
@@ -61,7 +63,9 @@ class Health:
 
     def succeeded(self, replica_id: str, now: float) -> None:
         """A session came to its end there."""
-        self._of(replica_id).succeeded(now)
+        known = self._known.get(replica_id)
+        if known is not None:
+            known.succeeded(now)
 
     def words(self, replica_id: str, now: float) -> str:
         """Its state for an operator."""
