@@ -35,7 +35,9 @@ from stagemesh.v1 import inference_pb2, stage_pb2
 IDS = np.arange(512, dtype=np.int64).reshape(1, 512) % 100  # 4 KiB
 CLIENTS = 16
 CALLS, QUICK_CALLS = 600, 60
-ROUNDS = 7
+ROUNDS = 11
+TURN = 60
+"""Calls of one contender before it is another's turn."""
 THROUGH, STRAIGHT, BARE = "through the router", "straight to the stage", "bare unary, 4 KiB"
 _UP_S = 60.0
 
@@ -50,14 +52,21 @@ async def run(options: Options) -> Result:
     rate: dict[str, list[float]] = {}
     async with _contenders() as contenders:
         # One round more than is counted: the first warms up.
-        for number, name in interleaved(list(contenders), options.times(ROUNDS) + 1):
-            alone = await _one_client(contenders[name], calls)
+        rounds = options.times(ROUNDS) + 1
+        for number in range(rounds):
+            alone = await _one_client(contenders, calls)
+            say(
+                f"round {number} of {rounds}: "
+                + ", ".join(f"{name} {alone[name] * 1e6:.0f} us" for name in alone)
+            )
+            for name in alone if number else ():
+                latency.setdefault(name, []).append(alone[name] * 1e6)
+        for number, name in interleaved(list(contenders), rounds):
             together = await _clients(contenders[name], calls * 2)
             if number:
-                latency.setdefault(name, []).append(alone * 1e6)
                 rate.setdefault(name, []).append(together)
             else:
-                say(f"{name}: {alone * 1e6:.0f} us, {together:.0f} requests/s")
+                say(f"{name}: {together:.0f} requests/s")
     for name, values in latency.items():
         result.series.append(Series("1 client, p50", name, "us", values))
     for name, values in rate.items():
@@ -74,14 +83,15 @@ async def run(options: Options) -> Result:
     return result
 
 
-async def _one_client(call: Call, calls: int) -> float:
-    """Median seconds of a call, one after the other."""
-    times = []
-    for _ in range(calls):
-        started = time.perf_counter()
-        await call()
-        times.append(time.perf_counter() - started)
-    return median(times)
+async def _one_client(contenders: dict[str, Call], calls: int) -> dict[str, float]:
+    """Median seconds of a call of each, one call at a time; in short turns, since the difference of two is looked for."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _, name in interleaved(list(contenders), -(-calls // TURN)):
+        for _ in range(TURN):
+            started = time.perf_counter()
+            await contenders[name]()
+            times[name].append(time.perf_counter() - started)
+    return {name: median(of_one) for name, of_one in times.items()}
 
 
 async def _clients(call: Call, calls: int) -> float:

@@ -30,6 +30,7 @@ def write(outcomes: Sequence[Outcome], folder: Path, docs: Path | None, first_se
     (folder / "chaos.md").write_text(markdown(outcomes, first_seed, seeds))
     (folder / "chaos.svg").write_text(svg(stalls(outcomes)))
     if docs is not None:
+        docs.mkdir(parents=True, exist_ok=True)
         for name in ("chaos.md", "chaos.svg"):
             (docs / name).write_text((folder / name).read_text())
 
