@@ -12,9 +12,10 @@ from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
 
 from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
+from .given import Input
 from .scatter import Piece, check_piece, gather, pack, plan, plan_samples
 from .signature import output_bytes
-from .validate_tensors import Batch, Input
+from .validate_tensors import Batch
 
 IN_FLIGHT = 8
 """Micro-batches of one request under way at once, or two per stage and replica where that is more."""
@@ -147,13 +148,12 @@ class Inference:
     def _packed(self, given: Input, rows: range, tokens: int) -> tuple[bytes, Sequence[int]]:
         """Rows of one input without padding, and their shape, [tokens or samples, ...]."""
         batch = self._batch
-        array = given.array[rows.start : rows.stop]
-        shape = array.shape
-        if batch.by_token:
-            shape = (tokens, *array.shape[2:])
-            if tokens < len(rows) * batch.width:
-                array = pack(given.array, rows, batch.lengths)
-        return array.tobytes(), shape
+        shape = (tokens, *given.shape[2:]) if batch.by_token else (len(rows), *given.shape[1:])
+        if batch.by_token and tokens < len(rows) * batch.width:
+            return pack(given.array, rows, batch.lengths).tobytes(), shape
+        if len(rows) == len(batch.lengths):
+            return given.data, shape
+        return given.array[rows.start : rows.stop].tobytes(), shape
 
     def _read(self, answer: stage_pb2.ForwardResponse, lengths: Sequence[int]) -> list[Piece]:
         """The outputs, checked; raises `InternalError` for an answer that makes no sense."""

@@ -38,11 +38,12 @@ class Stateless:
             chosen = accounts.enter(self._means.revisions.choose(request.model, ctx.request_id))
             spec = chosen.spec
             controls = controls_of(ctx.metadata, request)
-            known = self._means.at_once.batches
-            mark, copied = self._means.at_once.copied(known, request, spec, ctx, controls, observed)
-            if copied is not None:
-                self._count(spec, copied.cache, copied)
-                return copied
+            known, mark = self._means.at_once.batches, None
+            if spec.cache and controls.lookup:
+                mark, copied = self._means.at_once.copied(known, request, spec, ctx, controls, observed)
+                if copied is not None:
+                    self._count(spec, copied.cache, copied)
+                    return copied
             batch = check_infer(request, spec, max_output_bytes=self._means.max_output_bytes)
             observed.bill(self._means.tenants.billed(ctx.tenant, spec.name))
             place = self._means.admitted(spec, ctx, len(batch.lengths))
@@ -50,11 +51,12 @@ class Stateless:
             accounts.push(place.leave)
             chosen.dispatched()
             use = infer_use(request, batch, spec, ctx, controls)
-            asked = await self._means.cache.ask(use)
+            cache = self._means.cache
+            asked = cache.bypassed() if use is None else await cache.ask(use)
             response = asked.value
             chosen.cached = response is not None
             self._count(spec, asked.status, response)
-            if response is not None:
+            if response is not None and use is not None:
                 known.keep(mark, spec, (use, 0))
             if response is None:
                 with asked:
@@ -82,11 +84,12 @@ class Stateless:
             spec = chosen.spec
             check_task(spec, "embed")
             controls = controls_of(ctx.metadata, request)
-            known = self._means.at_once.texts
-            mark, copied = self._means.at_once.copied(known, request, spec, ctx, controls, observed)
-            if copied is not None:
-                self._count(spec, copied.cache, copied)
-                return copied
+            known, mark = self._means.at_once.texts, None
+            if spec.cache and controls.lookup:
+                mark, copied = self._means.at_once.copied(known, request, spec, ctx, controls, observed)
+                if copied is not None:
+                    self._count(spec, copied.cache, copied)
+                    return copied
             _check_embed(request, spec)
             observed.bill(self._means.tenants.billed(ctx.tenant, spec.name))
             place = self._means.admitted(spec, ctx, len(request.texts or request.tokens))
@@ -98,11 +101,12 @@ class Stateless:
             tokens = sum(map(len, rows))
             observed.prompt(tokens)
             use = embed_use(rows, spec, ctx, controls)
-            asked = await self._means.cache.ask(use)
+            cache = self._means.cache
+            asked = cache.bypassed() if use is None else await cache.ask(use)
             response = asked.value
             chosen.cached = response is not None
             self._count(spec, asked.status, response)
-            if response is not None:
+            if response is not None and use is not None:
                 known.keep(mark, spec, (use, tokens))
             if response is None:
                 with asked:

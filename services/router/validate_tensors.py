@@ -12,20 +12,12 @@ from stagemesh.v1 import inference_pb2, tensor_pb2
 from stagemesh.v1.registry_pb2 import ModelSpec, TensorSpec
 
 from .forms import MAX_FORMS, Form, form_key
+from .given import Input
 from .lossless import BITS, convert
 from .signature import IDS, MASK, MASK_RULE, Signature, output_bytes, signature_of
 
 MAX_DIMENSION = 2**31 - 1
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One input as the model computes with it; of BF16 `array` holds the bits."""
-
-    name: str
-    dtype: str
-    array: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +37,13 @@ class Batch:
     @property
     def width(self) -> int:
         """T, padding included; 1 where a row is a sample."""
-        return int(self.inputs[0].array.shape[1]) if self.by_token else 1
+        return self.inputs[0].shape[1] if self.by_token else 1
 
     @property
     def row_bytes(self) -> int:
         """What one sample's inputs or outputs take at most, by the larger of the two."""
-        given = sum(each.array.nbytes for each in self.inputs) // len(self.lengths)
+        given = sum(math.prod(each.shape) * ITEM_BYTES[each.dtype] for each in self.inputs)
+        given //= len(self.lengths)
         return max(given, output_bytes(self.outputs, self.by_token, 1, self.width), 1)
 
 
@@ -62,10 +55,10 @@ def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_out
     signature = signature_of(spec)
     key = form_key(request.inputs, request.outputs, max_output_bytes)
     form: Form | None = signature.forms.get(key)
-    if form is not None and (arrays := form.arrays(request.inputs)) is not None:
-        return _batch(arrays, form.where, form.dtypes, form.outputs, spec, signature)
-    batch, dtypes = _check(request, spec, signature, max_output_bytes)
-    if form := Form.of(request.inputs, dtypes, batch.outputs):
+    if form is not None and (given := form.given(request.inputs)) is not None:
+        return _batch(given, form.where, form.outputs, spec, signature)
+    batch, given = _check(request, spec, signature, max_output_bytes)
+    if form := Form.of(request.inputs, given, batch.outputs):
         if len(signature.forms) >= MAX_FORMS:
             signature.forms.clear()
         signature.forms[key] = form
@@ -74,11 +67,10 @@ def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_out
 
 def _check(
     request: inference_pb2.InferRequest, spec: ModelSpec, signature: Signature, max_output_bytes: int
-) -> tuple[Batch, dict[str, str]]:
-    """The batch, and what each input is computed as."""
+) -> tuple[Batch, dict[str, Input]]:
+    """The batch, and what each input is computed as, the mask as well."""
     known = signature.takes
-    arrays: dict[str, np.ndarray] = {}
-    dtypes: dict[str, str] = {}
+    given: dict[str, Input] = {}
     where: dict[str, str] = {}
     converted = 0
     for index, tensor in enumerate(request.inputs):
@@ -90,27 +82,28 @@ def _check(
                 f"{field}.name: no input {name[:80]!r}; model {spec.name!r} takes {', '.join(known)}",
                 field=f"{field}.name",
             )
-        if name in arrays:
+        if name in given:
             raise InvalidArgument(f"{field}.name: {name!r} is given twice", field=f"{field}.name")
         shape, data = check_tensor(tensor, field, rule)
-        array = np.frombuffer(data, BITS[tensor.dtype]).reshape(shape)
+        made = Input(name, tensor.dtype, tuple(shape), data)
         native = rule.dtypes[0] if rule.dtypes and rule is not MASK_RULE else tensor.dtype
         if native != tensor.dtype:
-            converted += array.size * ITEM_BYTES[native]
+            converted += math.prod(shape) * ITEM_BYTES[native]
             if converted > max_output_bytes:
                 raise OutOfRange(
                     f"{field}.data: takes {converted} bytes as {native}, more than the {max_output_bytes} of one "
                     "message; send fewer rows",
                     field=f"{field}.data",
                 )
-            array = convert(array, tensor.dtype, native, f"{field}.data")
-        arrays[name], dtypes[name], where[name] = array, native, field
+            array = convert(made.array, tensor.dtype, native, f"{field}.data")
+            made = Input(name, native, made.shape, array=array)
+        given[name], where[name] = made, field
     for name, rule in known.items():
-        if name not in arrays and not rule.optional:
+        if name not in given and not rule.optional:
             raise InvalidArgument(f"inputs: {name} is missing", field="inputs")
-    _check_agreement(arrays, where, signature)
+    _check_agreement(given, where, signature)
     outputs = _outputs(request.outputs, spec, signature)
-    batch = _batch(arrays, where, dtypes, outputs, spec, signature)
+    batch = _batch(given, where, outputs, spec, signature)
     rows = len(batch.lengths)
     total = output_bytes(outputs, signature.by_token, rows, rows * batch.width)
     if total > max_output_bytes:
@@ -119,27 +112,26 @@ def _check(
             "send fewer rows",
             field="inputs",
         )
-    return batch, dtypes
+    return batch, given
 
 
 def _batch(
-    arrays: dict[str, np.ndarray],
+    given: Mapping[str, Input],
     where: Mapping[str, str],
-    dtypes: Mapping[str, str],
     outputs: list[TensorSpec],
     spec: ModelSpec,
     signature: Signature,
 ) -> Batch:
-    """Of arrays whose names, dtypes and shapes are right: what they hold is checked here."""
-    mask = arrays.pop(MASK, None) if signature.by_token else None
-    inputs = [Input(name, dtypes[name], arrays[name]) for name in signature.takes if name in arrays]
+    """Of inputs whose names, dtypes and shapes are right: what they hold is checked here."""
+    mask = given.get(MASK) if signature.by_token else None
+    inputs = [given[name] for name in signature.takes if name in given and given[name] is not mask]
     if not inputs:
         raise InvalidArgument("inputs: give at least one", field="inputs")
-    rows = inputs[0].array.shape[0]
-    width = inputs[0].array.shape[1] if signature.by_token else 1
-    lengths = [width] * rows if mask is None else mask_lengths(mask, f"{where[MASK]}.data")
+    rows = inputs[0].shape[0]
+    width = inputs[0].shape[1] if signature.by_token else 1
+    lengths = [width] * rows if mask is None else mask_lengths(mask.array, f"{where[MASK]}.data")
     if signature.by_token:
-        _check_tokens(arrays, where, spec, lengths)
+        _check_tokens(given, where, spec, lengths)
     return Batch(inputs, lengths, outputs, signature.by_token, fixed=signature.fixed_batch > 0)
 
 
@@ -155,7 +147,7 @@ def token_batch(columns: dict[str, Sequence[Sequence[int]]], spec: ModelSpec, ou
         padded = np.zeros((len(lengths), max(lengths)), dtype=BITS[native])
         for row, values in zip(padded, rows, strict=True):
             row[: len(values)] = values
-        inputs.append(Input(rule.name, native, padded))
+        inputs.append(Input(rule.name, native, padded.shape, array=padded))
     return Batch(inputs, lengths, _outputs([output], spec, signature), by_token=True)
 
 
@@ -220,28 +212,28 @@ def mask_lengths(mask: np.ndarray, field: str) -> list[int]:
     return lengths
 
 
-def _check_agreement(arrays: dict[str, np.ndarray], where: dict[str, str], signature: Signature) -> None:
+def _check_agreement(given: Mapping[str, Input], where: Mapping[str, str], signature: Signature) -> None:
     """All inputs have the same B, and the same T where a row is a token."""
-    if len(arrays) < 2:
+    if len(given) < 2:
         return
-    first = next((name for name in signature.takes if name in arrays), "")
+    first = next((name for name in signature.takes if name in given), "")
     same = 2 if signature.by_token else 1
-    for name, array in arrays.items():
-        if array.shape[:same] != arrays[first].shape[:same]:
+    for name, each in given.items():
+        if each.shape[:same] != given[first].shape[:same]:
             raise InvalidArgument(
-                f"{where[name]}.shape: {name} is {list(array.shape)} but {first} is {list(arrays[first].shape)}",
+                f"{where[name]}.shape: {name} is {list(each.shape)} but {first} is {list(given[first].shape)}",
                 field=f"{where[name]}.shape",
             )
 
 
 def _check_tokens(
-    arrays: dict[str, np.ndarray], where: Mapping[str, str], spec: ModelSpec, lengths: Sequence[int]
+    given: Mapping[str, Input], where: Mapping[str, str], spec: ModelSpec, lengths: Sequence[int]
 ) -> None:
     """What holds for a model of text."""
-    if IDS in arrays:
-        _check_ids(arrays[IDS], spec, f"{where[IDS]}.data")
-    types = arrays.get("token_type_ids")
-    if types is not None and bool((types < 0).any()):
+    if IDS in given:
+        _check_ids(given[IDS], spec, f"{where[IDS]}.data")
+    types = given.get("token_type_ids")
+    if types is not None and bool((types.array < 0).any()):
         field = f"{where['token_type_ids']}.data"
         raise InvalidArgument(f"{field}: a token type is negative", field=field)
     if spec.context_length and max(lengths) > spec.context_length:
@@ -253,13 +245,13 @@ def _check_tokens(
         )
 
 
-def _check_ids(ids: np.ndarray, spec: ModelSpec, field: str) -> None:
+def _check_ids(ids: Input, spec: ModelSpec, field: str) -> None:
     # As unsigned numbers the negative ones are the largest: one pass tells both. By its place, since `max` goes
     # through the machinery of reductions, which takes longer than a few hundred ids do.
-    unsigned = ids.view(_UNSIGNED[ids.dtype.itemsize])
+    unsigned = np.frombuffer(ids.data, _UNSIGNED[ITEM_BYTES[ids.dtype]])
     if spec.vocab_size and unsigned.item(unsigned.argmax()) < spec.vocab_size:
         return
-    low, high = int(ids.min()), int(ids.max())
+    low, high = int(ids.array.min()), int(ids.array.max())
     if low < 0 or (spec.vocab_size and high >= spec.vocab_size):
         raise InvalidArgument(
             f"{field}: token id {low if low < 0 else high} is outside the vocabulary of {spec.vocab_size}",

@@ -79,7 +79,10 @@ class Mesh:
                 await self.put(replica(f"{stage}{each}", stage, stages, address="127.0.0.1:9"))
         await self.put(
             model(
-                task=task, stages=stages, source=str(self.checkpoint), cache=cache is not None, **(spec or {})
+                task=task,
+                stages=stages,
+                source=str(self.checkpoint),
+                **{"cache": cache is not None, **(spec or {})},
             )
         )
         if cache is not None:

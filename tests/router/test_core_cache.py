@@ -101,6 +101,38 @@ async def test_a_bad_cache_is_passed_by_and_left_alone_for_a_moment(mesh, mode, 
     assert faults(reason) == counted + 1
 
 
+@pytest.mark.parametrize("texts", [False, True])
+async def test_stateless_answers_are_looked_up_and_stored_as_their_request_says(mesh, texts):
+    core = await mesh.start(cache="good", task="embed")
+
+    async def asked(**controls):
+        if texts:
+            request = EmbedRequest(model="m", texts=["w1 w2"], cache_control=CacheControl(**controls))
+            return (await core.embed(request, core.context({}))).cache
+        request = batch_of_ids(np.array([[1, 2]]))
+        request.cache_control.CopyFrom(CacheControl(**controls))
+        return (await core.infer(request, core.context({}))).cache
+
+    assert await asked(no_store=True) == BYPASS
+    assert mesh.cache.kept == {}
+    assert await asked(no_cache=True) == BYPASS, "not looked up, but stored"
+    await asyncio.wait_for(mesh.cache.stored.wait(), 5)
+    assert await asked() == HIT
+
+
+@pytest.mark.parametrize("texts", [False, True])
+async def test_a_model_that_is_not_cached_is_neither_looked_up_nor_stored(mesh, texts):
+    core = await mesh.start(cache="good", task="embed", spec={"cache": False})
+    for _ in range(2):
+        if texts:
+            answered = await core.embed(EmbedRequest(model="m", texts=["w1 w2"]), core.context({}))
+        else:
+            answered = await core.infer(batch_of_ids(np.array([[1, 2]])), core.context({}))
+        assert answered.cache == BYPASS
+    assert mesh.cache.lookups == 0
+    assert mesh.cache.kept == {}
+
+
 async def test_tensors_of_another_shape_are_not_believed(mesh):
     core = await mesh.start(cache="good", task="embed")
     for rows in ([[1, 2]], [[1, 2], [3, 4]]):

@@ -49,7 +49,6 @@ STATUS_NAMES: dict[int, str] = {
 }
 
 M = TypeVar("M", bound=Message)
-# Nobody was asked and nothing will be stored: the same for every such request.
 _BYPASSED: Asked[Any] = Asked(BYPASS)
 
 
@@ -128,6 +127,11 @@ class CacheClient:
     def has_copy(self, tenant: str, key: bytes | None, max_age_s: int | None) -> bool:
         """Whether `copied` would find one."""
         return key is not None and self.near.find(tenant, key, max_age_s) is not None
+
+    def bypassed(self) -> Asked[Any]:
+        """What the cache says of a request that is neither looked up nor stored: nothing, which is counted."""
+        self._telemetry.cache_lookups.count("bypass")
+        return _BYPASSED
 
     async def ask(self, use: CacheUse[M], parent: Span | None = None) -> Asked[M]:
         """HIT with the value, MISS, or ERROR; BYPASS when nobody was asked. Never raises for the cache's sake."""
@@ -261,7 +265,7 @@ class CacheClient:
 
     def _asked(self, use: CacheUse[M], status: int, lease: Lease | None = None) -> Asked[M]:
         if use.key is None or not use.controls.store:
-            return Asked(status) if status != BYPASS else _BYPASSED
+            return Asked(status)
 
         def keep(value: M, lease: Lease | None, begun_at: float) -> None:
             self._store_soon(use, value, lease, begun_at)

@@ -19,12 +19,12 @@ def infer_use(
     spec: registry_pb2.ModelSpec,
     ctx: RequestContext,
     controls: CacheControls,
-) -> CacheUse[inference_pb2.InferResponse]:
-    """Of named tensors; nothing where the model is not cached."""
-    key = None
-    if spec.cache and (controls.lookup or controls.store):
-        names = [each.name for each in batch.outputs]
-        key = infer_key(spec, ctx.tenant, request.inputs, names, controls.namespace)
+) -> CacheUse[inference_pb2.InferResponse] | None:
+    """Of named tensors; None where the model is not cached, or nothing is to be looked up or stored."""
+    if not (spec.cache and (controls.lookup or controls.store)):
+        return None
+    names = [each.name for each in batch.outputs]
+    key = infer_key(spec, ctx.tenant, request.inputs, names, controls.namespace)
     return CacheUse(
         tenant=ctx.tenant,
         key=key,
@@ -41,11 +41,11 @@ def embed_use(
     spec: registry_pb2.ModelSpec,
     ctx: RequestContext,
     controls: CacheControls,
-) -> CacheUse[inference_pb2.EmbedResponse]:
-    """Of tokenised texts; nothing where the model is not cached."""
-    key = None
-    if spec.cache and (controls.lookup or controls.store):
-        key = embed_key(spec, ctx.tenant, rows, controls.namespace)
+) -> CacheUse[inference_pb2.EmbedResponse] | None:
+    """Of tokenised texts; None as for tensors."""
+    if not (spec.cache and (controls.lookup or controls.store)):
+        return None
+    key = embed_key(spec, ctx.tenant, rows, controls.namespace)
     return CacheUse(
         tenant=ctx.tenant,
         key=key,
