@@ -133,7 +133,7 @@ class ForwardStream:
             async with asyncio.timeout(timeout_s):
                 await turn
         except BaseException as error:
-            if turn.cancelled():
+            if turn in self._queue:
                 self._queue.remove(turn)
             else:  # it was given a place in the same moment
                 self._running -= 1

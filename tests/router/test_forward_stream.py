@@ -190,6 +190,24 @@ async def test_a_place_given_to_one_who_leaves_in_that_moment_goes_on_to_the_nex
     await channel.close()
 
 
+async def test_one_who_is_closed_while_it_waits_gives_nothing_back(stage):
+    channel, stream = stream_to(stage, in_flight=1)
+    first = asyncio.create_task(stream.forward(request(1), 10))
+    await eventually(lambda: stage.forwarded)
+    second = asyncio.create_task(stream.forward(request(2), 10))
+    await eventually(lambda: stream._queue)
+    before = list(stream._queue)
+    waits = stream.forward(request(3), 10)
+    waits.send(None)
+    assert len(stream._queue) == 2
+    waits.close()
+    assert (stream._running, list(stream._queue)) == (1, before), "the other one waits as before"
+    stage.release.set()
+    await asyncio.wait_for(asyncio.gather(first, second), 5)
+    await stream.close()
+    await channel.close()
+
+
 async def test_the_wait_for_room_counts_against_the_deadline(stage, monkeypatch):
     channel, stream = stream_to(stage, in_flight=1)
     left, exchange = [], _Connection.exchange
