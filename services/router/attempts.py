@@ -66,10 +66,6 @@ class Attempts:
         self._waking = waking
         self._budgets: dict[str, RetryBudget] = {}
 
-    def asleep(self, spec: registry_pb2.ModelSpec) -> bool:
-        """Whether `awake` would wait."""
-        return self._waking is not None and self._waking.needed(spec)
-
     async def awake(self, spec: registry_pb2.ModelSpec, ctx: RequestContext, span: Span) -> None:
         """Return when the model has a route, if it slept; see `Waking.hold` for what it raises."""
         if self._waking is not None and self._waking.needed(spec):

@@ -90,8 +90,7 @@ class Dispatch:
         asyncio.get_running_loop().call_soon(self._attempts.begun, spec)
         while True:
             attempt += 1
-            if self._attempts.asleep(spec):
-                await self._attempts.awake(spec, ctx, span)
+            await self._attempts.awake(spec, ctx, span)
             route = self._attempts.choose(spec, ctx, span, avoid, ask)
             try:
                 return route, await self._forward(request(route), route, spec, ctx, span, nbytes)

@@ -6,7 +6,7 @@ from .lossless import BITS
 
 
 class Input:
-    """Row-major, little-endian values of `dtype`; small requests never need the array, and large ones never the bytes."""
+    """Row-major, little-endian values of `dtype`; what is sent on as it came never needs its array."""
 
     __slots__ = ("_array", "_data", "dtype", "name", "shape")
 
