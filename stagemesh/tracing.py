@@ -4,8 +4,9 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry import trace
@@ -19,7 +20,29 @@ _NO_TRACER = trace.NoOpTracer()
 _KEYS = ("traceparent", "tracestate")
 
 _provider: Any = None
+_processor: Any = None
 _tracer: trace.Tracer = _NO_TRACER
+
+
+@dataclass(slots=True)
+class Finished:
+    """A span of work that is over.
+
+    Attributes:
+        start_ns: Unix nanoseconds, as is `end_ns`.
+        events: name, attributes and time (Unix nanoseconds) of each.
+        error: why it failed; empty when it did not.
+        children: spans below it, made with it.
+    """
+
+    name: str
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, str | int]
+    kind: trace.SpanKind = trace.SpanKind.INTERNAL
+    events: list[tuple[str, dict[str, str | int], int]] = field(default_factory=list)
+    error: str = ""
+    children: "list[Finished]" = field(default_factory=list)
 
 
 def setup_tracing(service: str, instance: str) -> None:
@@ -28,7 +51,7 @@ def setup_tracing(service: str, instance: str) -> None:
     `service` becomes `service.name` and `instance` `service.instance.id`. The SDK's own OTEL_* variables
     (sampler, headers, batch sizes) are obeyed.
     """
-    global _provider, _tracer
+    global _provider, _processor, _tracer
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_ENDPOINT"
     )
@@ -36,26 +59,28 @@ def setup_tracing(service: str, instance: str) -> None:
     if _provider is not None or not endpoint or disabled:
         return
     # Imported here: most processes never trace, and the SDK takes a while to import.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from stagemesh.tracing_export import Exporter
 
     # Without a scheme the exporter would insist on TLS.
     insecure = True if "://" not in endpoint else None
     resource = Resource.create({"service.name": service, "service.instance.id": instance})
     _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY", "1000"))
-    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=insecure)
-    _provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms))
+    exporter = Exporter(endpoint=endpoint, insecure=insecure)
+    _processor = BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms)
+    _provider.add_span_processor(_processor)
     _tracer = _provider.get_tracer("stagemesh")
     log.info("tracing.started service=%s instance=%s", service, instance)
 
 
 async def shutdown_tracing() -> None:
     """Export what is left, waiting three seconds at most, and turn tracing off."""
-    global _provider, _tracer
-    provider, _provider, _tracer = _provider, None, _NO_TRACER
+    global _provider, _processor, _tracer
+    provider, _provider, _processor, _tracer = _provider, None, None, _NO_TRACER
     if provider is None:
         return
     loop = asyncio.get_running_loop()
@@ -83,6 +108,20 @@ def enabled() -> bool:
 def tracer() -> trace.Tracer:
     """The process's tracer; ask each time, it changes with `setup_tracing`."""
     return _tracer
+
+
+def finished(context: Context, name: str, kind: trace.SpanKind, describe: Callable[[], Finished]) -> None:
+    """Export a span of work that is over, below the span in `context`; nothing while tracing is off, or not sampled.
+
+    `describe` is called on the exporter's thread: what it reads must not change any more.
+    """
+    if _provider is None:
+        return
+    from stagemesh.tracing_export import Later, context_below
+
+    made, parent = context_below(context, name, kind, _provider.sampler, _provider.id_generator)
+    if made is not None:
+        _processor.on_end(Later(made, parent, _provider.resource, _provider.id_generator, describe))
 
 
 def inject() -> tuple[tuple[str, str], ...]:

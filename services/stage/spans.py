@@ -1,18 +1,21 @@
 """A session's spans on one stage: `stage`, with events `passes` that list the parts of each pass's time.
 
 An event holds up to 32 passes: each attribute is a list by commas, a number per pass in their order. The first passes
-also have spans of their own below it, `queue`, `compute`, `encode` and `network`. Made and exported in a
-loop of its own, a span costs 25 us, an event for each pass 16, a pass in a list 1.5. All of it is made when the session is over, with the times that the passes measured. Of a
-very long session the first passes are listed; all of them are in the sums.
+also have spans of their own below it, `queue`, `compute`, `encode` and `network`. All of it is made when it is exported,
+from the times that the passes measured: at a session's end only these are put aside. Of a very long session the first
+passes are listed; all of them are in the sums.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
 
 from opentelemetry import trace
 
 from stagemesh import tracing
-from stagemesh.tracing import tracer
+from stagemesh.tracing import Finished, tracer
 from stagemesh.v1.registry_pb2 import Assignment
+from stagemesh.v1.stage_pb2 import HopRecord
 
 from .session import PARTS, ReplicaSession
 
@@ -21,45 +24,71 @@ SPANNED_PASSES = 2
 PASSES_PER_EVENT = 32
 # Fields of a hop record that an event lists.
 LISTED = ("queue_us", "compute_us", "encode_us", "network_us", "bubble_us", "rows")
+_listed = attrgetter(*LISTED)
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What a session leaves for its spans: hop record and time of queueing of its first passes, sums of the others."""
+
+    stage: int
+    opened: float
+    ended: float
+    traced: list[tuple[HopRecord, float]]
+    untraced: dict[str, int]
+    passes: int
+    attributes: dict[str, str | int]
+    error: str
+
+    def described(self) -> Finished:
+        """Its span, with those of its first passes below; on the exporter's thread."""
+        columns = dict(zip(LISTED, zip(*(_listed(hop) for hop, _ in self.traced), strict=True), strict=False))
+        events = []
+        for begin in range(0, len(self.traced), PASSES_PER_EVENT):
+            listed: dict[str, str | int] = {
+                f"stagemesh.{name}": ",".join(map(str, values[begin : begin + PASSES_PER_EVENT]))
+                for name, values in columns.items()
+            }
+            events.append(("passes", {"stagemesh.pass": begin, **listed}, _ns(self.traced[begin][1])))
+        sums = {
+            f"stagemesh.{part}_us": us + sum(columns.get(f"{part}_us", ()))
+            for part, us in self.untraced.items()
+        }
+        return Finished(
+            f"stage {self.stage}",
+            _ns(self.opened),
+            _ns(self.ended),
+            {**self.attributes, "stagemesh.passes": self.passes, **sums},
+            trace.SpanKind.SERVER,
+            events,
+            self.error,
+            list(self._parts()),
+        )
+
+    def _parts(self) -> Iterator[Finished]:
+        for index, (hop, queued) in enumerate(self.traced[:SPANNED_PASSES]):
+            at = queued - hop.network_us / 1e6
+            for part in PARTS:
+                begun = at
+                at += getattr(hop, f"{part}_us") / 1e6
+                yield Finished(part, _ns(begun), _ns(at), {"stagemesh.pass": index})
 
 
 def record_session(
     session: ReplicaSession, replica_id: str, model: str, ended: float, error: str = ""
 ) -> None:
     """Export the spans of a finished session; does next to nothing while tracing is off."""
-    source = tracer()
-    span = source.start_span(
-        f"stage {session.stage}",
-        context=session.trace,
-        start_time=_ns(session.opened),
-        kind=trace.SpanKind.SERVER,
+    taken = _Taken(
+        session.stage,
+        session.opened,
+        ended,
+        list(session.traced),
+        dict(session.untraced),
+        session.passes,
+        {"gen_ai.request.model": model, "stagemesh.stage": session.stage, "stagemesh.replica": replica_id},
+        error,
     )
-    if span.is_recording():
-        parent = trace.set_span_in_context(span)
-        for begin in range(0, len(session.traced), PASSES_PER_EVENT):
-            passes = session.traced[begin : begin + PASSES_PER_EVENT]
-            hops = [hop for hop, _ in passes]
-            listed = {f"stagemesh.{name}": ",".join([str(getattr(h, name)) for h in hops]) for name in LISTED}
-            span.add_event("passes", {"stagemesh.pass": begin, **listed}, timestamp=_ns(passes[0][1]))
-        for index, (hop, queued) in enumerate(session.traced[:SPANNED_PASSES]):
-            at = queued - hop.network_us / 1e6
-            for part in PARTS:
-                child = source.start_span(part, context=parent, start_time=_ns(at))
-                child.set_attribute("stagemesh.pass", index)
-                at += getattr(hop, f"{part}_us") / 1e6
-                child.end(_ns(at))
-        span.set_attributes(
-            {
-                "gen_ai.request.model": model,
-                "stagemesh.stage": session.stage,
-                "stagemesh.replica": replica_id,
-                "stagemesh.passes": session.passes,
-                **{f"stagemesh.{part}_us": us + _sum(session, part) for part, us in session.untraced.items()},
-            }
-        )
-        if error:
-            span.set_status(trace.StatusCode.ERROR, error)
-    span.end(_ns(ended))
+    tracing.finished(session.trace, f"stage {session.stage}", trace.SpanKind.SERVER, taken.described)
 
 
 async def traced_load(assignment: Assignment, work: Callable[[], Awaitable[None]]) -> None:
@@ -77,10 +106,6 @@ async def traced_load(assignment: Assignment, work: Callable[[], Awaitable[None]
         },
     ):
         await work()
-
-
-def _sum(session: ReplicaSession, part: str) -> int:
-    return sum(getattr(hop, f"{part}_us") for hop, _ in session.traced)
 
 
 def _ns(seconds: float) -> int:

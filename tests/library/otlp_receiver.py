@@ -40,6 +40,8 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self.port = 0
         self._spans: list[Span] = []
+        self.messages: list[int] = []
+        """Spans in each message."""
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -73,6 +75,7 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
         return self.spans()
 
     async def Export(self, request: Any, context: Any) -> Any:
+        before = len(self._spans)
         for resource_spans in request.resource_spans:
             resource = {item.key: _value(item.value) for item in resource_spans.resource.attributes}
             for scope_spans in resource_spans.scope_spans:
@@ -100,4 +103,5 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
                             ],
                         )
                     )
+        self.messages.append(len(self._spans) - before)
         return trace_service_pb2.ExportTraceServiceResponse()
