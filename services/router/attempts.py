@@ -132,10 +132,14 @@ class Attempts:
         self.telemetry.retries.labels(spec.name).inc()
 
     def in_flight(self, spec: registry_pb2.ModelSpec, route: Route) -> "InFlight":
-        """Counts its replicas as busy while its body runs."""
-        running = InFlight(self, spec.name)
-        running.add(route)
+        """Counts its replicas as busy while its body runs, from now on."""
+        running = self.in_flight_once_sent(spec, route)
+        running.begin()
         return running
+
+    def in_flight_once_sent(self, spec: registry_pb2.ModelSpec, route: Route) -> "InFlight":
+        """The same from its `begin` on, which is called when something is on its way to the route."""
+        return InFlight(self, spec.name, route)
 
     def translated(
         self,
@@ -171,11 +175,13 @@ class Attempts:
 class InFlight:
     """Counts replicas as busy while its body runs; one of them may be replaced meanwhile."""
 
-    __slots__ = ("_attempts", "_model", "_prompt", "_replicas")
+    __slots__ = ("_attempts", "_model", "_prompt", "_replicas", "_route")
 
-    def __init__(self, attempts: Attempts, model: str) -> None:
+    def __init__(self, attempts: Attempts, model: str, route: Route) -> None:
         self._attempts = attempts
         self._model = model
+        # Until they are counted.
+        self._route: Route | None = route
         self._replicas: list[str] = []
         # Tokens of its prompt that these have to compute before its first token comes.
         self._prompt = 0
@@ -188,8 +194,15 @@ class InFlight:
             self.through()
         self._attempts.loads.end(self._replicas)
 
-    def add(self, hops: Route) -> None:
-        """Count these as well."""
+    def begin(self) -> bool:
+        """Count its replicas; False if that was done before."""
+        route, self._route = self._route, None
+        if route is None:
+            return False
+        self._add(route)
+        return True
+
+    def _add(self, hops: Route) -> None:
         added = []
         for hop in hops:
             name = hop.replica_id
@@ -216,7 +229,7 @@ class InFlight:
             self._attempts.loads.sent([after.replica_id], self._prompt)
         self._replicas.remove(before.replica_id)
         self._attempts.loads.end([before.replica_id])
-        self.add([after])
+        self._add([after])
 
 
 def remaining(ctx: RequestContext) -> float:

@@ -1,6 +1,5 @@
 """Sends work along a route, and along another one when it breaks. A generation's own story is in `session_run.py`."""
 
-import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -86,14 +85,14 @@ class Dispatch:
         """
         avoid, ask = set(avoid), ask_of(ctx)
         attempt = 0
-        # While the answer is waited for: what breaks is heard of later.
-        asyncio.get_running_loop().call_soon(self._attempts.begun, spec)
         while True:
             attempt += 1
             await self._attempts.awake(spec, ctx, span)
             route = self._attempts.choose(spec, ctx, span, avoid, ask)
             try:
-                return route, await self._forward(request(route), route, spec, ctx, span, nbytes)
+                return route, await self._forward(
+                    request(route), route, spec, ctx, span, nbytes, first=attempt == 1
+                )
             except RouteBroke as broke:
                 avoid |= broke.avoid
                 if not self._attempts.may_retry(spec, ctx, route, broke, avoid, attempt):
@@ -122,21 +121,29 @@ class Dispatch:
         ctx: RequestContext,
         span: Span,
         nbytes: int,
+        *,
+        first: bool,
     ) -> stage_pb2.ForwardResponse:
         address = route[0].address
-        with self._attempts.in_flight(spec, route):
+        with self._attempts.in_flight_once_sent(spec, route) as running:
+
+            def sent() -> None:
+                if running.begin() and first:
+                    self._attempts.begun(spec)
+
             stream = self._channels.forward(address)
             try:
                 answer = None
                 if nbytes <= STREAM_BYTES and stream.spoken:
                     try:
                         if tracing.enabled():
-                            answer = await self._traced(stream, request, ctx, span)
+                            answer = await self._traced(stream, request, ctx, span, sent)
                         else:
-                            answer = await stream.forward(request, remaining(ctx))
+                            answer = await stream.forward(request, remaining(ctx), sent)
                     except NotSpokenError:
                         pass  # it is called the old way
                 if answer is None:
+                    sent()
                     with self._telemetry.under(span):
                         call = self._channels.stage(address).Forward(request, timeout=remaining(ctx))
                     answer = await call
@@ -149,7 +156,12 @@ class Dispatch:
             return answer
 
     async def _traced(
-        self, stream: ForwardStream, request: stage_pb2.ForwardRequest, ctx: RequestContext, span: Span
+        self,
+        stream: ForwardStream,
+        request: stage_pb2.ForwardRequest,
+        ctx: RequestContext,
+        span: Span,
+        sent: Callable[[], None],
     ) -> stage_pb2.ForwardResponse:
         """The answer to a message on the shared stream, with a span around it."""
         # Imported by routers that trace anyway.
@@ -157,4 +169,4 @@ class Dispatch:
 
         with calling_message("/stagemesh.v1.StageService/Forward", span) as traceparent:
             request.traceparent = traceparent
-            return await stream.forward(request, remaining(ctx))
+            return await stream.forward(request, remaining(ctx), sent)

@@ -45,6 +45,10 @@ ASK_AGAIN_S = 60.0
 _WHY_S = 0.2
 
 
+def _nothing() -> None:
+    pass
+
+
 class NotSpokenError(Exception):
     """The head does not know `ForwardStream`."""
 
@@ -83,8 +87,13 @@ class ForwardStream:
         """Whether the head may know the method."""
         return time.monotonic() >= self._ask_again_at
 
-    async def forward(self, request: ForwardRequest, timeout_s: float) -> ForwardResponse:
+    async def forward(
+        self, request: ForwardRequest, timeout_s: float, when_sent: Callable[[], None] = _nothing
+    ) -> ForwardResponse:
         """Send one micro-batch and wait for its answer; leaving early stops it on the stage.
+
+        `when_sent` is called once: it is on its way, or has to wait for that, and nothing else has happened on the
+        event loop. What must be counted can be, while the stage works already.
 
         Raises:
             NotSpokenError: nothing was computed; make a call of its own.
@@ -92,6 +101,10 @@ class ForwardStream:
             Unavailable: the stream broke.
             StagemeshError: what the head answered.
         """
+        connection = self._connection
+        if self._running >= self._most or connection is None or connection.over:
+            when_sent()
+            when_sent = _nothing
         if self._running >= self._most:
             timeout_s = await self._wait_for_room(timeout_s)
         else:
@@ -100,7 +113,7 @@ class ForwardStream:
             connection = self._connection
             if connection is None or connection.over:
                 connection = await self._connected()
-            reply = await connection.exchange(request, timeout_s)
+            reply = await connection.exchange(request, timeout_s, when_sent)
         except NotSpokenError:
             if self.spoken:
                 log.info("forward_stream.not_spoken by=%s", self.address)
@@ -183,24 +196,53 @@ class _Connection:
         # The writer waits for the write that has begun, then sends what came meanwhile.
         self._begun: Begun | None = None
         self._outbox: deque[ForwardRequest] = deque()
+        # Until when each answer is waited for, and when the earliest of them is looked at: most are answered long before.
+        self._deadlines: dict[int, float] = {}
+        self._looks_at = float("inf")
+        self._look: asyncio.TimerHandle | None = None
         self._filled = asyncio.Event()
         self._task = self._loop.create_task(self._run(), name="forward-stream")
 
-    async def exchange(self, request: ForwardRequest, timeout_s: float) -> ForwardReply:
-        """Send `request` and wait for the reply to its session."""
+    async def exchange(
+        self, request: ForwardRequest, timeout_s: float, when_sent: Callable[[], None]
+    ) -> ForwardReply:
+        """Send `request` and wait for the reply to its session; `when_sent` is called in between."""
         session = request.session
-        answer: asyncio.Future[ForwardReply] = self._loop.create_future()
-        self.waiting[session] = answer
         socket = self._socket
         self._send(request, socket)
-        timer = self._loop.call_later(timeout_s, _expire, answer)
+        # The stage works from here on, and this while it does.
+        answer: asyncio.Future[ForwardReply] = self._loop.create_future()
+        self.waiting[session] = answer
+        when_sent()
+        self._deadlines[session] = until = self._loop.time() + timeout_s
+        if until < self._looks_at:
+            self._look_at(until)
         try:
             return await answer
         finally:
-            timer.cancel()
+            self._deadlines.pop(session, None)
             if self.waiting.get(session) is answer:
                 del self.waiting[session]
                 self._abandon(request, socket)
+
+    def _look_at(self, when: float) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        self._looks_at = when
+        self._look = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        """Fail what has waited long enough, and look again when the next has."""
+        now = self._loop.time()
+        self._look, self._looks_at = None, float("inf")
+        for session, until in list(self._deadlines.items()):
+            if until <= now:
+                del self._deadlines[session]
+                answer = self.waiting.get(session)
+                if answer is not None and not answer.done():
+                    answer.set_exception(DeadlineExceeded("Deadline Exceeded"))
+        if self._deadlines:
+            self._look_at(min(self._deadlines.values()))
 
     def _abandon(self, request: ForwardRequest, socket: MessageSocket | None) -> None:
         """Nobody waits for `request` any more, which went that way: what takes it back must not overtake it."""
@@ -259,6 +301,8 @@ class _Connection:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._socket is not None:
                 self._socket.close()
+            if self._look is not None:
+                self._look.cancel()
             waiting, self.waiting = self.waiting, {}
             for answer in waiting.values():
                 if not answer.done():
@@ -306,8 +350,3 @@ def _error_of(said: SessionError) -> StagemeshError:
     if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
         error.retry_after_s = 1.0  # a stage of before did not say
     return error
-
-
-def _expire(answer: asyncio.Future[ForwardReply]) -> None:
-    if not answer.done():
-        answer.set_exception(DeadlineExceeded("Deadline Exceeded"))

@@ -71,9 +71,9 @@ async def test_the_wait_for_room_counts_against_the_deadline(stage, monkeypatch)
     channel, stream = stream_to(stage, in_flight=1)
     left, exchange = [], _Connection.exchange
 
-    async def noted(self, request, timeout_s):
+    async def noted(self, request, timeout_s, when_sent):
         left.append(timeout_s)
-        return await exchange(self, request, timeout_s)
+        return await exchange(self, request, timeout_s, when_sent)
 
     monkeypatch.setattr(_Connection, "exchange", noted)
     first = asyncio.create_task(stream.forward(request(1), 10))
