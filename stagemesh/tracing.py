@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from stagemesh.tracing_span import Finished, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -20,29 +21,7 @@ _NO_TRACER = trace.NoOpTracer()
 _KEYS = ("traceparent", "tracestate")
 
 _provider: Any = None
-_processor: Any = None
 _tracer: trace.Tracer = _NO_TRACER
-
-
-@dataclass(slots=True)
-class Finished:
-    """A span of work that is over.
-
-    Attributes:
-        start_ns: Unix nanoseconds, as is `end_ns`.
-        events: name, attributes and time (Unix nanoseconds) of each.
-        error: why it failed; empty when it did not.
-        children: spans below it, made with it.
-    """
-
-    name: str
-    start_ns: int
-    end_ns: int
-    attributes: dict[str, str | int]
-    kind: trace.SpanKind = trace.SpanKind.INTERNAL
-    events: list[tuple[str, dict[str, str | int], int]] = field(default_factory=list)
-    error: str = ""
-    children: "list[Finished]" = field(default_factory=list)
 
 
 def setup_tracing(service: str, instance: str) -> None:
@@ -51,7 +30,7 @@ def setup_tracing(service: str, instance: str) -> None:
     `service` becomes `service.name` and `instance` `service.instance.id`. The SDK's own OTEL_* variables
     (sampler, headers, batch sizes) are obeyed.
     """
-    global _provider, _processor, _tracer
+    global _provider, _tracer
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_ENDPOINT"
     )
@@ -63,7 +42,7 @@ def setup_tracing(service: str, instance: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from stagemesh.tracing_export import Exporter
+    from stagemesh.tracing_export import Exporter, Later
 
     # Without a scheme the exporter would insist on TLS.
     insecure = True if "://" not in endpoint else None
@@ -71,16 +50,23 @@ def setup_tracing(service: str, instance: str) -> None:
     _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY", "1000"))
     exporter = Exporter(endpoint=endpoint, insecure=insecure)
-    _processor = BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms)
-    _provider.add_span_processor(_processor)
-    _tracer = _provider.get_tracer("stagemesh")
+    processor = BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms)
+    _provider.add_span_processor(processor)
+    ids = _provider.id_generator
+
+    def put(
+        made: trace.SpanContext, parent: trace.SpanContext | None, describe: Callable[[], Finished]
+    ) -> None:
+        processor.on_end(Later(made, parent, resource, ids, describe))
+
+    _tracer = Tracer(_provider.sampler, ids, put)
     log.info("tracing.started service=%s instance=%s", service, instance)
 
 
 async def shutdown_tracing() -> None:
     """Export what is left, waiting three seconds at most, and turn tracing off."""
-    global _provider, _processor, _tracer
-    provider, _provider, _processor, _tracer = _provider, None, None, _NO_TRACER
+    global _provider, _tracer
+    provider, _provider, _tracer = _provider, None, _NO_TRACER
     if provider is None:
         return
     loop = asyncio.get_running_loop()
@@ -115,13 +101,8 @@ def finished(context: Context, name: str, kind: trace.SpanKind, describe: Callab
 
     `describe` is called on the exporter's thread: what it reads must not change any more.
     """
-    if _provider is None:
-        return
-    from stagemesh.tracing_export import Later, context_below
-
-    made, parent = context_below(context, name, kind, _provider.sampler, _provider.id_generator)
-    if made is not None:
-        _processor.on_end(Later(made, parent, _provider.resource, _provider.id_generator, describe))
+    if isinstance(_tracer, Tracer):
+        _tracer.finished(context, name, kind, describe)
 
 
 def inject() -> tuple[tuple[str, str], ...]:

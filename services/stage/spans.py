@@ -13,7 +13,8 @@ from operator import attrgetter
 from opentelemetry import trace
 
 from stagemesh import tracing
-from stagemesh.tracing import Finished, tracer
+from stagemesh.tracing import tracer
+from stagemesh.tracing_span import Finished
 from stagemesh.v1.registry_pb2 import Assignment
 from stagemesh.v1.stage_pb2 import HopRecord
 
@@ -61,8 +62,8 @@ class _Taken:
             {**self.attributes, "stagemesh.passes": self.passes, **sums},
             trace.SpanKind.SERVER,
             events,
-            self.error,
-            list(self._parts()),
+            error=self.error or None,
+            children=list(self._parts()),
         )
 
     def _parts(self) -> Iterator[Finished]:

@@ -25,6 +25,7 @@ class Span:
     instance: str
     attributes: dict[str, Any] = field(default_factory=dict)
     events: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)  # name, time, attributes
+    dropped_events: int = 0
 
 
 def _value(value: AnyValue) -> Any:
@@ -101,6 +102,7 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
                                 )
                                 for event in span.events
                             ],
+                            dropped_events=span.dropped_events_count,
                         )
                     )
         self.messages.append(len(self._spans) - before)
