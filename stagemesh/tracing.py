@@ -28,7 +28,7 @@ def setup_tracing(service: str, instance: str) -> None:
     """Export spans by OTLP/gRPC if OTEL_EXPORTER_OTLP_ENDPOINT is set; once per process, before channels are made.
 
     `service` becomes `service.name` and `instance` `service.instance.id`. The SDK's own OTEL_* variables
-    (sampler, headers, batch sizes) are obeyed.
+    (sampler, headers, batch sizes) are obeyed, but for those that limit what one span may hold.
     """
     global _provider, _tracer
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
