@@ -11,13 +11,13 @@ from stagemesh.tensor import ITEM_BYTES, MAX_RANK
 from stagemesh.v1 import inference_pb2, tensor_pb2
 from stagemesh.v1.registry_pb2 import ModelSpec, TensorSpec
 
+from .bounds import surely_below
 from .forms import MAX_FORMS, Form, form_key
 from .given import Input
 from .lossless import BITS, convert
 from .signature import IDS, MASK, MASK_RULE, Signature, output_bytes, signature_of
 
 MAX_DIMENSION = 2**31 - 1
-_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +246,7 @@ def _check_tokens(
 
 
 def _check_ids(ids: Input, spec: ModelSpec, field: str) -> None:
-    # As unsigned numbers the negative ones are the largest: one pass tells both. By its place, since `max` goes
-    # through the machinery of reductions, which takes longer than a few hundred ids do.
-    unsigned = np.frombuffer(ids.data, _UNSIGNED[ITEM_BYTES[ids.dtype]])
-    if spec.vocab_size and unsigned.item(unsigned.argmax()) < spec.vocab_size:
+    if surely_below(ids.data, ITEM_BYTES[ids.dtype], spec.vocab_size):
         return
     low, high = int(ids.array.min()), int(ids.array.max())
     if low < 0 or (spec.vocab_size and high >= spec.vocab_size):
