@@ -182,7 +182,7 @@ class RouterCore:
         return RequestContext(
             request_id=request_id
             if request_id and _REQUEST_ID.fullmatch(request_id)
-            else f"{self._rng.getrandbits(128):032x}",
+            else self._rng.randbytes(16).hex(),
             tenant=owner.tenant,
             deadline=time.monotonic() + (longest if timeout_s is None else min(max(timeout_s, 0.0), longest)),
             policy_override=metadata.get("x-stagemesh-policy", ""),

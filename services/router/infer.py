@@ -113,23 +113,25 @@ class Inference:
         inputs, nbytes = [], 0
         for given in batch.inputs:
             data, shape = self._packed(given, rows, tokens)
-            inputs.append(tensor_pb2.Tensor(name=given.name, dtype=given.dtype, shape=shape, data=data))
+            inputs.append((given.name, given.dtype, shape, data))
             nbytes += len(data)
         nbytes = max(nbytes, output_bytes(batch.outputs, batch.by_token, len(lengths), tokens))
         asked: Route = []
 
         def request(route: Route) -> stage_pb2.ForwardRequest:
             asked[:] = route
-            return stage_pb2.ForwardRequest(
+            made = stage_pb2.ForwardRequest(
                 session=self._rng.getrandbits(63) | 1,
                 model=self._spec.name,
                 revision=self._spec.revision,
                 route=route,
                 lengths=lengths,
-                inputs=inputs,
                 outputs=[each.name for each in batch.outputs],
                 deadline_unix_ms=deadline_unix_ms(self._ctx),
             )
+            for name, dtype, shape, data in inputs:  # in place: a tensor made before would be copied
+                made.inputs.add(name=name, dtype=dtype, shape=shape, data=data)
+            return made
 
         avoid: set[str] = set()
         while True:
