@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from stagemesh.errors import InvalidArgument
 
@@ -12,8 +13,7 @@ TIMEOUT = "x-stagemesh-timeout"
 """Header with the seconds that the caller waits, for doors whose protocol has no deadline of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(NamedTuple):
     """What every request carries besides its message.
 
     `deadline` is in seconds of `time.monotonic()`. `policy_override` names a balancing policy for this request
@@ -26,7 +26,7 @@ class RequestContext:
     deadline: float
     policy_override: str = ""
     priority: Priority = Priority.NORMAL
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 def asked_timeout(metadata: Mapping[str, str]) -> float | None:

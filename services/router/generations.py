@@ -60,7 +60,7 @@ class Generations:
             size = request.max_tokens if request.HasField("max_tokens") else self._means.config.max_tokens
             begun = request.HasField("resume")
             if begun:  # it is brought to its end before others begin
-                ctx = replace(ctx, priority=Priority.HIGH)
+                ctx = ctx._replace(priority=Priority.HIGH)
             answers = max(request.n, 1) if request.HasField("n") else 1
             observed.bill(self._means.tenants.billed(ctx.tenant, spec.name, size * answers, begun=begun))
             async with self._means.admitted(spec, ctx, size, begun=begun) as place:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,8 +79,7 @@ def pack(padded: np.ndarray, rows: range, lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([padded[row, : lengths[row]] for row in rows])
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """One output of one micro-batch: a row for each of its tokens or samples."""
 
     dtype: str

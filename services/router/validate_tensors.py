@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from .signature import IDS, MASK, MASK_RULE, Signature, output_bytes, signature_
 MAX_DIMENSION = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Checked inputs of B samples.
 
     `by_token`: inputs are [B, T, ...] without the mask, which became `lengths` [B] (tokens of each sample); else

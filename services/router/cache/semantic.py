@@ -194,7 +194,7 @@ class SemanticClient:
         if len(self._keeps) >= MAX_KEEPS:
             self._unkept.labels("too many at once").inc()
             return
-        background = replace(ctx, deadline=time.monotonic() + EMBED_S, priority=Priority.LOW)
+        background = ctx._replace(deadline=time.monotonic() + EMBED_S, priority=Priority.LOW)
         task = asyncio.create_task(self._keep(plan, background, sought), name="semantic-keep")
         self._keeps.add(task)
         task.add_done_callback(self._keeps.discard)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -62,7 +61,7 @@ async def http_exception(request: Request, error: Exception) -> Response:
 
 def context_of(context: RequestContext, index: int, count: int) -> RequestContext:
     """The context of one of several generations of a request: ids of their own."""
-    return context if count == 1 else replace(context, request_id=f"{context.request_id}-{index}")
+    return context if count == 1 else context._replace(request_id=f"{context.request_id}-{index}")
 
 
 class _RefusedBody(JSONResponse):
