@@ -71,11 +71,13 @@ async def run(options: Options) -> Result:
                     await load.turn(name == ON)
                 for _ in range(options.times(ROUNDS)):
                     found: dict[str, list[Turn]] = {ON: [], OFF: []}
-                    for name in (ON, OFF, OFF, ON) * (QUICK_TURNS if options.quick else TURNS):
-                        found[name].append(await load.turn(name == ON))
+                    for _ in range(QUICK_TURNS if options.quick else TURNS):
+                        for name in (ON, OFF, OFF, ON):
+                            found[name].append(await load.turn(name == ON))
+                        so_far = {name: fmean(turn.rate for turn in found[name]) for name in found}
+                        say(", ".join(f"{name} {rate:.0f} tok/s" for name, rate in so_far.items()))
                     for name, of_one in found.items():
                         turns[name].append(of_one)
-                    say(", ".join(f"{name} {fmean(t.rate for t in found[name]):.0f} tok/s" for name in found))
             result.notes.append(load.words())
     for unit, of in (("tok/s", "rate"), ("CPU s per 1,000 tokens", "cpu_s")):
         values = {n: [fmean(getattr(turn, of) for turn in of_round) for of_round in turns[n]] for n in turns}

@@ -2,8 +2,8 @@
 
 from functools import lru_cache
 
-MOST_BYTES = 2**14
-"""Beyond, numpy is faster."""
+MOST_BYTES = 2**13
+"""Beyond, numpy is faster, cold or not: of 4 KiB this takes 4 us, of 16 KiB 13."""
 
 
 def surely_below(data: bytes, item_bytes: int, bound: int) -> bool:
@@ -13,7 +13,7 @@ def surely_below(data: bytes, item_bytes: int, bound: int) -> bool:
     All of them are lanes of one long integer, to which is added what takes a lane of `bound` to its highest bit (Lamport,
     "Multiple byte processing with full-word instructions", 1975).
     """
-    if len(data) > MOST_BYTES or bound < 1:
+    if len(data) > MOST_BYTES:
         return False
     highest, missing = _lanes(len(data) // item_bytes, item_bytes, bound)
     lanes = int.from_bytes(data, "little")

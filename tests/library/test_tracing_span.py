@@ -107,6 +107,15 @@ async def test_what_is_not_sampled_only_carries_its_ids_on(receiver, tracer):  #
     assert await ended(receiver) == {}
 
 
+async def test_who_samples_no_more_of_a_sampled_trace_says_so_to_the_next(receiver, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    tracing.setup_tracing("router", "r1")
+    with tracing.tracer().start_as_current_span("work", context=inside()):
+        (header,) = [value for key, value in tracing.inject() if key == "traceparent"]
+    assert header.endswith("-00")
+    assert await ended(receiver) == {}
+
+
 async def test_events_of_one_span_are_bounded(receiver, tracer):  # noqa: F811
     span = tracer.start_span("work", inside())
     for index in range(MOST_EVENTS + 5):

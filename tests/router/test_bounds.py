@@ -23,6 +23,7 @@ def tensors(draw):
 
 @given(tensors())
 @example((np.array([255, 0], "<u1"), 1))
+@example((np.array([5, 127], "<u1"), 200))
 @example((np.array([2**63, 2**63], "<u8"), 2**63))
 @example((np.array([-1, 0], "<i8").view("<u8"), 1))
 def test_it_says_yes_to_what_is_below_the_bound_and_to_nothing_else(tensor):
