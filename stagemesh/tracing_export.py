@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MOST_IN_MESSAGE = 128
 """A receiver takes 4 MiB by default; a long session's span, with its events and those below it, is 12 KiB."""
 TURN_S = 200e-6
-"""A span takes 3 to 70 us; to give the interpreter away and get it back costs about as much."""
+"""A span takes 3 to 70 us, and to give the interpreter away and get it back 80."""
 SCOPE = InstrumentationScope("stagemesh")
 
 _FLAGS = trace_pb2.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK

@@ -9,11 +9,10 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 if TYPE_CHECKING:
@@ -137,30 +136,6 @@ class Recorded(trace.Span):
             put(self._context, self._parent, lambda: self._told)
 
 
-class _Current(AbstractContextManager[trace.Span]):
-    """A span that is the current one while the body runs, and ends with it."""
-
-    def __init__(self, span: trace.Span, record_exception: bool, set_status: bool) -> None:
-        self._span = span
-        self._record = record_exception
-        self._set_status = set_status
-
-    def __enter__(self) -> trace.Span:
-        self._token = attach(trace.set_span_in_context(self._span))
-        return self._span
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
-    ) -> None:
-        detach(self._token)
-        if isinstance(error, Exception):  # whoever cancels has what it needs
-            if self._record:
-                self._span.record_exception(error)
-            if self._set_status:
-                self._span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
-        self._span.end()
-
-
 class Tracer(trace.Tracer):
     """Makes spans as OpenTelemetry's specification has it, and has `put` take them when they are over.
 
@@ -197,7 +172,7 @@ class Tracer(trace.Tracer):
     ) -> AbstractContextManager[trace.Span]:
         """A span that is the current one while the body of `with` runs, and ends with it."""
         span = self.start_span(name, context, kind, attributes)
-        return _Current(span, record_exception, set_status_on_exception)
+        return trace.use_span(span, True, record_exception, set_status_on_exception)
 
     def finished(self, context: Context, name: str, kind: SpanKind, describe: Callable[[], Finished]) -> None:
         """A span of work that is over already; see `tracing.finished`."""

@@ -78,7 +78,9 @@ class _Taken:
 def record_session(
     session: ReplicaSession, replica_id: str, model: str, ended: float, error: str = ""
 ) -> None:
-    """Export the spans of a finished session; does next to nothing while tracing is off."""
+    """Export the spans of a finished session; does nothing while tracing is off."""
+    if not tracing.enabled():
+        return
     taken = _Taken(
         session.stage,
         session.opened,
