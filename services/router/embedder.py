@@ -8,6 +8,7 @@ import numpy.typing as npt
 from opentelemetry.trace import Span
 
 from stagemesh.errors import InternalError
+from stagemesh.v1.inference_pb2 import InferResponse
 from stagemesh.v1.registry_pb2 import ModelSpec
 
 from .context import RequestContext
@@ -44,7 +45,9 @@ class Embedder:
         inference = Inference(
             batch, spec, ctx, span, self._dispatch, self._rng, max_output_bytes=self._max_output_bytes
         )
-        (output, *_), _ = await inference.run()
+        made = InferResponse()
+        await inference.run(made)
+        output = made.outputs[0]
         if output.dtype != "F32" or len(output.shape) != 2 or output.shape[0] != len(texts):
             raise InternalError("the encoder gave no vectors")
         return np.frombuffer(output.data, "<f4").reshape(output.shape), whole

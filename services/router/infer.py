@@ -8,13 +8,13 @@ from opentelemetry.trace import Span
 
 from stagemesh.errors import InternalError, InvalidArgument, OutOfRange, StagemeshError
 from stagemesh.tensor import check_layout
-from stagemesh.v1 import registry_pb2, stage_pb2, tensor_pb2
+from stagemesh.v1 import inference_pb2, registry_pb2, stage_pb2
 
 from .context import RequestContext
 from .dispatch import Dispatch, Route, deadline_unix_ms
 from .given import Input
+from .micro_batch import MicroBatch
 from .scatter import Piece, check_piece, gather, pack, plan, plan_samples
-from .signature import output_bytes
 from .validate_tensors import Batch
 
 IN_FLIGHT = 8
@@ -46,8 +46,8 @@ class Inference:
         self._max_output_bytes = max_output_bytes
         self._output_bytes = 0
 
-    async def run(self) -> tuple[list[tensor_pb2.Tensor], Route]:
-        """Outputs in the order asked for, [B, ...], and the route of the first micro-batch.
+    async def run(self, answer: inference_pb2.InferResponse) -> Route:
+        """Add the outputs to `answer` in the order asked for, [B, ...]; the route of the first micro-batch.
 
         A micro-batch that fails for a reason that is not its own is tried on other routes. When one fails for good
         the others are cancelled, which frees what they hold on the stages, and its error, which names its rows, is
@@ -60,8 +60,10 @@ class Inference:
         answers = [await self._ask(parts[0])] if len(parts) == 1 else await self._asked(parts, at_once)
         pieces = [each for _, each in answers]
         if self._output_bytes > THREAD_AT_BYTES:
-            return await asyncio.to_thread(self._joined, pieces, parts), answers[0][0]
-        return self._joined(pieces, parts), answers[0][0]
+            await asyncio.to_thread(self._join, pieces, parts, answer)
+        else:
+            self._join(pieces, parts, answer)
+        return answers[0][0]
 
     async def _asked(self, parts: Sequence[range], at_once: int) -> list[tuple[Route, list[Piece]]]:
         """The answers of several micro-batches, of which so many are under way at once."""
@@ -90,17 +92,18 @@ class Inference:
             return plan(batch.lengths, stages, replicas)
         return plan_samples(len(batch.lengths), batch.row_bytes, stages, replicas)
 
-    def _joined(self, answers: Sequence[list[Piece]], parts: Sequence[range]) -> list[tensor_pb2.Tensor]:
+    def _join(
+        self, answers: Sequence[list[Piece]], parts: Sequence[range], answer: inference_pb2.InferResponse
+    ) -> None:
         batch = self._batch
-        groups = [batch.lengths[rows.start : rows.stop] for rows in parts]
-        outputs = []
         for index, rule in enumerate(batch.outputs):
-            pieces = [each[index] for each in answers]
-            joined = gather(pieces, groups, batch.width, per_token=batch.by_token and rule.per_token)
-            outputs.append(
-                tensor_pb2.Tensor(name=rule.name, dtype=joined.dtype, shape=joined.shape, data=joined.data)
-            )
-        return outputs
+            per_token = batch.by_token and rule.per_token
+            joined = answers[0][index]
+            if per_token or len(parts) > 1:
+                pieces = [each[index] for each in answers]
+                groups = [batch.lengths[rows.start : rows.stop] for rows in parts]
+                joined = gather(pieces, groups, batch.width, per_token=per_token)
+            answer.outputs.add(name=rule.name, dtype=joined.dtype, shape=joined.shape, data=joined.data)
 
     async def _ask(self, rows: range) -> tuple[Route, list[Piece]]:
         """One micro-batch through the mesh.
@@ -108,54 +111,47 @@ class Inference:
         What cannot be used, an answer that makes no sense or a fault inside a stage, is asked for once more elsewhere.
         """
         batch = self._batch
-        lengths = batch.lengths[rows.start : rows.stop]
-        tokens = sum(lengths)
-        inputs, nbytes = [], 0
-        for given in batch.inputs:
-            data, shape = self._packed(given, rows, tokens)
-            inputs.append((given.name, given.dtype, shape, data))
-            nbytes += len(data)
-        nbytes = max(nbytes, output_bytes(batch.outputs, batch.by_token, len(lengths), tokens))
+        part = batch.whole
+        if part is None or len(rows) < len(batch.lengths):
+            lengths = batch.lengths[rows.start : rows.stop]
+            part = MicroBatch.of(batch.inputs, lengths, batch.outputs, self._spec, by_token=batch.by_token)
+        payloads = [self._packed(given, rows, part.tokens) for given in batch.inputs]
         asked: Route = []
 
         def request(route: Route) -> stage_pb2.ForwardRequest:
             asked[:] = route
-            made = stage_pb2.ForwardRequest(
-                session=self._rng.getrandbits(63) | 1,
-                model=self._spec.name,
-                revision=self._spec.revision,
-                route=route,
-                lengths=lengths,
-                outputs=[each.name for each in batch.outputs],
-                deadline_unix_ms=deadline_unix_ms(self._ctx),
-            )
-            for name, dtype, shape, data in inputs:  # in place: a tensor made before would be copied
-                made.inputs.add(name=name, dtype=dtype, shape=shape, data=data)
+            made = stage_pb2.ForwardRequest()
+            made.CopyFrom(part.asked)
+            made.session = self._rng.getrandbits(63) | 1
+            made.deadline_unix_ms = deadline_unix_ms(self._ctx)
+            made.route.extend(route)
+            # In place: a tensor made before would be copied.
+            for given, shape, data in zip(batch.inputs, part.shapes, payloads, strict=True):
+                made.inputs.add(name=given.name, dtype=given.dtype, shape=shape, data=data)
             return made
 
         avoid: set[str] = set()
         while True:
             try:
                 route, answer = await self._dispatch.forward(
-                    self._spec, self._ctx, self._span, request, nbytes, avoid
+                    self._spec, self._ctx, self._span, request, part.nbytes, avoid
                 )
-                pieces = self._read(answer, lengths)
+                pieces = self._read(answer, part.lengths)
                 break
             except InternalError as error:
                 if avoid or not (avoid := self._dispatch.elsewhere(self._spec, self._ctx, asked, error)):
                     raise
-        self._count(pieces, rows, tokens)
+        self._count(pieces, rows, part.tokens)
         return route, pieces
 
-    def _packed(self, given: Input, rows: range, tokens: int) -> tuple[bytes, Sequence[int]]:
-        """Rows of one input without padding, and their shape, [tokens or samples, ...]."""
+    def _packed(self, given: Input, rows: range, tokens: int) -> bytes:
+        """Rows of one input without padding."""
         batch = self._batch
-        shape = (tokens, *given.shape[2:]) if batch.by_token else (len(rows), *given.shape[1:])
         if batch.by_token and tokens < len(rows) * batch.width:
-            return pack(given.array, rows, batch.lengths).tobytes(), shape
+            return pack(given.array, rows, batch.lengths).tobytes()
         if len(rows) == len(batch.lengths):
-            return given.data, shape
-        return given.array[rows.start : rows.stop].tobytes(), shape
+            return given.data
+        return given.array[rows.start : rows.stop].tobytes()
 
     def _read(self, answer: stage_pb2.ForwardResponse, lengths: Sequence[int]) -> list[Piece]:
         """The outputs, checked; raises `InternalError` for an answer that makes no sense."""

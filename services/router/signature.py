@@ -1,12 +1,12 @@
 """What a model takes and gives in a stateless inference: its spec's lists, or what its task has always meant. Pure."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from stagemesh.errors import FailedPrecondition
-from stagemesh.tensor import ITEM_BYTES
 from stagemesh.v1.registry_pb2 import ModelSpec, RowKind, TensorSpec
+
+from .forms import Forms
 
 IDS = "input_ids"
 MASK = "attention_mask"
@@ -33,7 +33,7 @@ class Signature:
     fixed_batch: int
     takes: Mapping[str, TensorSpec] = field(init=False)
     gives: Mapping[str, TensorSpec] = field(init=False)
-    forms: dict[Hashable, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
+    forms: Forms = field(init=False, default_factory=Forms, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "takes", {each.name: each for each in self.inputs})
@@ -76,18 +76,6 @@ def _made_of(spec: ModelSpec) -> Signature:
         raise FailedPrecondition(f"model: {spec.name!r} says no shape of {small.name}", field="model")
     fixed = next((each.shape[0] for each in inputs if each.shape and each.shape[0] > 0), 0)
     return Signature(by_token, tuple(inputs), tuple(outputs), fixed)
-
-
-def output_bytes(outputs: Sequence[TensorSpec], by_token: bool, rows: int, tokens: int) -> int:
-    """What the outputs of so many samples take, with so many tokens in all; a size that is not known counts as 1."""
-    total = 0
-    for each in outputs:
-        per_token = by_token and each.per_token
-        size = tokens if per_token else rows
-        for dimension in each.shape[2 if per_token else 1 :]:
-            size *= max(dimension, 1)
-        total += size * (ITEM_BYTES.get(each.dtypes[0], 4) if each.dtypes else 4)
-    return total
 
 
 def _inputs_of_task(task: str) -> Sequence[TensorSpec]:

@@ -60,12 +60,10 @@ class Stateless:
                 known.keep(mark, spec, (use, 0))
             if response is None:
                 with asked:
-                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                    response = inference_pb2.InferResponse(model=spec.name, revision=spec.revision)
+                    route = await self._inference(batch, spec, ctx, observed.span).run(response)
                     place.done = len(batch.lengths)
                     observed.computed(sum(batch.lengths))
-                    response = inference_pb2.InferResponse(
-                        model=spec.name, revision=spec.revision, outputs=outputs
-                    )
                     asked.store(response)
                 response.route.extend(route)
         response.request_id = ctx.request_id
@@ -111,10 +109,11 @@ class Stateless:
             if response is None:
                 with asked:
                     batch = token_batch({"input_ids": rows}, spec, "sentence_embedding")
-                    outputs, route = await self._inference(batch, spec, ctx, observed.span).run()
+                    made = inference_pb2.InferResponse()
+                    route = await self._inference(batch, spec, ctx, observed.span).run(made)
                     place.done = len(rows)
                     observed.computed()
-                    response = inference_pb2.EmbedResponse(embeddings=outputs[0])
+                    response = inference_pb2.EmbedResponse(embeddings=made.outputs[0])
                     response.usage.prompt_tokens = tokens
                     asked.store(response)
                 response.route.extend(route)

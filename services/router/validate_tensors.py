@@ -12,10 +12,11 @@ from stagemesh.v1 import inference_pb2, tensor_pb2
 from stagemesh.v1.registry_pb2 import ModelSpec, TensorSpec
 
 from .bounds import surely_below
-from .forms import MAX_FORMS, Form, form_key
+from .forms import Form
 from .given import Input
 from .lossless import BITS, convert
-from .signature import IDS, MASK, MASK_RULE, Signature, output_bytes, signature_of
+from .micro_batch import MicroBatch, output_bytes
+from .signature import IDS, MASK, MASK_RULE, Signature, signature_of
 
 MAX_DIMENSION = 2**31 - 1
 
@@ -24,7 +25,8 @@ class Batch(NamedTuple):
     """Checked inputs of B samples.
 
     `by_token`: inputs are [B, T, ...] without the mask, which became `lengths` [B] (tokens of each sample); else
-    inputs are [B, ...] and `lengths` are ones. `fixed`: the model takes this batch as a whole or not at all.
+    inputs are [B, ...] and `lengths` are ones. `fixed`: the model takes this batch as a whole or not at all. `whole` is
+    all of it as one micro-batch, where that is known.
     """
 
     inputs: list[Input]
@@ -32,6 +34,7 @@ class Batch(NamedTuple):
     outputs: list[TensorSpec]
     by_token: bool
     fixed: bool = False
+    whole: MicroBatch | None = None
 
     @property
     def width(self) -> int:
@@ -52,15 +55,18 @@ def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_out
     What follows from names, dtypes and shapes alone is found once for requests that are alike in them.
     """
     signature = signature_of(spec)
-    key = form_key(request.inputs, request.outputs, max_output_bytes)
-    form: Form | None = signature.forms.get(key)
-    if form is not None and (given := form.given(request.inputs)) is not None:
-        return _batch(given, form.where, form.outputs, spec, signature)
+    known = signature.forms.find(request, max_output_bytes)
+    if known is not None:
+        form, given = known
+        return _batch(given, form.where, form.outputs, spec, signature, form.whole)
     batch, given = _check(request, spec, signature, max_output_bytes)
-    if form := Form.of(request.inputs, given, batch.outputs):
-        if len(signature.forms) >= MAX_FORMS:
-            signature.forms.clear()
-        signature.forms[key] = form
+    whole = None
+    if not (signature.by_token and MASK in given):
+        whole = MicroBatch.of(
+            batch.inputs, tuple(batch.lengths), batch.outputs, spec, by_token=batch.by_token
+        )
+    if form_of := Form.of(request, given, batch.outputs, whole, max_output_bytes):
+        signature.forms.keep(request, form_of)
     return batch
 
 
@@ -120,6 +126,7 @@ def _batch(
     outputs: list[TensorSpec],
     spec: ModelSpec,
     signature: Signature,
+    whole: MicroBatch | None = None,
 ) -> Batch:
     """Of inputs whose names, dtypes and shapes are right: what they hold is checked here."""
     mask = given.get(MASK) if signature.by_token else None
@@ -131,7 +138,7 @@ def _batch(
     lengths = [width] * rows if mask is None else mask_lengths(mask.array, f"{where[MASK]}.data")
     if signature.by_token:
         _check_tokens(given, where, spec, lengths)
-    return Batch(inputs, lengths, outputs, signature.by_token, fixed=signature.fixed_batch > 0)
+    return Batch(inputs, lengths, outputs, signature.by_token, signature.fixed_batch > 0, whole)
 
 
 def token_batch(columns: dict[str, Sequence[Sequence[int]]], spec: ModelSpec, output: str) -> Batch:

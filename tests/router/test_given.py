@@ -5,7 +5,10 @@ import pytest
 from stagemesh.services.router.given import Input
 from stagemesh.services.router.infer import Inference
 from stagemesh.services.router.lossless import BITS
+from stagemesh.services.router.micro_batch import MicroBatch
 from stagemesh.services.router.validate_tensors import Batch
+
+from .specs import model
 
 
 @pytest.mark.parametrize("dtype", sorted(BITS))
@@ -32,11 +35,12 @@ def test_each_part_is_sent_what_its_rows_hold(by_token, lengths):
     inference = Inference(batch, None, None, None, None, None, max_output_bytes=0)
     for rows in (range(3), range(1), range(1, 3)):
         tokens = sum(lengths[row] for row in rows)
-        data, shape = inference._packed(given, rows, tokens)
+        data = inference._packed(given, rows, tokens)
+        part = MicroBatch.of([given], lengths[rows.start : rows.stop], [], model(), by_token=by_token)
         expected = array[rows.start : rows.stop]
         if by_token:
             expected = np.concatenate([array[row, : lengths[row]] for row in rows])
-        assert tuple(shape) == expected.shape
+        assert (part.tokens, part.shapes, part.nbytes) == (tokens, [expected.shape], expected.nbytes)
         assert data == expected.tobytes()
     padded = by_token and sum(lengths) < 9
-    assert (inference._packed(given, range(3), sum(lengths))[0] is not given.data) == padded, "no copy else"
+    assert (inference._packed(given, range(3), sum(lengths)) is not given.data) == padded, "no copy else"
