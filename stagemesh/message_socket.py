@@ -43,6 +43,8 @@ class MessageSocket:
         self._loop = asyncio.get_running_loop()
         # What came and was not handed over; and whether the loop will look at it again by itself.
         self._came = bytearray()
+        # Where short messages are read to: memory that is at hand, where a new object's would have to be fetched.
+        self._chunk = memoryview(bytearray(_CHUNK))
         self._due = False
         self._unsent: deque[memoryview] = deque()
         self._drained = asyncio.Event()
@@ -116,9 +118,11 @@ class MessageSocket:
         if self._due:
             return  # first what is here already
         came = self._came
-        size = min(max(_CHUNK, self._missing()), _LONG_CHUNK) if came else _CHUNK
         try:
-            data = self._sock.recv(size)
+            if came and (missing := self._missing()) > _CHUNK:
+                data = memoryview(self._sock.recv(min(missing, _LONG_CHUNK)))
+            else:
+                data = self._chunk[: self._sock.recv_into(self._chunk)]
         except BlockingIOError:
             return
         except OSError as error:
@@ -129,7 +133,7 @@ class MessageSocket:
             length = int.from_bytes(data[:_LENGTH_BYTES], "little")
             if len(data) == _LENGTH_BYTES + length and length <= self._largest:
                 # Nearly always: one message, and all of it.
-                return self._hand(data[_LENGTH_BYTES:])
+                return self._hand(bytes(data[_LENGTH_BYTES:]))
         came += data
         self._next()
 

@@ -1,6 +1,6 @@
 """Serves `ForwardStream`: many stateless micro-batches of one router on one long-lived stream.
 
-Each request runs in a task of its own, and the answers go out in the order in which they are ready. A call of its own
+Each request runs in a task, and the answers go out in the order in which they are ready. A call of its own
 would bring every micro-batch a deadline, a cancellation, a status and a trace; here these are fields of the messages:
 the head looks at `deadline_unix_ms`, `cancel` ends the task, errors are answers, `traceparent` continues the trace.
 
@@ -11,7 +11,6 @@ there. The gRPC stream says which of the two ends lives: when it ends so does th
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from functools import partial
 
 from google.protobuf.message import DecodeError
 
@@ -34,6 +33,8 @@ log = logging.getLogger(__name__)
 
 MAX_SESSIONS = 1024
 """Micro-batches of one stream under way, and answers that wait to be sent: so many of each. A router stays far below."""
+IDLE = 64
+"""Tasks of one stream that wait for another micro-batch; making one takes as long as reading a small message."""
 _METHOD = "/stagemesh.v1.StageService/Forward"
 
 Forward = Callable[[ForwardRequest], Awaitable[ForwardResponse]]
@@ -110,6 +111,12 @@ class _Sessions:
         self._most = most
         self._max_reply_bytes = max_reply_bytes
         self._running: dict[int, asyncio.Task[None]] = {}
+        # Every task, and what those without a micro-batch wait for.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: dict[asyncio.Task[None], asyncio.Future[tuple[ForwardRequest, Put]]] = {}
+        self._loop = asyncio.get_running_loop()
+        # Set when nothing runs.
+        self._quiet = asyncio.Event()
 
     def take(self, request: ForwardRequest, put: Put) -> bytes | None:
         """Begin it, or cancel what it names; the reply when it is refused. Others are put where they are wanted."""
@@ -124,25 +131,52 @@ class _Sessions:
             return _refused(
                 session, ResourceExhausted(f"the stage is full: {self._most} micro-batches of one router run")
             )
+        elif self._idle:
+            # Whoever came last: its memory is still at hand.
+            task, waits = self._idle.popitem()
+            self._running[session] = task
+            waits.set_result((request, put))
         else:
-            task = self._running[session] = asyncio.create_task(self._one(request, put))
-            task.add_done_callback(partial(self._forget, session))
+            task = self._running[session] = self._loop.create_task(self._work(request, put))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
         return None
 
-    async def _one(self, request: ForwardRequest, put: Put) -> None:
-        await put(await _answer(request, self._forward, self._max_reply_bytes))
+    async def _work(self, request: ForwardRequest, put: Put) -> None:
+        """Answer it, and then others that come, until it is cancelled or enough wait."""
+        task = asyncio.current_task()
+        assert task is not None
+        while True:
+            try:
+                await put(await _answer(request, self._forward, self._max_reply_bytes))
+            finally:
+                self._over(request.session)
+            if len(self._idle) >= IDLE:
+                return
+            waits = self._idle[task] = self._loop.create_future()
+            request, put = await waits
 
-    def _forget(self, session: int, task: asyncio.Task[None]) -> None:
-        if self._running.get(session) is task:
-            del self._running[session]
+    def _over(self, session: int) -> None:
+        self._running.pop(session, None)
+        if not self._running:
+            self._quiet.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._idle.pop(task, None)
+        # Of a micro-batch that was cancelled before it began nothing has run.
+        for session in [session for session, its in self._running.items() if its is task]:
+            self._over(session)
 
     async def through(self) -> None:
         """Return when all are answered."""
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        while self._running:
+            self._quiet.clear()
+            await self._quiet.wait()
 
     async def stop(self) -> None:
         """Cancel all of them."""
-        tasks = list(self._running.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

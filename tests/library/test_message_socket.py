@@ -69,6 +69,15 @@ async def test_messages_of_any_size_arrive_in_order_both_ways() -> None:
         assert left.got == right.got == messages
 
 
+@pytest.mark.asyncio
+async def test_a_message_stays_what_it_was_when_the_next_comes() -> None:
+    async with pair() as (left, right):
+        for number, message in enumerate((b"one", b"two"), start=1):
+            left.socket.send(message)
+            await eventually(lambda number=number: len(right.got) == number)
+        assert right.got == [b"one", b"two"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     messages=st.lists(st.binary(max_size=40), min_size=1, max_size=8),

@@ -41,6 +41,16 @@ async def test_a_large_ragged_batch_comes_back_in_order(mesh):
     assert core.loads.counts("0a")[1] == core.loads.counts("0b")[1] == 0
 
 
+async def test_a_batch_that_goes_as_one_is_padded_again(mesh):
+    core = await mesh.start(task="embed")
+    ids, mask = np.array([[5, 0, 0], [6, 7, 8]]), np.array([[1, 0, 0], [1, 1, 1]])
+    for _ in range(2):
+        answer = await core.infer(ask(ids, mask, ["last_hidden_state"]), core.context({}))
+        (states,) = (to_numpy(tensor) for tensor in answer.outputs)
+        np.testing.assert_array_equal(states, np.repeat(ids.astype(np.float32)[:, :, None], 4, 2))
+    assert sum(len(stage.forwarded) for stage in mesh.stages.values()) == 2
+
+
 async def test_each_request_brings_its_share_of_a_retry_and_no_more(mesh):
     core = await mesh.start(task="embed")
     for _ in range(3):

@@ -93,6 +93,17 @@ async def test_answers_in_any_order_are_put_in_order(mesh):
     assert sum(len(stage.forwarded) for stage in mesh.stages.values()) == 16
 
 
+async def test_a_request_like_one_before_is_cut_like_it(mesh):
+    core = await mesh.start(task="tensor", spec=spec(ROWS))
+    for turn in range(2):
+        x = numbered(300) + turn
+        answer = await core.infer(ask(x=x), core.context({}))
+        np.testing.assert_array_equal(to_numpy(answer.outputs[0]), x)
+    parts = sorted(len(each.lengths) for stage in mesh.stages.values() for each in stage.forwarded)
+    assert len(parts) == 32
+    assert parts[::2] == parts[1::2]
+
+
 async def test_all_outputs_by_default_and_the_ones_asked_for_in_their_order(mesh):
     both = spec(ROWS, TensorSpec(name="y", dtypes=["I32"], shape=[-1]))
     core = await mesh.start(task="tensor", spec=both)

@@ -92,6 +92,25 @@ def test_what_only_the_payload_tells_is_looked_at_each_time(change: dict[str, ob
         assert refused.value.field == field
 
 
+def test_a_form_is_of_requests_that_are_alike_in_everything() -> None:
+    ids = np.zeros((1, 2), np.int64)
+    kinds = from_numpy("token_type_ids", ids)
+    others = [
+        [from_numpy("token_type_ids", ids)],
+        [from_numpy("input_ids", ids.view(np.float64))],
+        [from_numpy("input_ids", ids.reshape(2, 1))],
+        [from_numpy("input_ids", ids), kinds],
+        [],
+    ]
+    asked = [InferRequest(inputs=inputs) for inputs in others]
+    asked.append(InferRequest(inputs=[tensor(2)], outputs=["last_hidden_state"]))
+    for request in asked:
+        spec = model(task="embed")
+        check_infer(InferRequest(inputs=[tensor(2)]), spec, max_output_bytes=LIMIT)
+        assert outcome(request, spec) == outcome(request, model(task="embed"))
+        assert outcome(InferRequest(inputs=[tensor(2)]), spec)[1] == [2]
+
+
 def tensor(width: int) -> Tensor:
     return from_numpy("input_ids", np.ones((1, width), dtype=np.int64))
 

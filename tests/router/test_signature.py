@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.oip.metadata import model_metadata
 from stagemesh.services.router.micro_batch import output_bytes
+from stagemesh.services.router.oip.metadata import model_metadata
 from stagemesh.services.router.signature import signature_of
 from stagemesh.services.router.validate_tensors import check_infer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from stagemesh.services.stage.forward_stream import forward_stream
+from stagemesh.services.stage.forward_stream import IDLE, forward_stream
 from stagemesh.services.stage.servicer import SERVICE
 
 from stagemesh.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -215,6 +215,58 @@ async def test_a_session_that_runs_is_not_begun_again() -> None:
         assert node.began["a"] == 1
         node.gate("a").set()
         assert (await call.read()).HasField("response")
+
+
+async def test_a_task_is_used_again_and_enough_of_them_are_kept() -> None:
+    tasks: list[asyncio.Task[None] | None] = []
+    held: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def forward(request: ForwardRequest) -> ForwardResponse:
+        tasks.append(asyncio.current_task())
+        await asyncio.sleep(0.01 if request.model == "slow" else 0)
+        return ForwardResponse()
+
+    async def requests() -> AsyncIterator[bytes]:
+        while (data := await held.get()) is not None:
+            yield data
+
+    replies = forward_stream(requests(), forward)
+    for session in range(1, 6):
+        held.put_nowait(ForwardRequest(session=session).SerializeToString())
+        await anext(replies)
+    assert len(set(tasks)) == 1
+    for session in range(10, 10 + 2 * IDLE):
+        held.put_nowait(ForwardRequest(session=session, model="slow").SerializeToString())
+    for _ in range(2 * IDLE):
+        await anext(replies)
+    await eventually(lambda: sum(not task.done() for task in set(tasks) if task) == IDLE)
+    held.put_nowait(None)
+    assert [reply async for reply in replies] == []
+    assert all(task.done() for task in tasks if task)
+
+
+async def test_one_cancelled_before_it_began_leaves_no_trace() -> None:
+    began: list[int] = []
+
+    async def forward(request: ForwardRequest) -> ForwardResponse:
+        began.append(request.session)
+        await asyncio.sleep(0)
+        return ForwardResponse()
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield ForwardRequest(session=1).SerializeToString()
+        await eventually(lambda: replied)
+        # In one turn of the loop: the task that answered the first is given the second, and does not come to it.
+        for cancel in (False, True):
+            yield ForwardRequest(session=2, cancel=cancel).SerializeToString()
+        await asyncio.sleep(0.02)
+        yield ForwardRequest(session=2).SerializeToString()
+
+    replied: list[ForwardReply] = []
+    async for reply in forward_stream(requests(), forward):
+        replied.append(ForwardReply.FromString(reply))
+    assert [(reply.session, reply.HasField("response")) for reply in replied] == [(1, True), (2, True)]
+    assert began == [1, 2]
 
 
 async def test_garbage_ends_the_stream_with_a_clear_error(caplog: pytest.LogCaptureFixture) -> None:
