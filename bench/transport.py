@@ -25,11 +25,12 @@ from stagemesh.malloc import keep_large_blocks
 
 SIZES = {"64 KiB": 2**16, "1 MiB": 2**20, "16 MiB": 2**24}
 LARGE = "16 MiB"
-# Bytes sent in one measurement.
-AMOUNT = 2**29
+# Bytes sent in one turn, and a contender's turns in a round: within one of half a second the machine's speed moves by a third.
+AMOUNT = 2**28
 QUICK_AMOUNT = 2**25
+TURNS, QUICK_TURNS = 4, 1
 FEWEST, MOST = 4, 8192
-ROUNDS = 11
+ROUNDS = 9
 
 # Sends so many tensors; seconds.
 Send = Callable[[int], Awaitable[float]]
@@ -40,7 +41,7 @@ async def run(options: Options) -> Result:
     keep_large_blocks()  # as in the peers and in a stage, so every contender profits alike
     result = Result("transport", "tensors between two processes, one way with credits, GB/s")
     rates: dict[tuple[str, str], list[float]] = {}
-    amount = QUICK_AMOUNT if options.quick else AMOUNT
+    amount, turns = (QUICK_AMOUNT, QUICK_TURNS) if options.quick else (AMOUNT, TURNS)
     async with contextlib.AsyncExitStack() as stack:
         port = await stack.enter_async_context(server("bench.peer"))
         channel = await stack.enter_async_context(create_channel(f"127.0.0.1:{port}"))
@@ -62,10 +63,12 @@ async def run(options: Options) -> Result:
                 ways["tcp socket"] = _blocking(raw.send, array)
                 ways["gloo"] = _blocking(gloo.send, array)
                 # One round more than is counted: in the first the heaps grow to what they need.
-                for number, name in interleaved(list(ways), options.times(ROUNDS) + 1):
-                    seconds = await ways[name](count)
-                    if number:
-                        rates.setdefault((label, name), []).append(count * size / seconds / 1e9)
+                rounds = options.times(ROUNDS) + 1
+                took = {name: [0.0] * rounds for name in ways}
+                for turn, name in interleaved(list(ways), rounds * turns):
+                    took[name][turn // turns] += await ways[name](count)
+                for name, each in took.items():
+                    rates[label, name] = [turns * count * size / seconds / 1e9 for seconds in each[1:]]
     for (label, name), values in rates.items():
         result.series.append(Series(label, name, "GB/s", values))
     frame_vs_bytes = {label: paired_ratio(rates[label, "frame"], rates[label, "bytes"]) for label in SIZES}

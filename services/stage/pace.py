@@ -10,7 +10,7 @@ from statistics import median
 
 # Time that prompts may add to a pass, as a part of what a pass of decode steps alone takes. Passes differ by a third
 # from one another on a machine that others use too, and it is the slowest ones that streams notice.
-STRETCH = 1.2
+STRETCH = 1.0
 # Without any measurement, and never fewer than this: less is not worth what a chunk costs by being there.
 SMALLEST = 8
 # A pass of decode steps alone is measured again after that many with a chunk.
