@@ -14,7 +14,7 @@ from services.stage.link import Link
 from services.stage.shared_memory import SendingLane
 from stagemesh.errors import StagemeshError
 from stagemesh.tensor import TensorView
-from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello, RouteHop, Step, StepKind
+from stagemesh.v1.stage_pb2 import STEP_KIND_DECODE, Feedback, Frame, Hello, RouteHop, Step
 from stagemesh.v1.tensor_pb2 import Tensor
 
 STREAM_TIMEOUT_S = 600.0
@@ -31,7 +31,7 @@ class Contender:
 
 
 def _header(rows: int) -> Frame:
-    step = Step(session=1, kind=StepKind.STEP_KIND_DECODE, position=7, tokens=rows, sample=True)
+    step = Step(session=1, kind=STEP_KIND_DECODE, position=7, tokens=rows, sample=True)
     return Frame(steps=[step], sent_unix_us=1)
 
 

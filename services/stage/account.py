@@ -3,7 +3,7 @@
 import time
 
 from stagemesh import tracing
-from stagemesh.v1.stage_pb2 import HopRecord, ReplicaLoad, StepKind
+from stagemesh.v1.stage_pb2 import STEP_KIND_PREFILL, HopRecord, ReplicaLoad
 
 from . import metrics
 from .jobs import Timing
@@ -65,7 +65,7 @@ class Account:
         if timing.sharing > 1:
             self._together.inc()
         if not work.stateless:
-            prompts = sum(step.tokens for _, step in work.steps if step.kind == StepKind.STEP_KIND_PREFILL)
+            prompts = sum(step.tokens for _, step in work.steps if step.kind == STEP_KIND_PREFILL)
             self.costs.passed(hop.compute_us, prompts)
         traced = tracing.enabled()
         for session in work.sessions:

@@ -20,6 +20,8 @@ from stagemesh.prefix import BLOCK, digests
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
+    STEP_KIND_DECODE,
+    STEP_KIND_PREFILL,
     ForwardRequest,
     ForwardResponse,
     HopRecord,
@@ -29,7 +31,6 @@ from stagemesh.v1.stage_pb2 import (
     SessionError,
     SessionEvent,
     Step,
-    StepKind,
     StepOpen,
     StepResult,
 )
@@ -126,7 +127,7 @@ class Head:
         opening = Step(
             session=request.session,
             epoch=_EPOCHS * request.epoch,
-            kind=StepKind.STEP_KIND_PREFILL,
+            kind=STEP_KIND_PREFILL,
             open=open_,
         )
         own = self._replica.open_session(opening, 0, otel_context.get_current())
@@ -256,7 +257,7 @@ class Head:
         """A stage had only `kept` positions of the prompt's beginning: compute what is beyond, or, told so again, all of it."""
         metrics.PREFIXES_MISSED.labels(self._replica.model_name).inc()
         own = session.own
-        opening = Step(session=own.session, epoch=own.epoch + 1, kind=StepKind.STEP_KIND_PREFILL)
+        opening = Step(session=own.session, epoch=own.epoch + 1, kind=STEP_KIND_PREFILL)
         opening.open.CopyFrom(own.open)
         first = own.epoch % _EPOCHS == 0 and not kept % BLOCK
         opening.open.reused_tokens = min(kept, own.open.reused_tokens - BLOCK) if first else 0
@@ -316,7 +317,7 @@ class Head:
             step = Step(
                 session=own.session,
                 epoch=own.epoch,
-                kind=StepKind.STEP_KIND_PREFILL,
+                kind=STEP_KIND_PREFILL,
                 position=position,
                 tokens=len(ids),
                 rebuild=True,
@@ -359,7 +360,7 @@ class Head:
         ids: list[int] = []
         for plan in planned:
             own = self._sessions[plan.session].own
-            kind = StepKind.STEP_KIND_PREFILL if plan.prefill else StepKind.STEP_KIND_DECODE
+            kind = STEP_KIND_PREFILL if plan.prefill else STEP_KIND_DECODE
             step = Step(
                 session=plan.session,
                 epoch=own.epoch,

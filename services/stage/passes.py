@@ -7,7 +7,16 @@ import torch
 
 from stagemesh.errors import InternalError, StagemeshError
 from stagemesh.tensor import TensorView
-from stagemesh.v1.stage_pb2 import Frame, HopRecord, RouteHop, Step, StepKind, StepResult, Token
+from stagemesh.v1.stage_pb2 import (
+    STEP_KIND_PREFILL,
+    STEP_KIND_STATELESS,
+    Frame,
+    HopRecord,
+    RouteHop,
+    Step,
+    StepResult,
+    Token,
+)
 
 from .history import History, needs_history
 from .partition.interface import Activations, Batch, Partition
@@ -99,7 +108,7 @@ def compute(model: Partition, work: Work) -> Computed:
             result = StepResult(session=step.session, epoch=step.epoch, token=token)
             done.results.append((session, result))
     for session, step in work.steps:
-        if step.kind == StepKind.STEP_KIND_PREFILL and not step.sample and not step.rebuild:
+        if step.kind == STEP_KIND_PREFILL and not step.sample and not step.rebuild:
             # The head paces a long prompt by what comes back of its chunks.
             result = StepResult(session=step.session, epoch=step.epoch, prefilled=True)
             done.results.append((session, result))
@@ -120,7 +129,7 @@ def _compute_outputs(model: Partition, work: Work, done: Computed) -> None:
     """The outputs that stateless sessions asked for."""
     samples: dict[int, tuple[ReplicaSession, list[Segment]]] = {}
     for (session, step), segment in zip(work.steps, work.batch.segments, strict=True):
-        if step.kind == StepKind.STEP_KIND_STATELESS:
+        if step.kind == STEP_KIND_STATELESS:
             samples.setdefault(step.session, (session, []))[1].append(segment)
     for session, segments in samples.values():
         rows = done.activations

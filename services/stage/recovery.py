@@ -19,13 +19,13 @@ from typing import Protocol
 
 from stagemesh.errors import FailedPrecondition, ResourceExhausted, StagemeshError, Unavailable
 from stagemesh.v1.stage_pb2 import (
+    STEP_KIND_PREFILL,
     Frame,
     LostReplica,
     RerouteRequest,
     RouteHop,
     SessionError,
     Step,
-    StepKind,
     StepOpen,
 )
 
@@ -278,7 +278,7 @@ class Recovery:
         step = Step(
             session=session.session,
             epoch=session.epoch,
-            kind=StepKind.STEP_KIND_PREFILL,
+            kind=STEP_KIND_PREFILL,
             position=session.repeats,
             tokens=1,
             sample=True,
@@ -298,7 +298,7 @@ class Recovery:
             step = Step(
                 session=session.session,
                 epoch=session.epoch,
-                kind=StepKind.STEP_KIND_PREFILL,
+                kind=STEP_KIND_PREFILL,
                 position=at,
                 tokens=count,
                 rebuild=True,

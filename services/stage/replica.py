@@ -14,12 +14,12 @@ from stagemesh.prefix import split_digests
 from stagemesh.tensor import TensorView
 from stagemesh.tracing import extract
 from stagemesh.v1.stage_pb2 import (
+    STEP_KIND_STATELESS,
     Frame,
     HopRecord,
     ReplicaLoad,
     SessionClose,
     Step,
-    StepKind,
     StepResult,
 )
 
@@ -130,7 +130,7 @@ class Replica:
         session = ReplicaSession(
             step.session, step.epoch, step.open, self.stage, upstream, context, time.time()
         )
-        if step.kind != StepKind.STEP_KIND_STATELESS:
+        if step.kind != STEP_KIND_STATELESS:
             prefix = split_digests(step.open.prefix_digests)
             session.kv = self.pool.reserve(step.open.max_total_tokens, prefix, step.open.reused_tokens)
             session.position = step.open.reused_tokens

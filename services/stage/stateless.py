@@ -11,12 +11,12 @@ from stagemesh.errors import DeadlineExceeded, InvalidArgument, StagemeshError
 from stagemesh.tensor import TensorView, check_layout
 from stagemesh.tracing import inject
 from stagemesh.v1.stage_pb2 import (
+    STEP_KIND_STATELESS,
     ForwardRequest,
     ForwardResponse,
     HopRecord,
     SessionError,
     Step,
-    StepKind,
     StepOpen,
     StepResult,
 )
@@ -59,7 +59,7 @@ class Stateless:
         batch_inputs = self._inputs(request)
         outputs = list(request.outputs) or list(self._replica.model.default_outputs)
         steps = [
-            Step(session=request.session, kind=StepKind.STEP_KIND_STATELESS, tokens=length)
+            Step(session=request.session, kind=STEP_KIND_STATELESS, tokens=length)
             for length in request.lengths
         ]
         steps[0].open.CopyFrom(

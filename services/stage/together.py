@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from stagemesh.v1.stage_pb2 import StepKind
+from stagemesh.v1.stage_pb2 import STEP_KIND_DECODE
 
 from .history import needs_history
 from .partition.interface import Activations, Batch, Partition
@@ -40,7 +40,7 @@ class DecodePass:
         if not model.ragged or work.batch.given is None:
             return None
         for session, step in work.steps:
-            if step.kind != StepKind.STEP_KIND_DECODE or step.tokens != 1 or session.kv is None:
+            if step.kind != STEP_KIND_DECODE or step.tokens != 1 or session.kv is None:
                 return None
             # What is computed again would be counted twice there.
             if model.is_last and needs_history(session.open.sampling):
