@@ -151,6 +151,7 @@ class _Sessions:
                 await put(await _answer(request, self._forward, self._max_reply_bytes))
             finally:
                 self._over(request.session)
+            del request, put  # nothing of one is kept while waiting for the next
             if len(self._idle) >= IDLE:
                 return
             waits = self._idle[task] = self._loop.create_future()

@@ -1,6 +1,7 @@
 """Many micro-batches on one stream: answers in any order, errors and cancellations that stay with their session."""
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -243,6 +244,25 @@ async def test_a_task_is_used_again_and_enough_of_them_are_kept() -> None:
     held.put_nowait(None)
     assert [reply async for reply in replies] == []
     assert all(task.done() for task in tasks if task)
+
+
+async def test_nothing_of_an_answered_one_is_kept() -> None:
+    seen: list[ForwardRequest] = []
+
+    async def forward(request: ForwardRequest) -> ForwardResponse:
+        seen.append(request)
+        return ForwardResponse()
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield ForwardRequest(session=1).SerializeToString()
+        await eventually(lambda: replies)
+        counted.append(sys.getrefcount(seen[0]))
+
+    replies: list[bytes] = []
+    counted: list[int] = []
+    async for reply in forward_stream(requests(), forward):
+        replies.append(reply)
+    assert counted == [2], "by `seen`, and by the question"
 
 
 async def test_one_cancelled_before_it_began_leaves_no_trace() -> None:
