@@ -14,9 +14,11 @@ from .micro_batch import MicroBatch
 
 MAX_FORMS = 256
 """Forms kept of one model."""
+WHOLE_ROWS = 64
+"""Of a batch with more rows nothing is kept that grows with them."""
 
 
-class _Plain(NamedTuple):
+class Plain(NamedTuple):
     """A tensor that is computed with as it comes."""
 
     name: str
@@ -27,47 +29,35 @@ class _Plain(NamedTuple):
     nbytes: int
 
 
+def as_they_come(inputs: Iterable[Tensor], computed: Mapping[str, Input]) -> tuple[Plain, ...] | None:
+    """The inputs of a request that was found right; None where their bytes have to be looked at or converted.
+
+    `computed` says by name what each is computed as.
+    """
+    plain = []
+    for each in inputs:
+        if each.dtype == "BOOL" or computed[each.name].dtype != each.dtype:
+            return None
+        sizes = list(each.shape)
+        nbytes = math.prod(sizes) * ITEM_BYTES[each.dtype]
+        plain.append(Plain(each.name, each.dtype, tuple(sizes), sizes, nbytes))
+    return tuple(plain)
+
+
 class Form(NamedTuple):
     """Of a request that was found right, where an answer may have so many bytes.
 
     `where` says which input each is, by name; `outputs` are those it is answered with, `asked` those it asked for. `whole` is
-    all of it as one micro-batch, None where the lengths of its rows are part of what it holds.
+    all of it as one micro-batch, None where the lengths of its rows are part of what it holds, or there are more than
+    `WHOLE_ROWS`.
     """
 
-    inputs: tuple[_Plain, ...]
+    inputs: tuple[Plain, ...]
     where: dict[str, str]
     asked: list[str]
     outputs: list[TensorSpec]
     whole: MicroBatch | None
     max_output_bytes: int
-
-    @classmethod
-    def of(
-        cls,
-        request: InferRequest,
-        computed: Mapping[str, Input],
-        outputs: list[TensorSpec],
-        whole: MicroBatch | None,
-        max_output_bytes: int,
-    ) -> "Form | None":
-        """The form of that request; None where the bytes of its inputs have to be looked at or converted.
-
-        Args:
-            request: that was found right.
-            computed: by name, what each input is computed as.
-            outputs: that it is answered with.
-            whole: as in the form.
-            max_output_bytes: as in the form.
-        """
-        plain = []
-        for each in request.inputs:
-            if each.dtype == "BOOL" or computed[each.name].dtype != each.dtype:
-                return None
-            sizes = list(each.shape)
-            nbytes = math.prod(sizes) * ITEM_BYTES[each.dtype]
-            plain.append(_Plain(each.name, each.dtype, tuple(sizes), sizes, nbytes))
-        where = {each.name: f"inputs[{index}]" for index, each in enumerate(request.inputs)}
-        return cls(tuple(plain), where, list(request.outputs), outputs, whole, max_output_bytes)
 
     def given(self, request: InferRequest, max_output_bytes: int) -> dict[str, Input] | None:
         """Its inputs by name; None where it is of another form, or one has not the bytes that it should, or has them elsewhere."""

@@ -12,7 +12,7 @@ from stagemesh.v1 import inference_pb2, tensor_pb2
 from stagemesh.v1.registry_pb2 import ModelSpec, TensorSpec
 
 from .bounds import surely_below
-from .forms import Form
+from .forms import WHOLE_ROWS, Form, as_they_come
 from .given import Input
 from .lossless import BITS, convert
 from .micro_batch import MicroBatch, output_bytes
@@ -60,13 +60,15 @@ def check_infer(request: inference_pb2.InferRequest, spec: ModelSpec, *, max_out
         form, given = known
         return _batch(given, form.where, form.outputs, spec, signature, form.whole)
     batch, given = _check(request, spec, signature, max_output_bytes)
-    whole = None
-    if not (signature.by_token and MASK in given):
-        whole = MicroBatch.of(
-            batch.inputs, tuple(batch.lengths), batch.outputs, spec, by_token=batch.by_token
-        )
-    if form_of := Form.of(request, given, batch.outputs, whole, max_output_bytes):
-        signature.forms.keep(request, form_of)
+    if (plain := as_they_come(request.inputs, given)) is not None:
+        where = {each.name: f"inputs[{index}]" for index, each in enumerate(plain)}
+        whole = None
+        if len(batch.lengths) <= WHOLE_ROWS and not (signature.by_token and MASK in given):
+            lengths = tuple(batch.lengths)
+            whole = MicroBatch.of(batch.inputs, lengths, batch.outputs, spec, by_token=batch.by_token)
+        asked = list(request.outputs)
+        form = Form(plain, where, asked, batch.outputs, whole, max_output_bytes)
+        signature.forms.keep(request, form)
     return batch
 
 

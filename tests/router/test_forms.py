@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stagemesh.services.router.forms import MAX_FORMS
+from stagemesh.services.router.forms import MAX_FORMS, WHOLE_ROWS
 from stagemesh.services.router.signature import signature_of
 from stagemesh.services.router.validate_tensors import Batch, check_infer
 
@@ -57,14 +57,17 @@ def words(batch: Batch) -> tuple[object, ...]:
         (each.name, each.dtype, each.array.dtype.str, each.array.shape, each.array.tobytes())
         for each in batch.inputs
     ]
+    assert batch.whole is None or list(batch.whole.lengths) == batch.lengths
     return inputs, batch.lengths, [each.name for each in batch.outputs], batch.by_token, batch.fixed
 
 
 @given(st.lists(requests(), min_size=1, max_size=12))
 def test_what_was_checked_before_changes_nothing(asked: list[InferRequest]) -> None:
+    asked = [*asked, *asked]
     same = model(task="embed", vocab_size=10)
-    for request in [*asked, *asked]:
-        assert outcome(request, same) == outcome(request, model(task="embed", vocab_size=10))
+    # One after the other: what is known of a spec goes when another one of its name comes.
+    again = [outcome(request, same) for request in asked]
+    assert again == [outcome(request, model(task="embed", vocab_size=10)) for request in asked]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +110,9 @@ def test_a_form_is_of_requests_that_are_alike_in_everything() -> None:
     for request in asked:
         spec = model(task="embed")
         check_infer(InferRequest(inputs=[tensor(2)]), spec, max_output_bytes=LIMIT)
-        assert outcome(request, spec) == outcome(request, model(task="embed"))
+        found = outcome(request, spec)
         assert outcome(InferRequest(inputs=[tensor(2)]), spec)[1] == [2]
+        assert found == outcome(request, model(task="embed"))
 
 
 def tensor(width: int) -> Tensor:
@@ -123,6 +127,26 @@ def test_forms_of_a_model_are_bounded_and_go_with_its_record() -> None:
     smaller = model(task="embed", context_length=2)
     with pytest.raises(StagemeshError, match="context of 2"):
         check_infer(InferRequest(inputs=[tensor(3)]), smaller, max_output_bytes=2**30)
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(WHOLE_ROWS, True), (WHOLE_ROWS + 1, False)])
+def test_nothing_that_grows_with_the_rows_is_kept(rows: int, kept: bool) -> None:
+    spec = model(task="embed", vocab_size=10)
+    request = InferRequest(inputs=[from_numpy("input_ids", np.ones((rows, 2), np.int64))])
+    check_infer(request, spec, max_output_bytes=LIMIT * rows)
+    batch = check_infer(request, spec, max_output_bytes=LIMIT * rows)
+    assert (batch.whole is not None) == kept
+    assert batch.lengths == [2] * rows
+
+
+def test_what_a_mask_says_is_no_part_of_the_form() -> None:
+    spec = model(task="embed")
+    for lengths in ([1, 2], [2, 1], [2, 2]):
+        mask = np.array([[1, 1] if length == 2 else [1, 0] for length in lengths])
+        ids = from_numpy("input_ids", np.ones((2, 2), np.int64))
+        request = InferRequest(inputs=[ids, from_numpy("attention_mask", mask)])
+        batch = check_infer(request, spec, max_output_bytes=LIMIT)
+        assert (batch.lengths, batch.whole) == (lengths, None)
 
 
 def test_the_limit_of_an_answer_is_part_of_the_form() -> None:
