@@ -15,13 +15,15 @@ from stagemesh.v1.stage_pb2 import Feedback, Frame, RouteHop
 
 
 class ScriptedStage:
-    """Serves Relay: answers the hello with `greeting` (None: never), and says what is put into `say`."""
+    """Serves Relay: answers the hello with `greeting` (None: never), says what is put into `say`, and reads while `reads`."""
 
     def __init__(self, greeting: Feedback | None) -> None:
         self.greeting = greeting
         self.messages: list[bytes] = []
         self.say: asyncio.Queue[bytes] = asyncio.Queue()
         self.streams = 0
+        self.reads = asyncio.Event()
+        self.reads.set()
 
     @property
     def got(self) -> list[bytes]:
@@ -47,6 +49,7 @@ class ScriptedStage:
         async def read() -> None:
             async for data in requests:
                 self.messages.append(data)
+                await self.reads.wait()
 
         reader = asyncio.create_task(read())
         try:

@@ -200,9 +200,10 @@ async def test_an_end_that_does_not_know_parcels_gets_frames() -> None:
 
 @pytest.mark.asyncio
 async def test_a_link_that_breaks_lets_go_of_all_that_it_took() -> None:
-    async with scripted(1, "r1", GREETING) as (_, hop), linked(hop) as watched:
+    async with scripted(1, "r1", GREETING) as (played, hop), linked(hop) as watched:
         await watched.link.met()
         await eventually(lambda: watched.told)
+        played.reads.clear()
         out: list[int] = []
         for number in range(OUTBOX):
             watched.link.post(*numbered(number, 8 * PART_BYTES), lambda: out.append(1))
