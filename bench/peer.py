@@ -15,14 +15,13 @@ from bench.children import announce_port
 from services.stage.handshake import introduce
 from services.stage.link import RELAY_METHOD
 from services.stage.parcels import Assembly
+from services.stage.relay import CREDIT_BATCH, WINDOW
 from services.stage.shared_memory import ReceivingLane
 from stagemesh.grpc_server import MAX_MESSAGE_BYTES, GrpcServer, serve_until_signal
 from stagemesh.malloc import keep_large_blocks
 from stagemesh.v1.stage_pb2 import Feedback, Frame, Hello
 
 SERVICE = "bench.Peer"
-# Frames that may be under way, as between two stages.
-WINDOW = 16
 
 
 def read_bytes(data: bytes, lane: ReceivingLane) -> int:
@@ -42,18 +41,34 @@ def read_protobuf(data: bytes, lane: ReceivingLane) -> int:
     return np.frombuffer(Frame.FromString(data).tensor.data, np.uint8).nbytes
 
 
+class Credits:
+    """What goes back for messages that have been read: `batch` at once."""
+
+    def __init__(self, batch: int = CREDIT_BATCH) -> None:
+        self._batch = batch
+        self._owed = 0
+
+    def give(self) -> int:
+        """For one more: how many to give back now."""
+        self._owed = (self._owed + 1) % self._batch
+        return 0 if self._owed else self._batch
+
+
 def _taker(read: Callable[[bytes, ReceivingLane], int]) -> Any:
-    """A stream that begins with a hello and gives a credit back for every message it has read."""
+    """A stream that begins with a hello and gives credits back for the messages it has read."""
 
     async def take(
         requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Feedback]:
         hello = Frame.FromString(await anext(requests)).hello
         lane = ReceivingLane.accept(hello.shared)
+        # Who waits for a place in shared memory looks for one when it is told something.
+        credits = Credits(1 if lane.accepted else CREDIT_BATCH)
         yield Feedback(hello=Hello(shared_accepted=lane.accepted), credits=WINDOW)
         async for data in requests:
             read(data, lane)
-            yield Feedback(credits=1)
+            if back := credits.give():
+                yield Feedback(credits=back)
 
     return grpc.stream_stream_rpc_method_handler(take, None, Feedback.SerializeToString)
 
@@ -61,17 +76,15 @@ def _taker(read: Callable[[bytes, ReceivingLane], int]) -> Any:
 async def relay(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Feedback]:
     """What a stage's `Relay` does with what comes in, without a replica behind it."""
     hello = Frame.FromString(await anext(requests)).hello
-    lane, assembly = ReceivingLane(None), Assembly(MAX_MESSAGE_BYTES)
+    lane, assembly, credits = ReceivingLane(None), Assembly(MAX_MESSAGE_BYTES), Credits()
     yield Feedback(hello=introduce(Hello(to_replica=hello.from_replica)), credits=WINDOW)
     async for data in requests:
-        read = 0
         for found in assembly.frames(data):
             _, tensor = lane.decode(found.data, found.begin, found.end)
             assert tensor is not None
             np.frombuffer(tensor.data, np.uint8)
-            read += 1
-        if read:
-            yield Feedback(credits=read)
+            if back := credits.give():
+                yield Feedback(credits=back)
 
 
 async def main(port_file: str) -> None:

@@ -20,16 +20,17 @@ from bench.options import Options, say
 from bench.paired import Ratio, interleaved, paired_ratio
 from bench.result import Bound, Result, Series
 from bench.transport_stream import Linked, Stream, contenders
+from services.stage.relay import CREDIT_BATCH
 from stagemesh.grpc_server import create_channel
 from stagemesh.malloc import keep_large_blocks
 
 SIZES = {"64 KiB": 2**16, "1 MiB": 2**20, "16 MiB": 2**24}
 LARGE = "16 MiB"
-# Bytes sent in one turn, and a contender's turns in a round: within one of half a second the machine's speed moves by a third.
-AMOUNT = 2**28
+# Bytes sent in one turn, or fewer in that many messages, and a contender's turns in a round: many short ones, since
+# within one of half a second the machine's speed moves by a third.
+AMOUNT, MOST = 2**28, 1024
 QUICK_AMOUNT = 2**25
-TURNS, QUICK_TURNS = 4, 1
-FEWEST, MOST = 4, 8192
+TURNS, QUICK_TURNS = 12, 1
 ROUNDS = 9
 
 # Sends so many tensors; seconds.
@@ -53,7 +54,8 @@ async def run(options: Options) -> Result:
         for label, size in SIZES.items():
             say(label)
             array = np.random.default_rng(3).random((size // 4096, 1024), dtype=np.float32)
-            count = min(MOST, max(FEWEST, amount // size))
+            # The last credit of a turn comes with as many as a stage gives back at once.
+            count = CREDIT_BATCH * max(1, min(MOST, amount // size) // CREDIT_BATCH)
             async with contextlib.AsyncExitStack() as streams:
                 linked = await streams.enter_async_context(Linked(f"127.0.0.1:{port}", array))
                 ways: dict[str, Send] = {"frame": linked.send}

@@ -95,7 +95,7 @@ class Stream:
         await self._news.wait()
 
     async def send(self, count: int) -> float:
-        """Seconds from the first of `count` messages to the credit for the last one."""
+        """Seconds from the first of `count` messages to the credit for the last one; whole batches of credits."""
         contender = self._contender
         lane, payload = contender.lane, contender.payload
         started = time.perf_counter()
@@ -137,7 +137,7 @@ class Linked:
         self._news.set()
 
     async def send(self, count: int) -> float:
-        """Seconds from the first of `count` frames to the credit for the last one."""
+        """Seconds from the first of `count` frames to the credit for the last one; whole batches of credits."""
         started = time.perf_counter()
         for _ in range(count):
             await self._link.room()
