@@ -28,7 +28,7 @@ def setup_tracing(service: str, instance: str) -> None:
     """Export spans by OTLP/gRPC if OTEL_EXPORTER_OTLP_ENDPOINT is set; once per process, before channels are made.
 
     `service` becomes `service.name` and `instance` `service.instance.id`. The SDK's own OTEL_* variables
-    (sampler, headers, batch sizes) are obeyed, but for those that limit what one span may hold.
+    (sampler, headers, batch sizes, limits of a span) are obeyed.
     """
     global _provider, _tracer
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
@@ -39,7 +39,7 @@ def setup_tracing(service: str, instance: str) -> None:
         return
     # Imported here: most processes never trace, and the SDK takes a while to import.
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from stagemesh.tracing_export import Exporter, Later
@@ -52,14 +52,14 @@ def setup_tracing(service: str, instance: str) -> None:
     exporter = Exporter(endpoint=endpoint, insecure=insecure)
     processor = BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms)
     _provider.add_span_processor(processor)
-    ids = _provider.id_generator
+    ids, limits = _provider.id_generator, SpanLimits()
 
     def put(
         made: trace.SpanContext, parent: trace.SpanContext | None, describe: Callable[[], Finished]
     ) -> None:
-        processor.on_end(Later(made, parent, resource, ids, describe))
+        processor.on_end(Later(made, parent, resource, ids, limits, describe))
 
-    _tracer = Tracer(_provider.sampler, ids, put)
+    _tracer = Tracer(_provider.sampler, ids, put, limits.max_events)
     log.info("tracing.started service=%s instance=%s", service, instance)
 
 

@@ -8,6 +8,7 @@ others would wait for it up to five milliseconds (`sys.getswitchinterval`).
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from opentelemetry import trace
@@ -15,7 +16,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -42,7 +43,7 @@ _KINDS = {
 
 
 class Later(ReadableSpan):
-    """Stands in the queue for a span, and those below it, that are made when their turn comes."""
+    """Stands in the queue for a span, and those below it, that are made when their turn comes, within `limits`."""
 
     def __init__(
         self,
@@ -50,10 +51,12 @@ class Later(ReadableSpan):
         parent: trace.SpanContext | None,
         resource: Resource,
         ids: IdGenerator,
+        limits: SpanLimits,
         describe: Callable[[], Finished],
     ) -> None:
         super().__init__("", context, parent, resource, instrumentation_scope=SCOPE)
         self._ids = ids
+        self._limits = limits
         self._describe = describe
 
     def add_to(self, spans: Any) -> None:
@@ -83,6 +86,8 @@ class Later(ReadableSpan):
         parent_id: bytes,
         flags: int,
     ) -> None:
+        limits = self._limits
+        events = finished.events[: limits.max_events]
         spans.add(
             **of_trace,
             span_id=span_id,
@@ -92,12 +97,16 @@ class Later(ReadableSpan):
             kind=_KINDS[finished.kind],
             start_time_unix_nano=finished.start_ns,
             end_time_unix_nano=finished.end_ns,
-            attributes=_attributes(finished.attributes),
+            **_attributes(finished.attributes, limits.max_span_attributes, limits.max_span_attribute_length),
             events=[
-                {"name": name, "attributes": _attributes(attributes), "time_unix_nano": at}
-                for name, attributes, at in finished.events
+                {
+                    "name": name,
+                    "time_unix_nano": at,
+                    **_attributes(attributes, limits.max_event_attributes, limits.max_attribute_length),
+                }
+                for name, attributes, at in events
             ],
-            dropped_events_count=finished.dropped_events,
+            dropped_events_count=finished.dropped_events + len(finished.events) - len(events),
             status=None if finished.error is None else {"code": _ERROR, "message": finished.error},
         )
         for child in finished.children:
@@ -105,14 +114,16 @@ class Later(ReadableSpan):
             self._add(spans, child, of_trace, child_id, span_id, _FLAGS)
 
 
-def _attributes(values: Attributes) -> list[dict[str, Any]]:
+def _attributes(values: Attributes, most: int | None, longest: int | None) -> dict[str, Any]:
+    """The fields of a span or event that hold the first `most` of them, texts cut to `longest` characters, and count the others."""
     # Dicts make messages in half the time that messages do.
-    return [{"key": key, "value": _value(value)} for key, value in values.items()]
+    made = [{"key": key, "value": _value(value, longest)} for key, value in islice(values.items(), most)]
+    return {"attributes": made, "dropped_attributes_count": len(values) - len(made)}
 
 
-def _value(value: Any) -> dict[str, Any]:
+def _value(value: Any, longest: int | None) -> dict[str, Any]:
     if isinstance(value, str):
-        return {"string_value": value}
+        return {"string_value": value[:longest]}
     if isinstance(value, bool):
         return {"bool_value": value}
     if isinstance(value, int):
@@ -120,8 +131,8 @@ def _value(value: Any) -> dict[str, Any]:
     if isinstance(value, float):
         return {"double_value": value}
     if isinstance(value, Sequence):
-        return {"array_value": {"values": [_value(each) for each in value]}}
-    return {"string_value": str(value)}
+        return {"array_value": {"values": [_value(each, longest) for each in value]}}
+    return {"string_value": str(value)[:longest]}
 
 
 class Exporter(OTLPSpanExporter):

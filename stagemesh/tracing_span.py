@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.id_generator import IdGenerator
     from opentelemetry.sdk.trace.sampling import Sampler
 
-MOST_EVENTS = 128
-"""Of one span, as in the SDK; those beyond are counted."""
-
 Attributes = Mapping[str, Any]
 """Strings, numbers, booleans, and sequences of these, by name."""
 
@@ -54,7 +51,10 @@ Put = Callable[[SpanContext, SpanContext | None, Callable[[], Finished]], None]
 
 
 class Recorded(trace.Span):
-    """A span that is sampled. Not for several threads at once; only errors count as a status."""
+    """A span that is sampled, with at most so many events; those beyond are counted.
+
+    Not for several threads at once; only errors count as a status.
+    """
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Recorded(trace.Span):
         attributes: Attributes | None,
         start_ns: int,
         put: Put,
+        most_events: int | None,
     ) -> None:
         self._context = context
         self._parent = parent
@@ -72,6 +73,7 @@ class Recorded(trace.Span):
         self._told = Finished(name, start_ns, 0, dict(attributes) if attributes else {}, kind)
         self._attributes: dict[str, Any] = self._told.attributes  # type: ignore[assignment]
         self._events: list[tuple[str, Attributes, int]] = []
+        self._most_events = most_events
 
     def __repr__(self) -> str:
         return f"<Recorded {self._told.name!r} {self._context.span_id:016x}>"
@@ -95,7 +97,7 @@ class Recorded(trace.Span):
     ) -> None:
         if self._put is None:
             return
-        if len(self._events) >= MOST_EVENTS:
+        if self._most_events is not None and len(self._events) >= self._most_events:
             self._told.dropped_events += 1
             return
         self._events.append((name, dict(attributes or {}), timestamp or time.time_ns()))
@@ -142,10 +144,13 @@ class Tracer(trace.Tracer):
     Links between spans, and decorators, are left out: the mesh has none.
     """
 
-    def __init__(self, sampler: "Sampler", ids: "IdGenerator", put: Put) -> None:
+    def __init__(
+        self, sampler: "Sampler", ids: "IdGenerator", put: Put, most_events: int | None = None
+    ) -> None:
         self._sampler = sampler
         self._ids = ids
         self._put = put
+        self._most_events = most_events
 
     def start_span(  # type: ignore[override]
         self,
@@ -159,7 +164,8 @@ class Tracer(trace.Tracer):
         sampled, made, parent, attributes = self._below(context, name, kind, attributes)
         if not sampled:
             return trace.NonRecordingSpan(made)
-        return Recorded(name, made, parent, kind, attributes, start_time or time.time_ns(), self._put)
+        started = start_time or time.time_ns()
+        return Recorded(name, made, parent, kind, attributes, started, self._put, self._most_events)
 
     def start_as_current_span(  # type: ignore[override]
         self,

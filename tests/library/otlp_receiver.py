@@ -26,6 +26,7 @@ class Span:
     attributes: dict[str, Any] = field(default_factory=dict)
     events: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)  # name, time, attributes
     dropped_events: int = 0
+    dropped_attributes: tuple[int, ...] = ()  # of the span, and of each event
 
 
 def _value(value: AnyValue) -> Any:
@@ -103,6 +104,9 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
                                 for event in span.events
                             ],
                             dropped_events=span.dropped_events_count,
+                            dropped_attributes=tuple(
+                                each.dropped_attributes_count for each in (span, *span.events)
+                            ),
                         )
                     )
         self.messages.append(len(self._spans) - before)

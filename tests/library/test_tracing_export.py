@@ -133,3 +133,37 @@ async def test_messages_stay_small(receiver, monkeypatch):
     assert sum(receiver.messages) == 500 * 9
     assert max(receiver.messages) <= 128 * 9
     assert {span.name for span in receiver.spans()} == {"part", *(f"work {index}" for index in range(500))}
+
+
+async def test_what_one_span_may_hold_is_the_operators_choice(receiver, monkeypatch):
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "3")
+    monkeypatch.setenv("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "1")
+    monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", "2")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "4")
+    monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "5")
+    tracing.setup_tracing("stage", "n1")
+    below = Finished("part", 2, 3, {str(number): number for number in range(5)})
+    spoken = {"text": "a long one", "texts": ["short", "s"], "number": 1_234_567, "one more": 1}
+    events = [("said", {"text": "a long one", "number": 7}, at) for at in range(1, 6)]
+    finished = Finished("work", 1, 5, spoken, SERVER, events=events, dropped_events=10, children=[below])
+    tracing.finished(inside(), "work", SERVER, lambda: finished)
+    await tracing.shutdown_tracing()
+    by_name = {span.name: span for span in receiver.spans()}
+    work = by_name["work"]
+    assert work.attributes == {"text": "a lo", "texts": ["shor", "s"], "number": 1_234_567}
+    assert work.events == [("said", at, {"text": "a lon"}) for at in (1, 2)]
+    assert work.dropped_events == 13
+    assert work.dropped_attributes == (1, 1, 1)
+    assert by_name["part"].attributes == {"0": 0, "1": 1, "2": 2}
+    assert by_name["part"].dropped_attributes == (2,)
+
+
+async def test_a_span_may_hold_as_much_as_the_specification_says(receiver):
+    tracing.setup_tracing("stage", "n1")
+    spoken = {str(number): "x" * 10_000 for number in range(130)}
+    tracing.finished(inside(), "work", SERVER, lambda: Finished("work", 1, 5, spoken, SERVER))
+    await tracing.shutdown_tracing()
+    (work,) = receiver.spans()
+    assert list(work.attributes) == [str(number) for number in range(128)]
+    assert {len(value) for value in work.attributes.values()} == {10_000}
+    assert work.dropped_attributes == (2,)

@@ -8,7 +8,6 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode
 
 from stagemesh import tracing
-from stagemesh.tracing_span import MOST_EVENTS
 from tests.library.test_tracing_export import PARENT, TRACE, inside, receiver  # noqa: F401 (a fixture)
 
 
@@ -116,12 +115,18 @@ async def test_who_samples_no_more_of_a_sampled_trace_says_so_to_the_next(receiv
     assert await ended(receiver) == {}
 
 
-async def test_events_of_one_span_are_bounded(receiver, tracer):  # noqa: F811
-    span = tracer.start_span("work", inside())
-    for index in range(MOST_EVENTS + 5):
+@pytest.mark.parametrize("told", ["", "7"])
+async def test_events_of_one_span_are_bounded(receiver, monkeypatch, told):  # noqa: F811
+    if told:
+        monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", told)
+    most = int(told or 128)
+    tracing.setup_tracing("router", "r1")
+    span = tracing.tracer().start_span("work", inside())
+    for index in range(most + 5):
         span.add_event("moved", {"index": index}, timestamp=index + 1)
+    assert len(span._events) == most
     span.end()
     work = (await ended(receiver))["work"]
-    assert [each["index"] for _, _, each in work.events] == list(range(MOST_EVENTS))
-    assert [at for _, at, _ in work.events] == list(range(1, MOST_EVENTS + 1))
+    assert [each["index"] for _, _, each in work.events] == list(range(most))
+    assert [at for _, at, _ in work.events] == list(range(1, most + 1))
     assert work.dropped_events == 5
