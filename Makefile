@@ -27,7 +27,7 @@ check: venv
 # Two tests at a time: most of them wait for processes. One file stays on one worker, for its fixtures. What breaks whole meshes under
 # load goes alone, after them. Of the long ones a third runs each day; make test ALL=1 runs all of them. What fails is tried once more,
 # and named when it passes then; more than five of those fail the run: real processes meet a slow moment, a race meets many.
-TEST := $(BIN)/python -m pytest --reruns 1 -rR $(if $(ALL),--all)
+TEST := $(BIN)/python -m pytest --reruns 1 $(if $(ALL),--all)
 test: venv
 	$(TEST) -n 2 --dist loadfile --ignore tests/chaos
 	$(TEST) tests/chaos
