@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from stagemesh.errors import ConfigError
 from stagemesh.tracing_span import Finished, Tracer
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ def setup_tracing(service: str, instance: str) -> None:
 
     `service` becomes `service.name` and `instance` `service.instance.id`. The SDK's own OTEL_* variables
     (sampler, headers, batch sizes, limits of a span) are obeyed.
+
+    Raises:
+        ConfigError: one of them cannot be; its name is in the message.
     """
     global _provider, _tracer
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
@@ -47,12 +51,19 @@ def setup_tracing(service: str, instance: str) -> None:
     # Without a scheme the exporter would insist on TLS.
     insecure = True if "://" not in endpoint else None
     resource = Resource.create({"service.name": service, "service.instance.id": instance})
-    _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY", "1000"))
+    delay = os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or "1000"
+    if not delay.isdecimal():
+        raise ConfigError(f"OTEL_BSP_SCHEDULE_DELAY must be milliseconds, not {delay[:40]!r}")
+    delay_ms = float(delay)
+    try:
+        limits = SpanLimits()
+        _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    except ValueError as wrong:
+        raise ConfigError(str(wrong)) from wrong
     exporter = Exporter(endpoint=endpoint, insecure=insecure)
     processor = BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms)
     _provider.add_span_processor(processor)
-    ids, limits = _provider.id_generator, SpanLimits()
+    ids = _provider.id_generator
 
     def put(
         made: trace.SpanContext, parent: trace.SpanContext | None, describe: Callable[[], Finished]

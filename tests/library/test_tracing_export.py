@@ -7,6 +7,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from stagemesh import tracing
+from stagemesh.errors import ConfigError
 from stagemesh.tracing_span import Finished
 from tests.library.otlp_receiver import OtlpReceiver
 
@@ -167,3 +168,11 @@ async def test_a_span_may_hold_as_much_as_the_specification_says(receiver):
     assert list(work.attributes) == [str(number) for number in range(128)]
     assert {len(value) for value in work.attributes.values()} == {10_000}
     assert work.dropped_attributes == (2,)
+
+
+@pytest.mark.parametrize("name", ["OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_BSP_SCHEDULE_DELAY"])
+async def test_a_variable_that_is_no_number_is_named(receiver, monkeypatch, name):
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(ConfigError, match=f"{name} must be .*many"):
+        tracing.setup_tracing("stage", "n1")
+    assert not tracing.enabled()
