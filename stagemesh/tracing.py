@@ -32,7 +32,7 @@ def setup_tracing(service: str, instance: str) -> None:
     (sampler, headers, batch sizes, limits of a span) are obeyed.
 
     Raises:
-        ConfigError: one of them cannot be; its name is in the message.
+        ConfigError: one of them cannot be; tracing stays off.
     """
     global _provider, _tracer
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
@@ -54,16 +54,15 @@ def setup_tracing(service: str, instance: str) -> None:
     delay = os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or "1000"
     if not delay.isdecimal():
         raise ConfigError(f"OTEL_BSP_SCHEDULE_DELAY must be milliseconds, not {delay[:40]!r}")
-    delay_ms = float(delay)
     try:
         limits = SpanLimits()
-        _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        exporter = Exporter(endpoint=endpoint, insecure=insecure)
+        processor = BatchSpanProcessor(exporter, schedule_delay_millis=float(delay))
     except ValueError as wrong:
-        raise ConfigError(str(wrong)) from wrong
-    exporter = Exporter(endpoint=endpoint, insecure=insecure)
-    processor = BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms)
-    _provider.add_span_processor(processor)
-    ids = _provider.id_generator
+        raise ConfigError(f"a variable of OpenTelemetry (OTEL_*): {wrong}") from wrong
+    provider.add_span_processor(processor)
+    _provider, ids = provider, provider.id_generator
 
     def put(
         made: trace.SpanContext, parent: trace.SpanContext | None, describe: Callable[[], Finished]

@@ -170,9 +170,19 @@ async def test_a_span_may_hold_as_much_as_the_specification_says(receiver):
     assert work.dropped_attributes == (2,)
 
 
-@pytest.mark.parametrize("name", ["OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_BSP_SCHEDULE_DELAY"])
-async def test_a_variable_that_is_no_number_is_named(receiver, monkeypatch, name):
-    monkeypatch.setenv(name, "many")
-    with pytest.raises(ConfigError, match=f"{name} must be .*many"):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", "many", "OTEL_SPAN_EVENT_COUNT_LIMIT must be .*many"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "many", "OTEL_BSP_SCHEDULE_DELAY must be .*many"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0", "schedule_delay_millis"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "long", "OTEL_.*long"),
+    ],
+)
+async def test_a_variable_that_cannot_be_obeyed_is_an_error_of_the_configuration(
+    receiver, monkeypatch, name, value, said
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
         tracing.setup_tracing("stage", "n1")
     assert not tracing.enabled()
